@@ -1,0 +1,269 @@
+"""What a modality supplies to the core, and how modalities are found.
+
+A modality is a package that knows what a sample is. It registers one object, a :class:`ModalityAdapter`, under the
+entry-point group ``layersync.modalities``; the built-in image, audio and motion packages use the same door. The way of
+one sample through an adapter::
+
+    ExampleDataset[i] -> Example(sample, condition)          raw: pixels, a waveform, a pose sequence
+    Tokenizer.encode([sample]) -> [stored]                   once per sample and variant, kept by the latent cache
+    Tokenizer.latents(stored windows, noise) -> latents      at every step: normalised, what the backbone sees
+    Backbone(x_t, t, condition, taps=..., mask=...)          the network that is trained
+    Tokenizer.decode(latents) -> [sample]                    after sampling
+    ModalityAdapter.render([sample], directory) -> files     what a person looks at or listens to
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from layersync.core.errors import InputError, nearest
+
+MODALITY_GROUP = "layersync.modalities"
+Split = Literal["train", "test"]
+
+
+class Section(BaseModel):
+    """A part of a recipe: typed, complete, without surplus keys. ``name`` chooses what the part configures."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+    name: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One raw sample and what it is conditioned on.
+
+    ``sample`` is the modality's own type and says everything about itself (a clip carries its sample rate, a motion
+    its frame rate). ``condition`` may hold ``label`` (an index into ``ExampleDataset.classes``) and ``text``.
+    ``source`` is the file or record that it came from, for messages.
+    """
+
+    sample: Any
+    condition: Mapping[str, int | str] = field(default_factory=dict)
+    source: str = ""
+
+
+class ExampleDataset(ABC):
+    """Raw samples, indexed from 0, always in the same order.
+
+    ``fingerprint`` is a short string that changes whenever a sample, a label or the order does: caches are keyed by it.
+    ``classes`` names the labels, and is empty for unlabelled data. ``variants`` names the deterministic augmentations
+    that the latent cache stores beside each other (image: flip; motion: mirror); the first is the sample as it is.
+    ``reference_variants`` says which of them belong to the reference set that scores are taken against.
+    """
+
+    fingerprint: str
+    classes: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ("original",)
+    reference_variants: tuple[str, ...] = ("original",)
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Example: ...
+
+    def variant(self, sample: Any, name: str) -> Any:
+        """``sample`` as its variant ``name``; called for the names in ``variants`` only."""
+        return sample
+
+
+class DataConfig(Section, ABC):
+    """The ``data`` section of a recipe. ``path`` may hold ``~`` and ``$VARIABLES``: expanded on use, never on disk."""
+
+    packaged: ClassVar[str] = ""
+    """For data that ships in a package: what it is, in one line for ``layersync data list``. Empty for user's data."""
+    split: Split = "train"
+
+    @abstractmethod
+    def build(self, split: Split) -> ExampleDataset:
+        """The samples of ``split``. Raises :class:`InputError` for a missing path or a folder with nothing readable."""
+
+    def prepare(self) -> Path | None:
+        """Fetch what is missing and return where it lies; ``None`` when there is nothing to fetch."""
+        return None
+
+
+@dataclass(frozen=True)
+class LatentSpec:
+    """Shape of one latent. ``grid`` is (height, width), (mels, frames) or (frames,).
+
+    Layout is (channels, *grid), or (frames, channels) where ``sequence`` is true. Where ``variable`` is true the last
+    axis of the grid counts frames: clips longer than it are cut to windows, shorter ones padded and masked.
+    """
+
+    channels: int
+    grid: tuple[int, ...]
+    sequence: bool = False
+    variable: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.grid, self.channels) if self.sequence else (self.channels, *self.grid)
+
+    @property
+    def num_frames(self) -> int | None:
+        """Length of the axis that a mask runs over; ``None`` for latents that are always whole."""
+        return self.grid[-1] if self.variable else None
+
+    @property
+    def frame_axis(self) -> int:
+        """Axis of the frames in one latent (without the batch axis)."""
+        return 0 if self.sequence else len(self.grid)
+
+
+@dataclass(frozen=True)
+class ConditionSpec:
+    """What a backbone is conditioned on: ``num_classes`` labels (0: none), text embeddings of ``text_channels``."""
+
+    num_classes: int = 0
+    text_channels: int = 0
+
+
+class BackboneOutput(NamedTuple):
+    """``prediction`` shaped as ``x_t``; ``features`` maps each tap to (batch, tokens, channels); ``token_mask``."""
+
+    prediction: Tensor
+    features: dict[int, Tensor]
+    token_mask: Tensor | None
+
+
+@runtime_checkable
+class Backbone(Protocol):
+    """An ``nn.Module`` with ``depth`` blocks, numbered from 1, that draws nothing at random by itself.
+
+    ``condition`` may hold ``label`` (batch,) int64, where ``num_classes`` stands for "none", and ``text``
+    (batch, tokens, channels) with ``text_mask`` (batch, tokens). ``mask`` (batch, frames) is True on real frames.
+    """
+
+    depth: int
+
+    def __call__(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Mapping[str, Tensor],
+        *,
+        taps: Sequence[int] = (),
+        mask: Tensor | None = None,
+    ) -> BackboneOutput: ...
+
+
+class Tokenizer(ABC):
+    """Samples to latents and back. Whole clips are stored; windows are cut from what is stored when it is read.
+
+    ``latent`` describes what the backbone sees. ``fingerprint`` names everything that changes what :meth:`encode`
+    returns (settings, weights), but not the statistics of :meth:`fit`. ``stored_channels`` may exceed
+    ``latent.channels`` (a VAE stores mean and standard deviation); ``stochastic`` says that :meth:`latents` uses its
+    noise.
+    """
+
+    latent: LatentSpec
+    fingerprint: str
+    stochastic: bool = False
+
+    @abstractmethod
+    def encode(self, samples: Sequence[Any]) -> list[Tensor]:
+        """Stored form of each sample: float32, laid out as ``latent`` but as long as the clip is."""
+
+    def fit(self, stored: Iterable[Tensor]) -> None:
+        """Take statistics over the stored training set, such as a mean and deviation per channel.
+
+        ``stored`` can be walked more than once.
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What :meth:`fit` found; kept in the run as ``tokenizer.safetensors``."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what :meth:`state` returned. Raises :class:`InputError` when it does not fit."""
+
+    def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(batch, ...) stored windows to latents: normalised, or drawn from moments with ``noise``."""
+        return stored
+
+    @abstractmethod
+    def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[Any]:
+        """Samples from (batch, ...) latents; ``mask`` (batch, frames) says how much of each is real."""
+
+    def window(self, sample: Any, position: float) -> Any:
+        """The excerpt of a raw sample that one latent covers, ``position`` in [0, 1] of the room there is.
+
+        It is what scores compare generated samples with, so it must be the sample-space twin of cutting the stored
+        form: first frame ``floor(position * (frames - num_frames + 1))``, all of the clip when that is shorter.
+        """
+        return sample
+
+
+FeatureExtractor = Callable[[Sequence[Any]], np.ndarray]
+"""Samples to a float array (samples, features)."""
+FeatureExtractorFactory = Callable[[], FeatureExtractor]
+Metric = Callable[[Sequence[Any]], float]
+"""A score of generated samples alone, such as foot skating."""
+
+
+@runtime_checkable
+class ModalityAdapter(Protocol):
+    """Everything that the core asks of a modality.
+
+    ``sections`` maps ``data``, ``tokenizer`` and ``backbone`` to the config class of each name that a recipe may use.
+    """
+
+    name: str
+    sections: Mapping[str, Mapping[str, type[Section]]]
+
+    def dataset(self, data: Any, split: Split) -> ExampleDataset: ...
+
+    def tokenizer(self, config: Any) -> Tokenizer: ...
+
+    def backbone(self, config: Any, latent: LatentSpec, condition: ConditionSpec) -> nn.Module: ...
+
+    def features(self) -> Mapping[str, FeatureExtractorFactory]:
+        """Feature extractors by name; each ``x`` becomes the metric ``fd-x``."""
+        ...
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """The modality's own scores of generated samples alone."""
+        ...
+
+    def classifier_input(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """What the in-domain classifier reads: (batch, channels, *grid) float32 of order 1, and a frame mask.
+
+        The grid is 1-D or 2-D; a mask (batch, frames) runs over its last axis.
+        """
+        ...
+
+    def render(self, samples: Sequence[Any], directory: Path) -> list[Path]:
+        """Write what a person looks at or listens to (PNG, WAV, GIF) and return the files."""
+        ...
+
+
+def registered(group: str) -> dict[str, EntryPoint]:
+    """Entry points of ``group`` by name."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+@lru_cache(maxsize=None)
+def load_adapter(name: str) -> ModalityAdapter:
+    """The adapter of modality ``name``. Raises :class:`InputError` for a name that no package registers."""
+    points = registered(MODALITY_GROUP)
+    if name not in points:
+        raise InputError(f"modality: {name!r} is unknown; {nearest(name, points)}")
+    return points[name].load()()
+
+
+def to_device(condition: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """A copy of ``condition`` on ``device``."""
+    return {key: value.to(device, non_blocking=True) for key, value in condition.items()}

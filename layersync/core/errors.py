@@ -1,0 +1,25 @@
+"""The two ways in which a command ends badly, told apart by whose turn it is to act."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """What the user gave is wrong; raised before any work is done. The command line exits with status 2.
+
+    The message is one line: what is wrong, where it stands, and what would be right.
+    """
+
+
+class TrainingError(RuntimeError):
+    """A run that had started could not go on. The command line exits with status 1."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Say which of ``known`` the writer of ``name`` probably meant, then all there are."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}there are: {', '.join(known) or 'none'}"
