@@ -1,0 +1,1 @@
+"""Audio: clips of any rate and length, as log-mel spectrograms and back."""

@@ -1,0 +1,103 @@
+"""The audio modality as the core sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layersync.core.adapter import (
+    ConditionSpec,
+    DataConfig,
+    ExampleDataset,
+    FeatureExtractorFactory,
+    LatentSpec,
+    Metric,
+    Section,
+    Split,
+)
+from layersync.modalities.audio.backbone import SpectrogramSiTConfig
+from layersync.modalities.audio.clip import Clip, resample
+from layersync.modalities.audio.data import FolderConfig
+from layersync.modalities.audio.gm_notes import GmNotesConfig
+from layersync.modalities.audio.hub import HubConfig
+from layersync.modalities.audio.mel import LogMel
+from layersync.modalities.audio.tokenizer import MelConfig, MelTokenizer
+
+CLASSIFIER_RATE = 16000
+CLASSIFIER_MELS = 64
+CLASSIFIER_HOP = 256
+
+_CLASSIFIER_FLOOR = 1e-4
+_CLASSIFIER_MEAN, _CLASSIFIER_DEVIATION = -2.0, 1.0
+_CLIPS_AT_ONCE = 32
+
+
+class AudioAdapter:
+    """Clips of any rate and length, as log-mel spectrograms."""
+
+    name = "audio"
+    sections: ClassVar[Mapping[str, Mapping[str, type[Section]]]] = {
+        "data": {"gm-notes": GmNotesConfig, "folder": FolderConfig, "hf": HubConfig},
+        "tokenizer": {"mel": MelConfig},
+        "backbone": {"sit": SpectrogramSiTConfig},
+    }
+
+    def dataset(self, data: DataConfig, split: Split) -> ExampleDataset:
+        """The clips of ``split``."""
+        return data.build(split)
+
+    def tokenizer(self, config: MelConfig) -> MelTokenizer:
+        """The log-mel tokenizer, not yet fitted."""
+        return MelTokenizer(config)
+
+    def backbone(self, config: SpectrogramSiTConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
+        """The transformer for latents of that shape."""
+        return config.build(latent, condition)
+
+    def features(self) -> Mapping[str, FeatureExtractorFactory]:
+        """None yet: every extractor in use for audio needs published weights."""
+        return {}
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """None yet."""
+        return {}
+
+    def classifier_input(self, samples: Sequence[Clip]) -> tuple[Tensor, Tensor]:
+        """Log-mel spectrograms (batch, 1, 64, frames) at 16 kHz with 16 ms frames, and the mask (batch, frames).
+
+        The settings are fixed, so that classifiers and scores do not depend on a recipe's tokenizer: 64 Slaney bands
+        up to 8 kHz, magnitudes from -80 dB of full scale, shifted and scaled to order 1; 0 where a clip has ended.
+        """
+        log_mel = LogMel(
+            sample_rate=CLASSIFIER_RATE,
+            n_fft=1024,
+            hop_length=CLASSIFIER_HOP,
+            n_mels=CLASSIFIER_MELS,
+            f_min=0.0,
+            f_max=CLASSIFIER_RATE / 2,
+            floor=_CLASSIFIER_FLOOR,
+        )
+        waveforms = [resample(clip.waveform, clip.sample_rate, CLASSIFIER_RATE) for clip in samples]
+        lengths = [log_mel.num_frames(len(waveform)) for waveform in waveforms]
+        inputs = torch.zeros(len(samples), 1, CLASSIFIER_MELS, max(lengths, default=0))
+        by_length = sorted(range(len(samples)), key=lambda index: len(waveforms[index]))
+        start = 0
+        while start < len(by_length):
+            length = len(waveforms[by_length[start]])
+            batch = [index for index in by_length[start : start + _CLIPS_AT_ONCE] if len(waveforms[index]) == length]
+            spectrograms = log_mel(torch.from_numpy(np.stack([waveforms[index] for index in batch])))
+            inputs[batch, 0, :, : spectrograms.shape[-1]] = (spectrograms - _CLASSIFIER_MEAN) / _CLASSIFIER_DEVIATION
+            start += len(batch)
+        mask = torch.arange(inputs.shape[-1]) < torch.tensor(lengths)[:, None]
+        return inputs, mask
+
+    def render(self, samples: Sequence[Clip], directory: Path) -> list[Path]:
+        """A WAV file for each clip and one picture of their spectrograms."""
+        from layersync.modalities.audio.render import render
+
+        return render(samples, directory)

@@ -1,0 +1,156 @@
+"""The user's own audio: folders of files, and Hugging Face ``datasets`` sources.
+
+Both are lazy: a clip is decoded when asked for, and what cannot be used raises an error that names it. The latent
+cache reads everything before training and either stops there or, with ``on_error: skip``, leaves it out and counts it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.errors import InputError
+from layersync.modalities.audio.clip import check_header, expanded, read_clip
+
+OnError = Literal["stop", "skip"]
+
+
+def _compilable(pattern: str) -> str:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error})") from None
+    return pattern
+
+
+def _with_label_group(pattern: str) -> str:
+    if "label" not in re.compile(_compilable(pattern)).groupindex:
+        raise ValueError(f"{pattern!r} has no group named label, such as (?P<label>[a-z]+)")
+    return pattern
+
+
+Pattern = Annotated[str, AfterValidator(_compilable)]
+LabelPattern = Annotated[str, AfterValidator(_with_label_group)]
+
+
+class FolderConfig(DataConfig):
+    """A tree of audio files.
+
+    ``labels`` is a regular expression with a group ``label``, searched in the file name. Without it the label is the
+    folder that holds the file, relative to ``path`` (the name of ``path`` itself for files at the top), and there are
+    no labels when all files lie in one folder. The test split is ``path``'s folder ``test`` where it has ``train``
+    and ``test``; else the files in whose relative name ``test_files`` is found; else ``test_fraction`` of the files,
+    chosen by a hash of their relative names.
+    """
+
+    name: Literal["folder"] = "folder"
+    path: str
+    labels: LabelPattern | None = None
+    test_files: Pattern | None = None
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
+    on_error: OnError = "stop"
+    extensions: tuple[str, ...] = Field(default=(".wav", ".flac", ".mp3", ".ogg"), min_length=1)
+
+    def build(self, split: Split) -> FolderClips:
+        """The readable files of ``split``, by relative name."""
+        return FolderClips(self, split)
+
+
+class FolderClips(ExampleDataset):
+    """Audio files as clips, read when asked for."""
+
+    def __init__(self, config: FolderConfig, split: Split) -> None:
+        root = expanded(config.path)
+        if not root.is_dir():
+            raise InputError(f"data.path: there is no folder {root}")
+        names = _audio_files(root, config.extensions)
+        folders = _split_folders(root, names)
+        labels = _labels_by_name(root, names, config, folders)
+        self.classes = tuple(sorted({label for label in labels.values() if label is not None}))
+        chosen = _names_of_split(names, config, split, folders)
+        if not chosen:
+            raise InputError(f"data.path: no audio file of {root} falls into the split {split}")
+        self.on_error = config.on_error
+        self._pattern = config.labels
+        self._files = [root / name for name in chosen]
+        self._labels = [labels[name] for name in chosen]
+        if self.on_error == "stop":
+            for file, label in zip(self._files, self._labels, strict=True):
+                self._require_label(file, label)
+                check_header(file)
+        self.fingerprint = _folder_fingerprint(chosen, self._files, self._labels, (self.on_error, *self.classes))
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        file, label = self._files[index], self._labels[index]
+        self._require_label(file, label)
+        condition = {} if label is None else {"label": self.classes.index(label)}
+        return Example(read_clip(file, str(file)), condition, str(file))
+
+    def _require_label(self, file: Path, label: str | None) -> None:
+        if self._pattern is not None and label is None:
+            raise InputError(f"{file}: data.labels {self._pattern!r} finds no label in the file name")
+
+
+def chosen_by_hash(names: Sequence[str], fraction: float) -> set[str]:
+    """``fraction`` of ``names``, at least one of several: those whose hashes are smallest, whatever their order."""
+    if fraction == 0 or len(names) < 2:
+        return set()
+    count = min(max(1, round(fraction * len(names))), len(names) - 1)
+    return set(sorted(names, key=lambda name: hashlib.blake2b(name.encode()).digest())[:count])
+
+
+def _audio_files(root: Path, extensions: Sequence[str]) -> list[str]:
+    """Relative names of the audio files under ``root``, sorted; hidden files and folders are left alone."""
+    endings = {"." + extension.lower().lstrip(".") for extension in extensions}
+    relative = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in endings and file.is_file())
+    names = sorted(file.as_posix() for file in relative if not any(part.startswith(".") for part in file.parts))
+    if not names:
+        raise InputError(f"data.path: {root} holds no audio file ({', '.join(sorted(endings))})")
+    return names
+
+
+def _split_folders(root: Path, names: Sequence[str]) -> bool:
+    """Whether the tree comes split into ``train/`` and ``test/``."""
+    tops = {name.split("/", 1)[0] for name in names if "/" in name}
+    return {"train", "test"} <= tops
+
+
+def _labels_by_name(root: Path, names: Sequence[str], config: FolderConfig, folders: bool) -> dict[str, str | None]:
+    """The label of each file; ``None`` for unlabelled trees and for names that ``labels`` does not match."""
+    if config.labels is not None:
+        matches = {name: re.search(config.labels, name.rpartition("/")[2]) for name in names}
+        return {name: (match["label"] or None) if match else None for name, match in matches.items()}
+    parents: dict[str, str | None] = {}
+    for name in names:
+        inner = name.split("/", 1)[1] if folders and name.split("/", 1)[0] in ("train", "test") else name
+        parents[name] = inner.rpartition("/")[0] or root.resolve().name
+    return parents if len(set(parents.values())) > 1 else dict.fromkeys(names)
+
+
+def _names_of_split(names: Sequence[str], config: FolderConfig, split: Split, folders: bool) -> list[str]:
+    if folders:
+        return [name for name in names if name.startswith(f"{split}/")]
+    if config.test_files is not None:
+        held_out = {name for name in names if re.search(config.test_files, name)}
+    else:
+        held_out = chosen_by_hash(names, config.test_fraction)
+    return [name for name in names if (name in held_out) == (split == "test")]
+
+
+def _folder_fingerprint(
+    names: Sequence[str], files: Sequence[Path], labels: Sequence[str | None], settings: Sequence[str]
+) -> str:
+    digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
+    for name, file, label in zip(names, files, labels, strict=True):
+        contents = hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+        digest.update(f"{name}\0{label}\0{contents}\n".encode())
+    return f"audio-folder-{digest.hexdigest()}"

@@ -1,0 +1,120 @@
+"""Log-mel spectrograms, and waveforms back from them by Griffin-Lim.
+
+Legend: B clips, S samples, F frequency bins, M mel bands, T frames.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from layersync.core.errors import InputError
+
+_UPDATES = 10
+_LIFT = 1e-3
+_CLIPS_AT_ONCE = 4  # what the processor's cache holds; larger batches are slower
+_SMALLEST = 1e-12
+
+
+class LogMel:
+    """(B, S) waveforms to (B, M, T) decadic logarithms of mel-band magnitudes, no less than ``log10(floor)``.
+
+    Magnitudes (not powers) of a centred short-time Fourier transform with a periodic Hann window and reflected ends,
+    summed in bands of Slaney's mel scale and of equal area: the features of transformers' ``SpeechT5FeatureExtractor``.
+    A clip of S samples has ``1 + S // hop_length`` frames; frame ``k`` is centred on sample ``k * hop_length``.
+
+    Raises :class:`InputError` for settings under which a band would hold no frequency bin.
+    """
+
+    def __init__(
+        self, *, sample_rate: int, n_fft: int, hop_length: int, n_mels: int, f_min: float, f_max: float, floor: float
+    ) -> None:
+        from torchaudio.functional import melscale_fbanks
+
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.floor = floor
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # empty bands, which are refused below
+            self.filters_FM: Tensor = melscale_fbanks(
+                n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate, norm="slaney", mel_scale="slaney"
+            )
+        empty = (self.filters_FM.amax(dim=0) == 0).nonzero().flatten()
+        if len(empty):
+            raise InputError(
+                f"mel: {len(empty)} of {n_mels} bands hold no frequency bin at n_fft {n_fft} and {sample_rate} Hz; "
+                "fewer n_mels or a longer n_fft would do"
+            )
+        self._window = torch.hann_window(n_fft)
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a clip of ``num_samples``."""
+        return 1 + num_samples // self.hop_length
+
+    def magnitudes(self, waveform_BS: Tensor) -> Tensor:
+        """(B, S) to (B, F, T) magnitudes of the Fourier transform. A clip too short to be reflected is padded."""
+        num_frames = self.num_frames(waveform_BS.shape[-1])
+        missing = self.n_fft // 2 + 1 - waveform_BS.shape[-1]
+        if missing > 0:
+            waveform_BS = torch.nn.functional.pad(waveform_BS, (0, missing))
+        spectrum = torch.stft(
+            waveform_BS,
+            self.n_fft,
+            self.hop_length,
+            window=self._window.to(waveform_BS),
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        return spectrum[..., :num_frames].abs()
+
+    def __call__(self, waveform_BS: Tensor) -> Tensor:
+        """(B, S) to (B, M, T), computed in the precision of ``waveform_BS``.
+
+        Float64 keeps bands that lie 120 dB below the loudest exact; float32 is twice as fast.
+        """
+        mel_BMT = self.filters_FM.T.to(waveform_BS) @ self.magnitudes(waveform_BS)
+        return mel_BMT.clamp(min=self.floor).log10()
+
+    def invert(self, log_mel_BMT: Tensor) -> Tensor:
+        """(B, M, T) to (B, F, T): the magnitudes, none negative, whose mel bands come closest in least squares.
+
+        The pseudo-inverse, without its negative values, is the start; multiplicative updates (Lee and Seung, 2001)
+        then mend what the cut broke. Bins below the lowest band and above the highest stay 0.
+        """
+        mel_BMT = torch.pow(10.0, log_mel_BMT)
+        filters_MF = self.filters_FM.T
+        bins_BFT = (torch.linalg.pinv(filters_MF) @ mel_BMT).clamp(min=0)
+        wanted_BFT = self.filters_FM @ mel_BMT
+        weight_F1 = self.filters_FM.square().sum(dim=1, keepdim=True).clamp(min=_SMALLEST)
+        bins_BFT = bins_BFT + _LIFT * wanted_BFT / weight_F1  # a bin at 0 would stay there
+        for _ in range(_UPDATES):
+            bins_BFT = bins_BFT * wanted_BFT / (self.filters_FM @ (filters_MF @ bins_BFT)).clamp(min=_SMALLEST)
+        return bins_BFT
+
+
+class GriffinLim:
+    """(B, F, T) magnitudes to (B, S) waveforms of ``T * hop_length`` samples.
+
+    Phases start at 0 and are found by the fast Griffin-Lim algorithm (Perraudin et al., 2013; momentum 0.99), so the
+    same magnitudes always give the same waveform.
+    """
+
+    def __init__(self, *, n_fft: int, hop_length: int, iterations: int) -> None:
+        self.n_fft = n_fft
+        self.hop_length = hop_length
+        self.iterations = iterations
+
+    def __call__(self, magnitudes_BFT: Tensor) -> Tensor:
+        """(B, F, T) to (B, ``T * hop_length``), without gradients."""
+        from torchaudio.transforms import GriffinLim as Phases
+
+        num_samples = magnitudes_BFT.shape[-1] * self.hop_length
+        # the longest waveform of T frames is a sample short of T hops; that sample is added as a zero
+        phases = Phases(
+            self.n_fft, self.iterations, hop_length=self.hop_length, power=1.0, length=num_samples - 1, rand_init=False
+        )
+        with torch.no_grad():
+            waveforms = [phases(part) for part in magnitudes_BFT.split(_CLIPS_AT_ONCE)]
+        return torch.nn.functional.pad(torch.cat(waveforms), (0, 1))
