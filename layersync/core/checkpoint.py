@@ -1,0 +1,128 @@
+"""Checkpoints: written whole or not at all, read without unpickling anything.
+
+``RUN/checkpoints/step-00001000/`` holds ``model.safetensors`` and ``ema.safetensors`` under the backbone's own
+parameter names, ``optimizer.safetensors`` (``NAME/exp_avg`` and so on), ``regularizer.safetensors`` where a regularizer
+has parameters, and ``state.json``. The directory is filled under a name that starts with a dot, fsynced, renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from layersync.core.errors import InputError
+from layersync.core.run import CHECKPOINT_PREFIX, Run, sync_path
+
+
+def save_checkpoint(
+    directory: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int | None = None
+) -> None:
+    """Write ``NAME.safetensors`` for each entry of ``tensors``, and ``state.json``, as one atomic step.
+
+    A checkpoint of the same step is replaced. ``keep`` leaves only that many newest checkpoints.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    partial = directory.parent / f".{directory.name}"
+    if partial.exists():
+        shutil.rmtree(partial)
+    partial.mkdir()
+    for name, content in tensors.items():
+        save_file(
+            {key: value.detach().contiguous().cpu() for key, value in content.items()}, partial / f"{name}.safetensors"
+        )
+    (partial / "state.json").write_text(json.dumps(state) + "\n")
+    for path in partial.iterdir():
+        sync_path(path)
+    sync_path(partial)
+    if directory.exists():
+        shutil.rmtree(directory)
+    partial.rename(directory)
+    sync_path(directory.parent)
+    if keep is not None:
+        for old in sorted(directory.parent.glob(f"{CHECKPOINT_PREFIX}*"))[:-keep]:
+            shutil.rmtree(old)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file. InputError when it is missing, cut short or of another format."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    with path.open("rb") as stream:
+        head = stream.read(2)
+    if head in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
+        raise InputError(f"{path}: is a pickle, which can run code when opened; weights are read from safetensors only")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: is cut short or no safetensors file ({error})") from None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """``state.json`` of a checkpoint. InputError when it is missing or cut short."""
+    path = checkpoint / "state.json"
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        raise InputError(f"{path}: is missing or cut short; the checkpoint cannot be used") from None
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load strictly. InputError that lists the first names or shapes that do not fit."""
+    own = module.state_dict()
+    problems = [f"{name} is missing" for name in own if name not in weights]
+    problems += [f"{name} is not the backbone's" for name in weights if name not in own]
+    problems += [
+        f"{name} is {list(weights[name].shape)}, the backbone's {list(own[name].shape)}"
+        for name in own
+        if name in weights and weights[name].shape != own[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise InputError(f"{source}: the weights do not fit the backbone: {'; '.join(problems[:10])}{more}")
+    module.load_state_dict(dict(weights))
+
+
+def find_weights(source: str, kind: str = "ema") -> Path:
+    """The weights file of a run (its newest checkpoint), of a checkpoint directory, or a file itself."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        return path
+    if (path / "recipe.yaml").is_file():
+        path = Run(path).latest_checkpoint()
+    candidate = path / f"{kind}.safetensors"
+    if not candidate.is_file():
+        raise InputError(f"train.init: {source!r} is no run, checkpoint or safetensors file")
+    return candidate
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The optimizer's state by parameter name: ``NAME/exp_avg``, ``NAME/exp_avg_sq``, ``NAME/step``."""
+    return {
+        f"{names[parameter]}/{key}": value
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[nn.Parameter, str]
+) -> None:
+    """The inverse of :func:`optimizer_tensors`: moments go to their parameter's device, counters stay put."""
+    grouped: dict[str, dict[str, Tensor]] = {}
+    for full, value in tensors.items():
+        name, _, key = full.rpartition("/")
+        grouped.setdefault(name, {})[key] = value
+    for parameter, name in names.items():
+        if name in grouped:
+            optimizer.state[parameter] = {
+                key: value.to(parameter.device).clone() for key, value in grouped[name].items()
+            }

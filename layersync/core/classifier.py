@@ -1,0 +1,194 @@
+"""A small classifier of the domain at hand: the feature extractor that every labelled data set brings with it.
+
+It is trained on the labels of the training split and read before its last layer. Distances on its features are
+called ``fd-classifier``, never FID: they compare models of one data set, and nothing across data sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from layersync.core.adapter import ExampleDataset, ModalityAdapter, Tokenizer
+from layersync.core.draws import generator
+from layersync.core.packaged import cache_directory
+from layersync.core.progress import progress
+from layersync.core.run import atomic_write
+
+VERSION = 1
+NUM_FEATURES = 64
+STEPS = 500
+BATCH = 64
+LEARNING_RATE = 2e-3
+WINDOW_LIMIT = 20_000
+WINDOWS_AT_LEAST = 2_000
+
+
+class ClassifierNetwork(nn.Module):
+    """Four convolutions, a mean over what is real, 64 features, classes. Inputs (batch, channels, *grid), 1-D or 2-D."""
+
+    widths = (32, 64, 96, 128)
+
+    def __init__(self, channels: int, axes: int, num_classes: int, strides: Sequence[int]):
+        super().__init__()
+        convolution: Any = nn.Conv1d if axes == 1 else nn.Conv2d
+        norm: Any = nn.BatchNorm1d if axes == 1 else nn.BatchNorm2d
+        kernel = 5 if axes == 1 else 3
+        self.strides = tuple(strides)
+        layers: list[nn.Module] = []
+        for width, stride in zip(self.widths, self.strides, strict=True):
+            layers += [convolution(channels, width, kernel, stride, kernel // 2, bias=False), norm(width), nn.ReLU()]
+            channels = width
+        self.body = nn.Sequential(*layers)
+        self.features = nn.Linear(channels, NUM_FEATURES)
+        self.classes = nn.Linear(NUM_FEATURES, num_classes)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features (batch, 64) and logits (batch, classes); ``mask`` (batch, frames) runs over the last axis."""
+        if mask is not None:
+            x = x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
+        hidden = self.body(x)
+        if mask is None:
+            pooled = hidden.flatten(2).mean(2)
+        else:
+            real = F.adaptive_max_pool1d(mask[:, None].float(), hidden.shape[-1])
+            while real.ndim < hidden.ndim:
+                real = real.unsqueeze(2)
+            weights = real.expand(-1, 1, *hidden.shape[2:])
+            pooled = (hidden * weights).flatten(2).sum(2) / weights.flatten(2).sum(2)
+        features = self.features(pooled)
+        return features, self.classes(F.relu(features))
+
+
+class Windows:
+    """Windows of raw samples with their labels: what scores compare generated samples with.
+
+    Every example and reference variant is there once; clips are cut at counted positions, several times where the
+    data set is small, so that there are at least ``at_least`` windows.
+    """
+
+    def __init__(self, dataset: ExampleDataset, tokenizer: Tokenizer, at_least: int = WINDOWS_AT_LEAST):
+        self.dataset, self.tokenizer = dataset, tokenizer
+        variants = dataset.reference_variants
+        base = [(index, variant) for index in range(len(dataset)) for variant in variants]
+        rounds = max(1, -(-at_least // len(base))) if tokenizer.latent.variable else 1
+        if len(base) > WINDOW_LIMIT:
+            chosen = generator(0, "fit").permutation(len(base))[:WINDOW_LIMIT]
+            base = [base[row] for row in sorted(chosen)]
+        self.items = [(index, variant, number) for number in range(rounds) for index, variant in base]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self) -> tuple[list[Any], np.ndarray]:
+        """All windows and their labels (-1 for none). Unreadable samples are left out where the data says so."""
+        from layersync.core.errors import InputError
+
+        samples, labels = [], []
+        cached: dict[int, Any] = {}
+        for index, variant, number in self.items:
+            if index not in cached:
+                if len(cached) > 4 * len(self.dataset.reference_variants):
+                    cached.clear()
+                try:
+                    cached[index] = self.dataset[index]
+                except InputError:
+                    if self.dataset.on_error != "skip":
+                        raise
+                    continue
+            example = cached[index]
+            position = float(generator(0, "fit", number + 1, index).random())
+            samples.append(self.tokenizer.window(self.dataset.variant(example.sample, variant), position))
+            labels.append(int(example.condition.get("label", -1)))
+        return samples, np.array(labels, dtype=np.int64)
+
+
+class DomainClassifier:
+    """A trained classifier. ``accuracy`` is on the held-out split, ``None`` where there is none."""
+
+    def __init__(self, adapter: ModalityAdapter, network: ClassifierNetwork, accuracy: float | None, checksum: str):
+        self.adapter, self.network, self.accuracy = adapter, network.eval(), accuracy
+        self.name = f"domain-classifier-v{VERSION}-{checksum[:8]}"
+
+    @torch.no_grad()
+    def __call__(self, samples: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+        """Features (samples, 64) and predicted labels (samples,)."""
+        features, labels = [], []
+        for first in range(0, len(samples), 256):
+            x, mask = self.adapter.classifier_input(samples[first : first + 256])
+            found, logits = self.network(x, mask)
+            features.append(found.numpy())
+            labels.append(logits.argmax(1).numpy())
+        return np.concatenate(features), np.concatenate(labels)
+
+
+def domain_classifier(
+    adapter: ModalityAdapter,
+    train: ExampleDataset,
+    held_out: ExampleDataset | None,
+    tokenizer: Tokenizer,
+) -> DomainClassifier:
+    """The classifier of this data set, trained when it is not in the cache yet."""
+    parts = [VERSION, adapter.name, train.fingerprint, held_out.fingerprint if held_out else "", tokenizer.fingerprint]
+    key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+    path = cache_directory() / "classifiers" / f"{key}.safetensors"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        network, settings = _train(adapter, train, tokenizer)
+        accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
+        metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
+        with atomic_write(path) as partial:
+            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
+    with safe_open(path, framework="pt") as stored:
+        metadata = stored.metadata()
+        network = ClassifierNetwork(**json.loads(metadata["settings"]))
+        network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+    return DomainClassifier(adapter, network, json.loads(metadata["accuracy"]), key)
+
+
+def _train(
+    adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer
+) -> tuple[ClassifierNetwork, dict[str, Any]]:
+    samples, labels = Windows(dataset, tokenizer).read()
+    x, mask = adapter.classifier_input(samples)
+    target = torch.from_numpy(labels)
+    strides = [2 if min(x.shape[2:]) >= 32 else 1, 2, 2, 1]
+    settings = {
+        "channels": x.shape[1],
+        "axes": x.ndim - 2,
+        "num_classes": len(dataset.classes),
+        "strides": strides,
+    }
+    with torch.random.fork_rng(devices=[]), progress("training the classifier", STEPS) as advance:
+        torch.manual_seed(0)
+        network = ClassifierNetwork(**settings)
+        optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+        for step in range(STEPS):
+            rows = torch.from_numpy(generator(0, "fit", step, 2**32).integers(len(x), size=min(BATCH, len(x))))
+            logits = network(x[rows], None if mask is None else mask[rows])[1]
+            loss = F.cross_entropy(logits, target[rows], label_smoothing=0.05)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            advance(1)
+    return network, settings
+
+
+def _accuracy(
+    adapter: ModalityAdapter, network: ClassifierNetwork, dataset: ExampleDataset, tokenizer: Tokenizer
+) -> float:
+    samples, labels = Windows(dataset, tokenizer, at_least=500).read()
+    _, found = DomainClassifier(adapter, network, None, "")(samples)
+    return float((found == labels).mean())

@@ -1,0 +1,214 @@
+"""Scores of a run: samples -> features -> statistics -> score, with the reference side cached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layersync.core.adapter import ExampleDataset
+from layersync.core.classifier import DomainClassifier, Windows, domain_classifier
+from layersync.core.draws import generator
+from layersync.core.errors import InputError, nearest
+from layersync.core.generation import GenerativeModel, load, sampling_settings
+from layersync.core.packaged import cache_directory
+from layersync.core.recipe import Recipe
+from layersync.core.results import Evaluation, Reference, Score
+from layersync.core.run import atomic_write
+from layersync.metrics.frechet import frechet_between, gaussian
+from layersync.metrics.neighbours import nearest_distances
+
+BOOTSTRAP = 100
+NEIGHBOUR_LIMIT = 10_000
+NEEDS_LABELS = ("fd-classifier", "label-agreement")
+
+
+def metric_names(recipe: Recipe) -> list[str]:
+    """All metrics that runs of this recipe's modality can be asked for."""
+    adapter = recipe.adapter
+    features = [f"fd-{name}" for name in adapter.features()]
+    return ["fd-classifier", "label-agreement", "nearest-training", *features, *adapter.metrics()]
+
+
+def check_metrics(recipe: Recipe, metrics: Sequence[str]) -> None:
+    """Raise :class:`InputError` for a metric that the modality does not have."""
+    known = metric_names(recipe)
+    for metric in metrics:
+        if metric not in known:
+            raise InputError(f"metric {metric!r} is unknown to modality {recipe.modality}; {nearest(metric, known)}")
+
+
+@dataclass
+class _Scorer:
+    """Computes metrics of one set of generated samples; what several metrics need is computed once."""
+
+    model: GenerativeModel
+    samples: list[Any]
+    labels: np.ndarray
+    split: str
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.model.recipe
+
+    def dataset(self, split: str) -> ExampleDataset:
+        return self.recipe.adapter.dataset(self.recipe.data, split)  # type: ignore[arg-type]
+
+    @cached_property
+    def reference_set(self) -> ExampleDataset:
+        return self.dataset(self.split)
+
+    @cached_property
+    def reference(self) -> tuple[list[Any], np.ndarray]:
+        return Windows(self.reference_set, self.model.tokenizer).read()
+
+    @cached_property
+    def classifier(self) -> DomainClassifier:
+        train = self.dataset("train")
+        held_out = self.dataset("test")
+        return domain_classifier(self.recipe.adapter, train, held_out if len(held_out) else None, self.model.tokenizer)
+
+    @cached_property
+    def classified(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.classifier(self.samples)
+
+    def score(self, metric: str) -> Score:
+        if metric == "fd-classifier":
+            details = {"held_out_accuracy": self.classifier.accuracy}
+            return self._frechet(self.classifier.name, lambda s: self.classifier(s)[0], self.classified[0], details)
+        if metric == "label-agreement":
+            return self._label_agreement()
+        if metric == "nearest-training":
+            return self._nearest_training()
+        own = self.recipe.adapter.metrics()
+        if metric in own:
+            return Score(float(own[metric](self.samples)), None, metric, None, {})
+        name = metric.removeprefix("fd-")
+        extractor = self.recipe.adapter.features()[name]()
+        return self._frechet(name, extractor, np.asarray(extractor(self.samples)), {})
+
+    def _frechet(
+        self, extractor: str, extract: Callable[[Sequence[Any]], np.ndarray], generated: np.ndarray, details: dict
+    ) -> Score:
+        real = self._reference_features(extractor, extract)
+        statistics = gaussian(real)
+        value = frechet_between(*gaussian(generated), *statistics)
+        draws = []
+        for number in range(BOOTSTRAP):
+            rows = generator(0, "probe", number, 1).integers(len(generated), size=len(generated))
+            draws.append(frechet_between(*gaussian(generated[rows]), *statistics))
+        spread = np.percentile(np.array(draws) - np.mean(draws), [2.5, 97.5])
+        interval = (float(max(0.0, value + spread[0])), float(value + spread[1]))
+        reference = Reference(self.recipe.data.name, self.split, len(real))
+        return Score(value, interval, extractor, reference, {**details, "features": int(generated.shape[1])})
+
+    def _reference_features(self, extractor: str, extract: Callable[[Sequence[Any]], np.ndarray]) -> np.ndarray:
+        parts = [self.reference_set.fingerprint, self.model.tokenizer.fingerprint, extractor, self.split]
+        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
+        path = cache_directory() / "features" / f"{key}.npy"
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            features = np.asarray(extract(self.reference[0]))
+            with atomic_write(path) as partial, partial.open("wb") as stream:
+                np.save(stream, features)
+        return np.load(path)
+
+    def _label_agreement(self) -> Score:
+        from scipy.stats import binomtest
+
+        asked = self.labels >= 0
+        if not asked.any():
+            raise InputError("label-agreement: no sample was asked to be of a class")
+        hits = int((self.classified[1][asked] == self.labels[asked]).sum())
+        bounds = binomtest(hits, int(asked.sum())).proportion_ci(method="wilson")
+        details = {
+            "held_out_accuracy": self.classifier.accuracy,
+            "chance": 1 / len(self.model.classes),
+            "samples": int(asked.sum()),
+        }
+        interval = (float(bounds.low), float(bounds.high))
+        return Score(hits / int(asked.sum()), interval, self.classifier.name, None, details)
+
+    def _nearest_training(self) -> Score:
+        training = self.reference[0] if self.split == "train" else Windows(
+            self.dataset("train"), self.model.tokenizer
+        ).read()[0]  # fmt: skip
+        held_out = self.dataset("test")
+        if not len(held_out):
+            raise InputError(f"nearest-training needs held-out data, {self.recipe.data.name} has none")
+        unseen = Windows(held_out, self.model.tokenizer, at_least=200).read()[0]
+        reference = self._flat(training[:NEIGHBOUR_LIMIT])
+        generated = nearest_distances(self._flat(self.samples), reference)
+        real = nearest_distances(self._flat(unseen[:1000]), reference)
+        details = {
+            "generated": float(np.median(generated)),
+            "held_out": float(np.median(real)),
+            "meaning": "median distance to the nearest training sample, over that of held-out samples; "
+            "near 0: the training data is copied",
+        }
+        reference_set = Reference(self.recipe.data.name, "train", len(reference))
+        ratio = float(np.median(generated) / max(float(np.median(real)), 1e-12))
+        return Score(ratio, None, "classifier-input", reference_set, details)
+
+    def _flat(self, samples: Sequence[Any]) -> np.ndarray:
+        x, mask = self.recipe.adapter.classifier_input(samples)
+        if mask is not None:
+            x = x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
+        frames = self.model.latent.num_frames
+        if frames is not None and x.shape[-1] < frames:
+            import torch.nn.functional as F
+
+            x = F.pad(x, (0, frames - x.shape[-1]))
+        return x.flatten(1).numpy()
+
+
+def evaluate(
+    run: str | Path,
+    metrics: Sequence[str] | None = None,
+    *,
+    num_samples: int | None = None,
+    step: int | None = None,
+    weights: str = "ema",
+    shown: bool = False,
+) -> Evaluation:
+    """Draw samples from a run and score them.
+
+    Args:
+        run: run directory.
+        metrics: names as :func:`metric_names` lists them; the recipe's own when left out.
+        num_samples: how many to draw; the recipe's own number when left out.
+        step: checkpoint to take; the newest when left out.
+        weights: ``ema`` or ``model``.
+        shown: whether progress bars are drawn.
+
+    Raises:
+        InputError: for an unknown metric, fewer than 2 samples, a run that does not exist, or data without labels
+            where a metric needs them.
+    """
+    model = load(run, step=step, weights=weights)
+    recipe = model.recipe
+    chosen = list(metrics or recipe.evaluate.metrics)
+    check_metrics(recipe, chosen)
+    count = recipe.evaluate.num_samples if num_samples is None else num_samples
+    if count < 2:
+        raise InputError(f"--num-samples: {count}; a score needs at least 2")
+    if any(metric in NEEDS_LABELS for metric in chosen) and not model.classes:
+        other = [name for name in metric_names(recipe) if name not in NEEDS_LABELS]
+        raise InputError(
+            f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
+        )
+    seed = recipe.evaluate.seed
+    conditions = model.conditions(count, seed=seed)
+    latents, mask = model.sample_latents(conditions, seed=seed, shown=shown)
+    scorer = _Scorer(model, model.decode(latents, mask), conditions.label.numpy(), recipe.evaluate.reference)
+    scores = {metric: scorer.score(metric) for metric in chosen}
+    settings = sampling_settings(recipe.sample, count, seed)
+    result = Evaluation(str(run), model.step, weights, settings, scores)
+    model.run.append("evaluation.jsonl", result.to_mapping())
+    return result

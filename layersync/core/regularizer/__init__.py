@@ -1,0 +1,1 @@
+"""The slot for representation losses, and LayerSync in it."""

@@ -1,0 +1,106 @@
+"""The slot that every representation loss plugs into.
+
+A regularizer registers its class under the entry-point group ``layersync.regularizers``; a recipe's ``regularizer``
+section names it and holds its settings. It never touches the backbone: it says which block outputs it wants, and gets
+them with everything else that one training step knows.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from layersync.core.adapter import BackboneOutput, Section, registered
+from layersync.core.errors import InputError, nearest
+
+REGULARIZER_GROUP = "layersync.regularizers"
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What a regularizer may look at in one micro-batch. Latents are shaped as the tokenizer says."""
+
+    x1: Tensor
+    x_t: Tensor
+    t: Tensor
+    features: Mapping[int, Tensor]
+    """Block outputs (batch, tokens, channels) for the taps that were asked for."""
+    token_mask: Tensor | None
+    """(batch, tokens), True on real tokens; ``None`` when all are."""
+    step: int
+    ema_forward: Callable[..., BackboneOutput]
+    """The averaged network on arguments of the backbone's own; costs a forward pass when called, nothing otherwise."""
+
+
+class RegularizerOutput(NamedTuple):
+    """``loss``: float32 scalar, already weighted, added to the flow loss. ``logs``: scalars by name."""
+
+    loss: Tensor
+    logs: dict[str, Tensor]
+
+
+class RegularizerConfig(Section):
+    """The ``regularizer`` section of a recipe."""
+
+    def check(self, depth: int) -> None:
+        """Raise :class:`InputError` when the settings do not fit a backbone of ``depth`` blocks."""
+
+    def warnings(self) -> list[str]:
+        """One line for each setting that can have no effect where it stands."""
+        return []
+
+
+class Regularizer(nn.Module, ABC):
+    """A loss on what the network thinks. Its own parameters, if any, are optimized and saved with the backbone's."""
+
+    Config: ClassVar[type[RegularizerConfig]]
+
+    @classmethod
+    @abstractmethod
+    def from_config(cls, config: RegularizerConfig, depth: int, hidden_size: int) -> Regularizer:
+        """The regularizer for a backbone of ``depth`` blocks with tokens of ``hidden_size`` channels."""
+
+    @abstractmethod
+    def taps(self, step: int) -> tuple[int, ...]:
+        """Blocks whose outputs are wanted at ``step``, numbered from 1."""
+
+    @abstractmethod
+    def forward(self, context: StepContext) -> RegularizerOutput:
+        """Loss and logs of one micro-batch."""
+
+
+class NoRegularizerConfig(RegularizerConfig):
+    """The baseline: the flow loss alone."""
+
+    name: str = "none"
+
+
+class NoRegularizer(Regularizer):
+    """The baseline: no taps, no loss."""
+
+    Config = NoRegularizerConfig
+
+    @classmethod
+    def from_config(cls, config: RegularizerConfig, depth: int, hidden_size: int) -> NoRegularizer:  # noqa: D102
+        return cls()
+
+    def taps(self, step: int) -> tuple[int, ...]:  # noqa: D102
+        return ()
+
+    def forward(self, context: StepContext) -> RegularizerOutput:  # noqa: D102
+        return RegularizerOutput(torch.zeros((), device=context.x_t.device), {})
+
+
+@lru_cache(maxsize=None)
+def load_regularizer(name: str) -> type[Regularizer]:
+    """The class registered as ``name``. Raises :class:`InputError` for a name that no package registers."""
+    points = registered(REGULARIZER_GROUP)
+    if name not in points:
+        raise InputError(f"regularizer.name: {name!r} is unknown; {nearest(name, points)}")
+    return points[name].load()

@@ -1,0 +1,269 @@
+"""LayerSync (arXiv 2510.12581): shallow blocks learn from deeper blocks of the same network.
+
+    L = L_flow - weight * mean_pairs mean_samples mean_tokens cos(z_student, stopgrad(z_teacher))
+
+Three layers, each usable alone: :func:`alignment` is the similarity of two feature maps; :class:`LayerSync` the
+weighted loss over pairs; :class:`LayerSyncRegularizer` puts it into the trainer's slot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from layersync.core.errors import InputError
+from layersync.core.regularizer.base import Regularizer, RegularizerConfig, RegularizerOutput, StepContext
+
+Pair = tuple[int, int]
+Similarity = Literal["cosine", "centred"]
+
+
+def alignment(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, centred: bool = False) -> Tensor:
+    """Mean cosine similarity over the real tokens of each sample: (batch,), float32 whatever the autocast.
+
+    ``student`` and ``teacher`` are (batch, tokens, channels); ``mask`` (batch, tokens) is True on real tokens.
+    ``centred`` removes each sample's mean over its real tokens first: with adaLN-Zero all blocks start as the
+    identity, so that the plain cosine is near 1 long before anything has been learned.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher = student.float(), teacher.float()
+        if centred:
+            student, teacher = _centred(student, mask), _centred(teacher, mask)
+        cosine = F.cosine_similarity(student, teacher, dim=-1)
+        if mask is None:
+            return cosine.mean(1)
+        real = mask.to(cosine.dtype)
+        return (cosine * real).sum(1) / real.sum(1)
+
+
+def _centred(features: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return features - features.mean(1, keepdim=True)
+    real = mask.unsqueeze(-1).to(features.dtype)
+    return features - (features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+
+
+def auto_pairs(depth: int) -> tuple[Pair, ...]:
+    """The paper's depth fractions: 28 blocks give (8, 16), 12 give (4, 7). InputError for fewer than 3 blocks."""
+    if depth < 3:
+        raise InputError(f"regularizer.pairs: auto needs at least 3 blocks, the backbone has {depth}")
+    student = round(0.3 * depth)
+    return ((student, max(round(0.575 * depth), student + 1)),)
+
+
+def check_pairs(pairs: Sequence[Sequence[int]], depth: int | None) -> tuple[Pair, ...]:
+    """Pairs as tuples; InputError unless 1 <= student < teacher <= depth in each."""
+    if not pairs:
+        raise InputError("regularizer.pairs: empty; give [student, teacher] pairs of blocks, or auto")
+    last = f" of {depth} blocks" if depth else ""
+    checked = []
+    for pair in pairs:
+        if len(pair) != 2:
+            raise InputError(f"regularizer.pairs: {list(pair)} is no [student, teacher] pair")
+        student, teacher = pair
+        if student < 1:
+            raise InputError(f"regularizer.pairs: {list(pair)}: blocks are numbered from 1{last}")
+        if student >= teacher:
+            raise InputError(
+                f"regularizer.pairs: {list(pair)}: the student must be shallower than the teacher, "
+                f"1 <= student < teacher{last}"
+            )
+        if depth is not None and teacher > depth:
+            raise InputError(f"regularizer.pairs: {list(pair)}: the backbone has only {depth} blocks")
+        checked.append((int(student), int(teacher)))
+    if len(set(checked)) < len(checked):
+        raise InputError(f"regularizer.pairs: {[list(pair) for pair in checked]} names a pair twice")
+    return tuple(checked)
+
+
+class WeightSchedule(BaseModel):
+    """Factor on the weight over training steps (from 0).
+
+    0 for the first ``delay`` steps; then linearly up to 1 over ``warmup`` steps; 0 from ``stop`` on, reached along a
+    cosine over the last ``decay`` steps before it. All left out: constant 1.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    delay: int = Field(0, ge=0)
+    warmup: int = Field(0, ge=0)
+    decay: int = Field(0, ge=0)
+    stop: int | None = Field(None, ge=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> WeightSchedule:
+        if self.decay and self.stop is None:
+            raise ValueError("decay needs stop, the step at which the weight has come down to 0")
+        if self.stop is not None and self.delay + self.warmup + self.decay > self.stop:
+            raise ValueError(f"delay + warmup + decay is beyond stop, {self.stop}")
+        return self
+
+    def factor(self, step: int) -> float:
+        """In [0, 1]."""
+        if step < self.delay or (self.stop is not None and step >= self.stop):
+            return 0.0
+        rise = min(1.0, (step - self.delay + 1) / self.warmup) if self.warmup else 1.0
+        if self.stop is None or not self.decay or step < self.stop - self.decay:
+            return rise
+        return rise * 0.5 * (1 + math.cos(math.pi * (step - (self.stop - self.decay)) / self.decay))
+
+
+class LayerSyncOutput(NamedTuple):
+    """``loss``: float32 scalar, already weighted. ``similarity``: mean over the batch of each pair, raw."""
+
+    loss: Tensor
+    similarity: dict[Pair, Tensor]
+
+
+class LayerSync(nn.Module):
+    """The LayerSync loss on a mapping of block outputs; in any training loop::
+
+        sync = LayerSync(pairs=[(8, 16)], weight=0.2)
+        loss = flow_loss + sync({8: h8, 16: h16}).loss
+
+    Args:
+        pairs: (student, teacher) block numbers from 1; ``"auto"`` for the paper's fractions of ``depth``.
+        weight: at least 0; the paper's 0.2 (28 blocks) or 0.3 (12 blocks). 0 asks for nothing and gives exactly 0.
+        depth: number of blocks, to check pairs against; needed for ``"auto"``.
+        schedule: :class:`WeightSchedule`, a mapping of its fields, or ``None`` for a constant weight.
+        t_range: samples whose t lies outside of it give no loss (they stay in the mean's denominator, so that
+            a batch and its slices agree); needs ``t``.
+        similarity: ``cosine``, or ``centred`` (each sample's token mean removed first).
+        stop_gradient: False lets the gradient into the teacher too: the paper's ablation, in which quality does not
+            improve.
+
+    Raises:
+        InputError: (a ValueError) for pairs, weights or ranges that make no sense.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[Sequence[int]] | Literal["auto"] = "auto",
+        weight: float = 0.2,
+        *,
+        depth: int | None = None,
+        schedule: WeightSchedule | Mapping[str, Any] | None = None,
+        t_range: tuple[float, float] = (0.0, 1.0),
+        similarity: Similarity = "cosine",
+        stop_gradient: bool = True,
+    ):
+        super().__init__()
+        if pairs == "auto" and depth is None:
+            raise InputError("regularizer.pairs: auto needs depth, the number of blocks")
+        self.pairs = auto_pairs(depth) if pairs == "auto" else check_pairs(pairs, depth)  # type: ignore[arg-type]
+        if not (math.isfinite(weight) and weight >= 0):
+            raise InputError(f"regularizer.weight: {weight} is not a number of at least 0")
+        if similarity not in get_args(Similarity):
+            raise InputError(f"regularizer.similarity: {similarity!r} is unknown; there are: cosine, centred")
+        low, high = t_range
+        if not 0 <= low < high <= 1:
+            raise InputError(f"regularizer.t_range: {list(t_range)} is no range within [0, 1]")
+        self.weight, self.t_range, self.similarity = float(weight), (low, high), similarity
+        self.stop_gradient = stop_gradient
+        self.schedule = schedule if isinstance(schedule, WeightSchedule) else WeightSchedule(**(schedule or {}))
+
+    def taps(self) -> tuple[int, ...]:
+        """Blocks whose outputs :meth:`forward` needs; none when the weight is 0."""
+        return tuple(sorted({block for pair in self.pairs for block in pair})) if self.weight else ()
+
+    def extra_repr(self) -> str:  # noqa: D102
+        return f"pairs={self.pairs}, weight={self.weight}, similarity={self.similarity}"
+
+    def forward(
+        self,
+        features: Mapping[int, Tensor],
+        *,
+        t: Tensor | None = None,
+        mask: Tensor | None = None,
+        step: int | None = None,
+    ) -> LayerSyncOutput:
+        """Loss and raw similarity of each pair.
+
+        ``features`` maps block numbers to (batch, tokens, channels); ``t`` (batch,) in [0, 1]; ``mask`` (batch,
+        tokens) True on real tokens; ``step`` the training step, for the schedule. ValueError when ``t`` or ``step``
+        is missing although ``t_range`` or ``schedule`` needs it, KeyError when a block's features are.
+        """
+        factor = self.weight * self._factor(step)
+        inside = self._inside(t)
+        total: Tensor | None = None
+        similarity: dict[Pair, Tensor] = {}
+        for student, teacher in self.pairs if self.weight else ():
+            with torch.set_grad_enabled(torch.is_grad_enabled() and factor > 0):
+                target = features[teacher].detach() if self.stop_gradient else features[teacher]
+                per_sample = alignment(features[student], target, mask, centred=self.similarity == "centred")
+                counted = per_sample if inside is None else per_sample * inside
+                total = counted.mean() if total is None else total + counted.mean()
+            raw = per_sample.detach()
+            if self.similarity == "centred":
+                with torch.no_grad():
+                    raw = alignment(features[student].detach(), features[teacher].detach(), mask)
+            similarity[(student, teacher)] = raw.mean()
+        if total is None:
+            device = next(iter(features.values())).device if features else None
+            return LayerSyncOutput(torch.zeros((), device=device), similarity)
+        return LayerSyncOutput(total * (-factor / len(self.pairs)), similarity)
+
+    def _factor(self, step: int | None) -> float:
+        if self.schedule == WeightSchedule():
+            return 1.0
+        if step is None:
+            raise ValueError("the weight has a schedule: pass step=")
+        return self.schedule.factor(step)
+
+    def _inside(self, t: Tensor | None) -> Tensor | None:
+        low, high = self.t_range
+        if (low, high) == (0.0, 1.0):
+            return None
+        if t is None:
+            raise ValueError(f"t_range is {self.t_range}: pass t=")
+        return ((t >= low) & (t <= high)).float()
+
+
+class LayerSyncConfig(RegularizerConfig):
+    """The ``regularizer`` section for LayerSync; the keys are :class:`LayerSync`'s arguments."""
+
+    name: Literal["layersync"] = "layersync"  # type: ignore[assignment]
+    pairs: Literal["auto"] | list[Annotated[list[int], Field(min_length=2, max_length=2)]] = "auto"
+    weight: float = Field(0.2, ge=0)
+    schedule: WeightSchedule = WeightSchedule()
+    t_range: tuple[float, float] = (0.0, 1.0)
+    similarity: Similarity = "cosine"
+    stop_gradient: bool = True
+
+    def check(self, depth: int) -> None:  # noqa: D102
+        self.build(depth)
+
+    def build(self, depth: int) -> LayerSync:
+        """The loss for a backbone of ``depth`` blocks. Raises :class:`InputError` where the settings do not fit."""
+        return LayerSync(**self.model_dump(exclude={"name", "schedule"}), schedule=self.schedule, depth=depth)
+
+    def warnings(self) -> list[str]:  # noqa: D102
+        return ["regularizer.weight is 0: the run is a baseline run"] if self.weight == 0 else []
+
+
+class LayerSyncRegularizer(Regularizer):
+    """LayerSync in the trainer's slot. Logs ``similarity/STUDENT-TEACHER``."""
+
+    Config = LayerSyncConfig
+
+    def __init__(self, sync: LayerSync):
+        super().__init__()
+        self.sync = sync
+
+    @classmethod
+    def from_config(cls, config: RegularizerConfig, depth: int, hidden_size: int) -> LayerSyncRegularizer:  # noqa: D102
+        assert isinstance(config, LayerSyncConfig)
+        return cls(config.build(depth))
+
+    def taps(self, step: int) -> tuple[int, ...]:  # noqa: D102
+        return self.sync.taps()
+
+    def forward(self, context: StepContext) -> RegularizerOutput:  # noqa: D102
+        loss, similarity = self.sync(context.features, t=context.t, mask=context.token_mask, step=context.step)
+        logs = {f"similarity/{student}-{teacher}": value for (student, teacher), value in similarity.items()}
+        return RegularizerOutput(loss.to(context.x_t.device), logs)

@@ -1,0 +1,187 @@
+"""The run directory: a recipe, what it was run on, its logs and its checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layersync.core.adapter import ConditionSpec, LatentSpec
+from layersync.core.errors import InputError
+from layersync.core.recipe import Recipe, load_recipe
+
+CHECKPOINT_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a run has to remember of its data, so that samples can be drawn without it: ``RUN/data.json``."""
+
+    fingerprint: str
+    """Key of the latent cache: changes with data and tokenizer."""
+    num_examples: int
+    classes: tuple[str, ...]
+    latent: LatentSpec
+
+    @property
+    def condition(self) -> ConditionSpec:
+        """What the backbone is conditioned on."""
+        return ConditionSpec(num_classes=len(self.classes))
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, content: dict[str, Any]) -> DataSummary:
+        """The inverse of :meth:`to_mapping`."""
+        latent = LatentSpec(**{**content["latent"], "grid": tuple(content["latent"]["grid"])})
+        return cls(content["fingerprint"], content["num_examples"], tuple(content["classes"]), latent)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A dotted name beside ``path`` to write to; fsynced and renamed to ``path`` when the block ends well."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        sync_path(partial)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_path(path: Path) -> None:
+    """Make sure that a file, or a directory's entries, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class Run:
+    """A run directory that exists. ``Run(path)`` opens it; InputError when there is none."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        if not (self.path / "recipe.yaml").is_file():
+            there = "has no recipe.yaml: it is no run" if self.path.is_dir() else "does not exist"
+            raise InputError(f"run {str(path)!r} {there}; layersync train makes one")
+        self.recipe: Recipe = load_recipe(self.path / "recipe.yaml")
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe, environment: dict[str, Any], data: DataSummary) -> Run:
+        """Make the directory; its recipe is written last, so that a directory with a recipe is whole."""
+        path.mkdir(parents=True)
+        for name, content in (("environment.json", environment), ("data.json", data.to_mapping())):
+            with atomic_write(path / name) as partial:
+                partial.write_text(json.dumps(content, indent=2) + "\n")
+        with atomic_write(path / "recipe.yaml") as partial:
+            partial.write_text(recipe.to_yaml())
+        return cls(path)
+
+    @property
+    def data(self) -> DataSummary:
+        """Classes and latent shape of the data that the run was trained on."""
+        return DataSummary.from_mapping(json.loads((self.path / "data.json").read_text()))
+
+    def checkpoint(self, step: int) -> Path:
+        """Where the checkpoint after ``step`` steps lies, or will lie."""
+        return self.path / "checkpoints" / f"{CHECKPOINT_PREFIX}{step:08d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps of the checkpoints there are, ascending."""
+        found = (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*")
+        return sorted(int(path.name.removeprefix(CHECKPOINT_PREFIX)) for path in found)
+
+    def latest_checkpoint(self) -> Path:
+        """The newest checkpoint. InputError when there is none."""
+        steps = self.checkpoint_steps()
+        if not steps:
+            raise InputError(f"run {str(self.path)!r} has no checkpoint yet")
+        return self.checkpoint(steps[-1])
+
+    def clear_leftovers(self) -> None:
+        """Remove what an interrupted write left behind: names that start with a dot."""
+        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
+            for leftover in folder.glob(".*"):
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+    def append(self, log: str, record: dict[str, Any]) -> None:
+        """Add one JSON line to a log such as ``metrics.jsonl``."""
+        with (self.path / log).open("a") as stream:
+            stream.write(json.dumps(record) + "\n")
+
+    def records(self, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        """The whole lines of a log; a torn last line is left out."""
+        path = self.path / log
+        if not path.is_file():
+            return []
+        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+
+    def cut_back(self, step: int) -> None:
+        """Drop log lines later than ``step``, and a torn last line, before a training goes on from there."""
+        for log in ("metrics.jsonl", "evaluation.jsonl"):
+            if (self.path / log).is_file():
+                kept = [record for record in self.records(log) if record["step"] <= step]
+                with atomic_write(self.path / log) as partial:
+                    partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def differing_keys(ours: Any, theirs: Any, path: str = "") -> list[str]:
+    """Dotted keys in which two recipes, as mappings, differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        keys = sorted(set(ours) | set(theirs))
+        return [
+            name
+            for key in keys
+            for name in differing_keys(ours.get(key), theirs.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if ours == theirs else [path]
+
+
+def may_change_on_resume(key: str) -> bool:
+    """Keys that a resumed run may have otherwise than its recipe: they change no step that was taken."""
+    return key == "train.steps" or key.endswith("_every") or key.split(".")[0] in ("evaluate", "sample")
+
+
+def environment(device: torch.device, precision: str, reason: str, processes: int) -> dict[str, Any]:
+    """Versions, device, precision and why: ``RUN/environment.json``."""
+    packages = ("layersync", "torch", "torchaudio", "accelerate", "diffusers", "transformers", "numpy", "scipy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed as a package"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "packages": versions,
+        "device": str(device),
+        "device_name": name,
+        "processes": processes,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "precision_reason": reason,
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    done = subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or None

@@ -1,0 +1,85 @@
+"""Draw samples from a run into files: what ``layersync sample`` does."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from layersync.core.errors import InputError
+from layersync.core.generation import load
+from layersync.core.run import sync_path
+
+
+def read_noise(path: Path) -> Tensor:
+    """Initial noise from a ``.npy`` file. InputError when it is missing, a pickle or no array of numbers."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"--noise: {path} cannot be read as .npy ({error})") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
+        raise InputError(f"--noise: {path} holds no floating-point array")
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def write_samples(
+    run: str | os.PathLike[str],
+    *,
+    num: int | None = None,
+    labels: Sequence[int] | None = None,
+    seed: int = 0,
+    noise: Path | None = None,
+    latents_only: bool = False,
+    step: int | None = None,
+    weights: str = "ema",
+    out: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Path:
+    """Sample, render, and return the folder.
+
+    The folder appears when it is whole; one that exists is refused unless it is the run's own default, which is
+    replaced. Raises :class:`InputError` before any work.
+    """
+    if weights not in ("ema", "model"):
+        raise InputError(f"--weights: {weights!r} is unknown; there are: ema, model")
+    given = None if noise is None else read_noise(noise)
+    if given is not None and num is not None and num != len(given):
+        raise InputError(f"--num: {num}, but --noise holds {len(given)} samples")
+    count = num if num is not None else 64 if given is None else len(given)
+    if count < 1:
+        raise InputError(f"--num: {count}; at least 1")
+    model = load(run, step=step, weights=weights)
+    try:
+        chosen = model.settings(**(settings or {}))
+    except ValidationError as failure:
+        error = failure.errors()[0]
+        raise InputError(
+            f"--{'-'.join(str(p) for p in error['loc'])}: {error['msg']}, not {error['input']!r}"
+        ) from None
+    target = out or Path(run) / "samples" / f"step-{model.step:08d}"
+    if out is not None and out.exists():
+        raise InputError(f"--out: {out} exists")
+    conditions = model.conditions(count, labels=labels, seed=seed)
+    latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".samples-") as scratch:
+        partial = Path(scratch) / "samples"
+        partial.mkdir()
+        if latents_only:
+            np.save(partial / "latents.npy", latents.numpy())
+        else:
+            model.recipe.adapter.render(model.decode(latents, mask), partial)
+            np.savetxt(partial / "labels.txt", conditions.label.numpy(), fmt="%d")
+        sync_path(partial)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+    return target

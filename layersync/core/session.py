@@ -1,0 +1,272 @@
+"""One sitting of training: start or resume a run, take its steps, keep its logs, stop well."""
+
+from __future__ import annotations
+
+import logging
+import os
+import resource
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from layersync.core.errors import InputError
+from layersync.core.progress import progress
+from layersync.core.recipe import Recipe
+from layersync.core.results import DryRun
+from layersync.core.run import Run, atomic_write, differing_keys, environment, may_change_on_resume
+from layersync.core.trainer import Parts, Trainer, build_parts
+
+logger = logging.getLogger(__name__)
+
+CONDITIONS_LIMIT = 10_000
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after its state was saved."""
+
+    def __init__(self, run: Run, step: int):
+        super().__init__(f"stopped after step {step}; go on with --resume --out {run.path}")
+
+
+def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
+    """Train ``recipe`` in the run directory ``out``, or go on with the run that is there.
+
+    Final weights are always saved; Ctrl-C saves too.
+
+    Raises:
+        InputError: before anything is written, for a directory that exists (without ``resume``), a changed recipe
+            (with it), or data that cannot be had.
+        TrainingError: for a loss that is not finite; the checkpoints so far stay.
+        Interrupted: after SIGINT or SIGTERM, once the state is saved.
+    """
+    path = Path(out)
+    run = _resumable(path, recipe) if resume and path.exists() else None
+    if run is None and path.exists():
+        raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
+    if run is not None and run.checkpoint_steps()[-1:] == [recipe.train.steps]:
+        logger.info("%s has taken its %d steps already: nothing to do", path, recipe.train.steps)
+        return run
+    parts = build_parts(recipe)
+    trainer = Trainer(recipe, parts)
+    start, seconds = 0, 0.0
+    if run is not None and run.checkpoint_steps():
+        start, seconds = trainer.restore(run.latest_checkpoint())
+        if start > recipe.train.steps:
+            raise InputError(f"train.steps: {recipe.train.steps} is less than the {start} steps that {path} has taken")
+    accelerator = trainer.accelerator
+    if accelerator.is_main_process:
+        if run is None:
+            run = _create(path, recipe, trainer, parts)
+        else:
+            run.clear_leftovers()
+            run.cut_back(start)
+            with atomic_write(path / "recipe.yaml") as partial:
+                partial.write_text(recipe.to_yaml())
+    accelerator.wait_for_everyone()
+    run = Run(path)
+    _Session(trainer, run, start, seconds).take_steps()
+    return run
+
+
+def _resumable(path: Path, recipe: Recipe) -> Run:
+    run = Run(path)
+    changed = [key for key in differing_keys(recipe.to_mapping(), run.recipe.to_mapping())]
+    refused = [key for key in changed if not may_change_on_resume(key)]
+    if refused:
+        raise InputError(
+            f"--resume: the recipe differs from the one in {path} in {', '.join(refused)}; "
+            f"only train.steps, *_every, evaluate and sample may change"
+        )
+    return run
+
+
+def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
+    precision = str(trainer.dtype).removeprefix("torch.")
+    found = environment(trainer.device, precision, trainer.precision_reason, trainer.accelerator.num_processes)
+    run = Run.create(path, recipe, found, parts.data)
+    logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
+    keep = torch.linspace(0, len(parts.cache) - 1, min(len(parts.cache), CONDITIONS_LIMIT)).long()
+    conditions = {
+        "label": torch.from_numpy(parts.cache.labels)[keep].contiguous(),
+        "frames": torch.from_numpy(parts.cache.frames)[keep].contiguous(),
+    }
+    for name, tensors in (("tokenizer", parts.tokenizer.state()), ("conditions", conditions)):
+        with atomic_write(path / f"{name}.safetensors") as partial:
+            save_file(tensors, partial)
+    return run
+
+
+class _Session:
+    """The loop around :meth:`Trainer.train_step`."""
+
+    def __init__(self, trainer: Trainer, run: Run, start: int, seconds: float):
+        self.trainer, self.run, self.start = trainer, run, start
+        self.recipe = trainer.recipe
+        self.before, self.began = seconds, time.monotonic()
+        self.stop_signal: int | None = None
+        self.logged_step, self.logged_at = start, time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Training time so far, earlier sittings included."""
+        return self.before + time.monotonic() - self.began
+
+    def take_steps(self) -> None:
+        """From where the run stands to its last step."""
+        train, trainer = self.recipe.train, self.trainer
+        main = trainer.accelerator.is_main_process
+        columns = ("loss", "similarity", "samples/s")
+        remaining = train.steps - self.start
+        with (
+            self._signals(),
+            self._writer() as writer,
+            progress("training", remaining, columns=columns, shown=main) as advance,
+        ):
+            self.write = writer
+            if self.start == 0:
+                self._measure(0)
+            trainer.model.train()
+            for step in range(self.start, train.steps):
+                found = trainer.train_step(step)
+                done = step + 1
+                fields = {}
+                if done % train.log_every == 0 or done == train.steps:
+                    fields = self._log(done, found)
+                    if self._stopping():
+                        trainer.save(self.run, done, self.seconds)
+                        raise Interrupted(self.run, done)
+                every = self.recipe.evaluate.every
+                if done == train.steps or (every and done % every == 0):
+                    self._measure(done)
+                    trainer.model.train()
+                if done == train.steps or done % train.checkpoint_every == 0:
+                    trainer.save(self.run, done, self.seconds)
+                advance(1, **fields)
+
+    def _stopping(self) -> bool:
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes == 1:
+            return self.stop_signal is not None
+        wanted = torch.tensor(float(self.stop_signal is not None), device=self.trainer.device)
+        return bool(accelerator.reduce(wanted, "sum") > 0)
+
+    def _log(self, done: int, found: dict[str, Tensor]) -> dict[str, str]:
+        reduced: dict[str, Tensor] = self.trainer.accelerator.reduce(found, "mean")
+        values = {name: float(value) for name, value in reduced.items()}
+        now = time.monotonic()
+        rate = (done - self.logged_step) * self.recipe.train.batch_size / max(now - self.logged_at, 1e-9)
+        self.logged_step, self.logged_at = done, now
+        similarity = {k.removeprefix("similarity/"): v for k, v in values.items() if k.startswith("similarity/")}
+        other = {k: v for k, v in values.items() if not k.startswith("similarity/")}
+        record: dict[str, Any] = {"step": done, "loss": values["flow_loss"] + values["regularizer_loss"], **other}
+        record |= {"similarity": similarity, "lr": self.trainer.optimizer.param_groups[0]["lr"]}
+        record |= {"samples_per_second": rate, "seconds": self.seconds}
+        self.write(record)
+        shown = " ".join(f"{value:.3f}" for value in similarity.values()) or "-"
+        return {"loss": f"{record['loss']:.4f}", "similarity": shown, "samples/s": f"{rate:.0f}"}
+
+    def _measure(self, done: int) -> None:
+        if self.trainer.accelerator.is_main_process:
+            record = self.trainer.measure()
+            self.write({"step": done, **record, "seconds": self.seconds})
+            logger.info("step %d of %d: held-out loss %.4f", done, self.recipe.train.steps, record["held_out_loss"])
+        self.trainer.accelerator.wait_for_everyone()
+        self.logged_step, self.logged_at = done, time.monotonic()
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into a stop after the current step; a second one stops at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def note(number: int, frame: FrameType | None) -> None:
+            if self.stop_signal is not None:
+                raise KeyboardInterrupt
+            self.stop_signal = number
+
+        previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def _writer(self) -> Iterator[Any]:
+        """Yield a function that takes a record to ``metrics.jsonl`` and to TensorBoard, on the main process."""
+        if not self.trainer.accelerator.is_main_process:
+            yield lambda record: None
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.start + 1) as board:
+
+            def write(record: dict[str, Any]) -> None:
+                self.run.append("metrics.jsonl", record)
+                for name, value in _flat(record):
+                    board.add_scalar(name, value, record["step"])
+
+            yield write
+
+
+def _flat(record: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in record.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}/")
+        elif isinstance(value, list):
+            yield from _flat({str(index): item for index, item in enumerate(value)}, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and name != "step":
+            yield f"{prefix}{name}", float(value)
+
+
+def dry_run(recipe: Recipe) -> DryRun:
+    """Build everything, take two steps, and say what the whole training would need. Writes nothing that stays."""
+    with tempfile.TemporaryDirectory(prefix="layersync-dry-run-") as scratch:
+        limit = max(2 * recipe.train.batch_size, 64)
+        parts = build_parts(recipe, limit=limit, directory=Path(scratch))
+        trainer = Trainer(recipe, parts)
+        trainer.model.train()
+        trainer.train_step(0)
+        began = time.monotonic()
+        trainer.train_step(1)
+        if trainer.device.type == "cuda":
+            torch.cuda.synchronize(trainer.device)
+        seconds = time.monotonic() - began
+        parameters = sum(p.numel() for p in trainer.backbone.parameters())
+        trained = sum(p.numel() for p in trainer.names)
+        checkpoint = 4 * (2 * parameters + 2 * trained)
+        train = recipe.train
+        kept = -(-train.steps // train.checkpoint_every)
+        kept = min(kept, train.keep) if train.keep else kept
+        dataset = recipe.adapter.dataset(recipe.data, recipe.data.split)
+        latents = parts.cache.meta["bytes"] * len(dataset) // len(parts.cache)
+        return DryRun(
+            parameters=parameters,
+            seconds_per_step=seconds,
+            seconds_total=seconds * train.steps,
+            peak_memory_bytes=peak_memory(trainer.device),
+            checkpoint_bytes=checkpoint,
+            disk_bytes=kept * checkpoint + latents,
+            device=str(trainer.device),
+            precision=str(trainer.dtype).removeprefix("torch."),
+        )
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most bytes held at once: allocated on a GPU, resident in this process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,301 @@
+"""The training loop. One step reads top to bottom in :meth:`Trainer.train_step`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from layersync.core.adapter import BackboneOutput, Tokenizer, to_device
+from layersync.core.checkpoint import (
+    find_weights,
+    load_optimizer,
+    load_weights,
+    optimizer_tensors,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+)
+from layersync.core.condition import drop_condition
+from layersync.core.draws import module_seed, step_draws
+from layersync.core.errors import InputError, TrainingError
+from layersync.core.interpolant import Interpolant, training_times
+from layersync.core.latents import LatentCache, cache_key
+from layersync.core.probe import Probe, flow_loss
+from layersync.core.recipe import Recipe
+from layersync.core.regularizer.base import Regularizer, StepContext, load_regularizer
+from layersync.core.regularizer.layersync import LayerSyncConfig, Pair, auto_pairs
+from layersync.core.run import DataSummary, Run
+
+PROBE_SIZE = 256
+
+
+class StepLosses(NamedTuple):
+    """Float32 scalars of one micro-batch; ``logs`` are the regularizer's."""
+
+    flow: Tensor
+    regularizer: Tensor
+    logs: dict[str, Tensor]
+
+
+class FlowMatching(nn.Module):
+    """Backbone and regularizer as one module, so that one forward pass under DDP covers both."""
+
+    def __init__(self, backbone: nn.Module, regularizer: Regularizer, interpolant: Interpolant, frame_axis: int):
+        super().__init__()
+        self.backbone, self.regularizer = backbone, regularizer
+        self.interpolant, self.frame_axis = interpolant, frame_axis
+
+    def forward(
+        self,
+        x1: Tensor,
+        x0: Tensor,
+        t: Tensor,
+        condition: Mapping[str, Tensor],
+        mask: Tensor | None,
+        step: int,
+        ema_forward: Any,
+    ) -> StepLosses:
+        """Losses of a micro-batch: ``x1`` data and ``x0`` noise as latents, ``t`` (batch,)."""
+        x_t, target = self.interpolant.sample(x1, x0, t)
+        out: BackboneOutput = self.backbone(x_t, t, condition, taps=self.regularizer.taps(step), mask=mask)
+        per_sample = flow_loss(out.prediction, target, mask, self.frame_axis) * self.interpolant.loss_weight(t)
+        context = StepContext(x1, x_t, t, out.features, out.token_mask, step, ema_forward)
+        loss, logs = self.regularizer(context)
+        return StepLosses(per_sample.mean(), loss, logs)
+
+
+@dataclass
+class Parts:
+    """What a recipe is made into before its first step."""
+
+    tokenizer: Tokenizer
+    cache: LatentCache
+    held_out: LatentCache | None
+    data: DataSummary
+
+
+def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | None = None) -> Parts:
+    """Data, tokenizer and latents. Raises :class:`InputError` for data that cannot be had or read."""
+    adapter = recipe.adapter
+    dataset = adapter.dataset(recipe.data, recipe.data.split)
+    if len(dataset) == 0:
+        raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")
+    tokenizer = adapter.tokenizer(recipe.tokenizer)
+    condition = DataSummary("", 0, dataset.classes, tokenizer.latent).condition
+    with torch.device("meta"):  # a backbone that does not fit is found before anything is tokenized
+        adapter.backbone(recipe.backbone, tokenizer.latent, condition)
+    cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
+    tokenizer.fit(cache.clips())
+    held_out = None
+    if recipe.data.split == "train":
+        test = adapter.dataset(recipe.data, "test")
+        if len(test):
+            held_out = LatentCache.open(test, tokenizer, limit=limit, directory=directory)
+    summary = DataSummary(cache_key(dataset, tokenizer), len(cache), tuple(dataset.classes), tokenizer.latent)
+    return Parts(tokenizer, cache, held_out, summary)
+
+
+def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:
+    """The training dtype and the reason for it: bf16 where the processor computes in it."""
+    if wanted != "auto":
+        return {"bf16": torch.bfloat16, "float32": torch.float32}[wanted], "the recipe says so"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        what = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        what = "this processor"
+    else:
+        native, what = False, f"a {device.type} device"
+    return (torch.bfloat16, f"{what} computes in bf16") if native else (torch.float32, f"{what} has no bf16")
+
+
+class Trainer:
+    """Trains one recipe in one run directory; made by :func:`train`."""
+
+    def __init__(self, recipe: Recipe, parts: Parts):
+        from accelerate import Accelerator
+        from diffusers.training_utils import EMAModel
+
+        self.recipe, self.parts = recipe, parts
+        self.accelerator = Accelerator()
+        self.device: torch.device = self.accelerator.device
+        self.dtype, self.precision_reason = choose_precision(self.device, recipe.train.precision)
+        self.interpolant = recipe.objective.build()
+        self.micro_batch = self._micro_batch()
+
+        torch.manual_seed(recipe.seed)
+        backbone = recipe.adapter.backbone(recipe.backbone, parts.data.latent, parts.data.condition)
+        depth, hidden = int(backbone.depth), int(getattr(recipe.backbone, "hidden_size", 0))
+        recipe.regularizer.check(depth)
+        self.pairs: tuple[Pair, ...] = probe_pairs(recipe, depth)
+        regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
+        if recipe.train.init:
+            source = find_weights(recipe.train.init)
+            load_weights(backbone, read_tensors(source), source)
+        if recipe.train.gradient_checkpointing:
+            if not hasattr(backbone, "gradient_checkpointing"):
+                raise InputError("train.gradient_checkpointing: this backbone has none")
+            backbone.gradient_checkpointing = True
+        self.backbone, self.regularizer = backbone.to(self.device), regularizer.to(self.device)
+        if recipe.train.compile:
+            self.backbone.compile()
+        model = FlowMatching(self.backbone, self.regularizer, self.interpolant, parts.data.latent.frame_axis)
+        self.names = {p: name for name, p in model.named_parameters() if p.requires_grad}
+        settings = recipe.optimizer
+        self.optimizer = torch.optim.AdamW(
+            list(self.names), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
+        )
+        ramp, decay = recipe.train.ema_ramp, recipe.train.ema_decay
+        self.ema = EMAModel(
+            self.backbone.parameters(),
+            decay=decay,
+            min_decay=0.0 if ramp else decay,
+            update_after_step=0 if ramp else -1,
+            foreach=True,
+        )
+        self.model = self.accelerator.prepare_model(model)
+        self.probe = self._make_probe()
+
+    def _micro_batch(self) -> int:
+        parts = self.recipe.train.accumulate * self.accelerator.num_processes
+        size = self.recipe.train.batch_size
+        if size % parts:
+            raise InputError(
+                f"train.batch_size: {size} is no multiple of accumulate x processes, "
+                f"{self.recipe.train.accumulate} x {self.accelerator.num_processes}"
+            )
+        return size // parts
+
+    def _make_probe(self) -> Probe:
+        parts = self.parts
+        cache = parts.held_out or parts.cache
+        return Probe.make(cache, parts.tokenizer, parts.data.condition.num_classes, PROBE_SIZE, self.device)
+
+    def train_step(self, step: int) -> dict[str, Tensor]:
+        """Take step ``step`` (from 0) and return its losses, detached. TrainingError when they are not finite."""
+        train, parts = self.recipe.train, self.parts
+        rank, accumulate = self.accelerator.process_index, train.accumulate
+        totals: dict[str, Tensor] = {}
+        for micro in range(accumulate):
+            first = (rank * accumulate + micro) * self.micro_batch
+            draws = step_draws(
+                self.recipe.seed,
+                step,
+                train.batch_size,
+                slice(first, first + self.micro_batch),
+                len(parts.cache),
+                parts.data.latent,
+                posterior=parts.tokenizer.stochastic,
+            )
+            batch = parts.cache.read(draws, parts.data.condition.num_classes)
+            x1 = parts.tokenizer.latents(batch.stored, draws.posterior).to(self.device)
+            x0, mask = draws.noise.to(self.device), None if batch.mask is None else batch.mask.to(self.device)
+            condition = drop_condition(batch.condition, draws.drop < train.condition_dropout, parts.data.condition)
+            condition = to_device(condition, self.device)
+            t = self._times(draws.uniform_time).to(self.device)
+            torch.manual_seed(module_seed(self.recipe.seed, step, rank, micro))
+            last = micro == accumulate - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model), self.autocast():
+                losses = self.model(x1, x0, t, condition, mask, step, self.ema_forward)
+            self.accelerator.backward((losses.flow + losses.regularizer) / accumulate)
+            found = {"flow_loss": losses.flow, "regularizer_loss": losses.regularizer, **losses.logs}
+            for name, value in found.items():
+                totals[name] = totals.get(name, 0.0) + value.detach() / accumulate
+        totals["grad_norm"] = self._finite_norm(step, totals)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.optimizer.rate(step, train.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.backbone.parameters())
+        return totals
+
+    def _times(self, uniform: Tensor) -> Tensor:
+        objective = self.recipe.objective
+        t = training_times(
+            uniform, objective.time, mean=objective.time_mean, std=objective.time_std, shift=objective.shift
+        )
+        low, high = self.interpolant.training_range()
+        return low + (high - low) * t
+
+    def _finite_norm(self, step: int, totals: Mapping[str, Tensor]) -> Tensor:
+        limit = self.recipe.optimizer.clip
+        norm = nn.utils.clip_grad_norm_(list(self.names), math.inf if limit is None else limit)
+        if not bool(torch.isfinite(norm + totals["flow_loss"] + totals["regularizer_loss"])):
+            raise TrainingError(
+                f"step {step + 1}: the loss is no longer finite (flow {float(totals['flow_loss'])}, regularizer "
+                f"{float(totals['regularizer_loss'])}, gradient norm {float(norm)}); checkpoints so far are kept"
+            )
+        return norm.detach()
+
+    def autocast(self) -> torch.autocast:
+        """The training precision as a context."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
+    def ema_forward(self, *arguments: Any, **keywords: Any) -> BackboneOutput:
+        """The averaged network on the backbone's own arguments, without gradient."""
+        with torch.no_grad():
+            return functional_call(self.backbone, self._averaged(), arguments, keywords)
+
+    def _averaged(self) -> dict[str, Tensor]:
+        names = [name for name, _ in self.backbone.named_parameters()]
+        return dict(zip(names, self.ema.shadow_params, strict=True))
+
+    def measure(self) -> dict[str, Any]:
+        """Held-out flow loss by bins of t and the similarity of the pairs, of the averaged network in float32."""
+        training = self.backbone.training
+        self.backbone.eval()
+        by_t = self.probe.held_out_loss(self.ema_forward, self.interpolant)
+        similarity = self.probe.similarity(self.ema_forward, self.interpolant, self.pairs) if self.pairs else {}
+        self.backbone.train(training)
+        return {
+            "held_out_loss": sum(by_t) / len(by_t),
+            "held_out_loss_by_t": by_t,
+            "held_out_split": "train" if self.parts.held_out is None else "test",
+            "held_out_similarity": similarity,
+        }
+
+    def save(self, run: Run, step: int, seconds: float) -> None:
+        """Write the checkpoint of ``step`` steps taken, on the main process."""
+        if self.accelerator.is_main_process:
+            tensors: dict[str, Mapping[str, Tensor]] = {
+                "model": self.backbone.state_dict(),
+                "ema": {**self.backbone.state_dict(), **self._averaged()},
+                "optimizer": optimizer_tensors(self.optimizer, self.names),
+            }
+            if any(True for _ in self.regularizer.parameters()):
+                tensors["regularizer"] = self.regularizer.state_dict()
+            state = {"step": step, "seconds": seconds, "data": self.parts.data.fingerprint, "seed": self.recipe.seed}
+            save_checkpoint(run.checkpoint(step), tensors, state, self.recipe.train.keep)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self, checkpoint: Path) -> tuple[int, float]:
+        """Take over a checkpoint: weights, averages, optimizer. Returns steps taken and seconds spent."""
+        state = read_state(checkpoint)
+        if state["data"] != self.parts.data.fingerprint:
+            raise InputError(f"{checkpoint}: the data or the tokenizer has changed since; start a new run from it "
+                             f"with train.init")  # fmt: skip
+        load_weights(self.backbone, read_tensors(checkpoint / "model.safetensors"), checkpoint)
+        averaged = read_tensors(checkpoint / "ema.safetensors")
+        names = [name for name, _ in self.backbone.named_parameters()]
+        self.ema.shadow_params = [averaged[name].to(self.device) for name in names]
+        self.ema.optimization_step = state["step"]
+        load_optimizer(self.optimizer, read_tensors(checkpoint / "optimizer.safetensors"), self.names)
+        if (checkpoint / "regularizer.safetensors").is_file():
+            load_weights(self.regularizer, read_tensors(checkpoint / "regularizer.safetensors"), checkpoint)
+        return state["step"], state["seconds"]
+
+
+def probe_pairs(recipe: Recipe, depth: int) -> tuple[Pair, ...]:
+    """Pairs whose similarity is measured: the recipe's own, the paper's for a baseline, none for shallow networks."""
+    if isinstance(recipe.regularizer, LayerSyncConfig):
+        return recipe.regularizer.build(depth).pairs
+    return auto_pairs(depth) if depth >= 3 else ()

