@@ -1,4 +1,4 @@
-"""layersync: flow-matching transformers that learn faster by aligning their own layers. The public API, loaded lazily."""
+"""Flow-matching transformers that learn faster by aligning their own layers: the public API, loaded lazily."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HOMES = {
     "load_recipe": "layersync.core.recipe",
     "train": "layersync.core.session",
 }
-__all__ = [*_HOMES]  # noqa: PLE0604
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:

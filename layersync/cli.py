@@ -12,12 +12,9 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-
-if TYPE_CHECKING:
-    from layersync.core.recipe import Recipe
 
 app = typer.Typer(
     help="Train flow-matching transformers on images, audio and motion that align their own layers (LayerSync).",
@@ -228,7 +225,7 @@ def main() -> None:
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("layersync").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
-    warnings.showwarning = _warn  # type: ignore[assignment]
+    warnings.showwarning = _warn
     try:
         status = app(standalone_mode=False)
     except InputError as error:

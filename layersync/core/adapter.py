@@ -17,7 +17,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
@@ -113,6 +113,7 @@ class LatentSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of one latent, without the batch axis."""
         return (*self.grid, self.channels) if self.sequence else (self.channels, *self.grid)
 
     @property
@@ -160,7 +161,9 @@ class Backbone(Protocol):
         *,
         taps: Sequence[int] = (),
         mask: Tensor | None = None,
-    ) -> BackboneOutput: ...
+    ) -> BackboneOutput:
+        """Predict from ``x_t`` at times ``t`` (batch,); return the outputs of the blocks in ``taps`` too."""
+        ...
 
 
 class Tokenizer(ABC):
@@ -227,11 +230,17 @@ class ModalityAdapter(Protocol):
     name: str
     sections: Mapping[str, Mapping[str, type[Section]]]
 
-    def dataset(self, data: Any, split: Split) -> ExampleDataset: ...
+    def dataset(self, data: Any, split: Split) -> ExampleDataset:
+        """Raw samples of a ``data`` section."""
+        ...
 
-    def tokenizer(self, config: Any) -> Tokenizer: ...
+    def tokenizer(self, config: Any) -> Tokenizer:
+        """The tokenizer of a ``tokenizer`` section, not fitted yet."""
+        ...
 
-    def backbone(self, config: Any, latent: LatentSpec, condition: ConditionSpec) -> nn.Module: ...
+    def backbone(self, config: Any, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
+        """The network of a ``backbone`` section; see :class:`Backbone`."""
+        ...
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:
         """Feature extractors by name; each ``x`` becomes the metric ``fd-x``."""
@@ -258,7 +267,7 @@ def registered(group: str) -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=group)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_adapter(name: str) -> ModalityAdapter:
     """The adapter of modality ``name``. Raises :class:`InputError` for a name that no package registers."""
     points = registered(MODALITY_GROUP)

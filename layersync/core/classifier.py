@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import ExampleDataset, ModalityAdapter, Tokenizer
 from layersync.core.draws import generator
+from layersync.core.errors import InputError
 from layersync.core.packaged import cache_directory
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
@@ -35,7 +35,7 @@ WINDOWS_AT_LEAST = 2_000
 
 
 class ClassifierNetwork(nn.Module):
-    """Four convolutions, a mean over what is real, 64 features, classes. Inputs (batch, channels, *grid), 1-D or 2-D."""
+    """Convolutions, a mean over what is real, 64 features, classes. Inputs (batch, channels, *grid), 1-D or 2-D."""
 
     widths = (32, 64, 96, 128)
 
@@ -92,8 +92,6 @@ class Windows:
 
     def read(self) -> tuple[list[Any], np.ndarray]:
         """All windows and their labels (-1 for none). Unreadable samples are left out where the data says so."""
-        from layersync.core.errors import InputError
-
         samples, labels = [], []
         cached: dict[int, Any] = {}
         for index, variant, number in self.items:
@@ -163,7 +161,7 @@ def _train(
     x, mask = adapter.classifier_input(samples)
     target = torch.from_numpy(labels)
     strides = [2 if min(x.shape[2:]) >= 32 else 1, 2, 2, 1]
-    settings = {
+    settings: dict[str, Any] = {
         "channels": x.shape[1],
         "axes": x.ndim - 2,
         "num_classes": len(dataset.classes),

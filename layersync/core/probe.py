@@ -65,7 +65,7 @@ class Probe:
         batch = cache.read(draws, num_classes)
         x1 = tokenizer.latents(batch.stored, posterior if tokenizer.stochastic else None)
         mask = None if batch.mask is None else batch.mask.to(device)
-        t = torch.from_numpy(((np.arange(NUM_BINS)[:, None] + source.random((NUM_BINS, count))) / NUM_BINS))
+        t = torch.from_numpy((np.arange(NUM_BINS)[:, None] + source.random((NUM_BINS, count))) / NUM_BINS)
         condition = to_device(batch.condition, device)
         x1, noise = x1.to(device), noise.to(device)
         return cls(x1, noise, t.float().to(device), mask, condition, cache.latent.frame_axis)

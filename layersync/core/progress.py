@@ -28,7 +28,7 @@ def progress(description: str, total: int, *, columns: tuple[str, ...] = (), sho
         transient=True,
     )
     with bar:
-        task = bar.add_task(description, total=total, **dict.fromkeys(columns, "-"))
+        task = bar.add_task(description, total=total, **{name: "-" for name in columns})  # type: ignore[arg-type]  # noqa: C420
 
         def advance(count: int = 1, **fields: Any) -> None:
             bar.update(task, advance=count, **fields)

@@ -7,6 +7,7 @@ out in ``RUN/recipe.yaml``.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -58,8 +59,6 @@ class Optimizer(_Part):
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of step ``step`` (from 0) out of ``steps``."""
-        import math
-
         rise = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
             return self.lr * rise
@@ -353,9 +352,8 @@ def ineffective(recipe: Recipe) -> list[str]:
     """One line for each setting of the core's sections that is set and can have no effect where it stands."""
     lines = []
     objective, sample, train, optimizer = recipe.objective, recipe.sample, recipe.train, recipe.optimizer
-    if objective.time == "uniform" and {"time_mean", "time_std"} & objective.model_fields_set:
-        if (objective.time_mean, objective.time_std) != (0.0, 1.0):
-            lines.append("objective.time_mean and time_std have no effect with time: uniform")
+    if objective.time == "uniform" and (objective.time_mean, objective.time_std) != (0.0, 1.0):
+        lines.append("objective.time_mean and time_std have no effect with time: uniform")
     if sample.guidance == 1.0 and (sample.guidance_interval != (0.0, 1.0) or sample.guidance_channels is not None):
         lines.append("sample.guidance is 1: guidance_interval and guidance_channels have no effect")
     if sample.guidance != 1.0 and train.condition_dropout == 0:

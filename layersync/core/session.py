@@ -81,7 +81,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
 
 def _resumable(path: Path, recipe: Recipe) -> Run:
     run = Run(path)
-    changed = [key for key in differing_keys(recipe.to_mapping(), run.recipe.to_mapping())]
+    changed = differing_keys(recipe.to_mapping(), run.recipe.to_mapping())
     refused = [key for key in changed if not may_change_on_resume(key)]
     if refused:
         raise InputError(

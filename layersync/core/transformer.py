@@ -299,7 +299,8 @@ class DiffusionTransformer(nn.Module):
             nn.init.normal_(self.y_embedder.embedding_table.weight, std=0.02)
         zeroed: list[nn.Linear] = [self.final_layer.linear, self.final_layer.adaLN_modulation[1]]  # type: ignore[list-item]
         for block in self.blocks:
-            zeroed.append(block.adaLN_modulation[1])
+            assert isinstance(block, Block)
+            zeroed.append(block.adaLN_modulation[1])  # type: ignore[arg-type]
             if block.cross_attn is not None:
                 zeroed.append(block.cross_attn.proj)
         for layer in zeroed:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -97,7 +97,7 @@ class NoRegularizer(Regularizer):
         return RegularizerOutput(torch.zeros((), device=context.x_t.device), {})
 
 
-@lru_cache(maxsize=None)
+@cache
 def load_regularizer(name: str) -> type[Regularizer]:
     """The class registered as ``name``. Raises :class:`InputError` for a name that no package registers."""
     points = registered(REGULARIZER_GROUP)

@@ -227,7 +227,7 @@ class LayerSync(nn.Module):
 class LayerSyncConfig(RegularizerConfig):
     """The ``regularizer`` section for LayerSync; the keys are :class:`LayerSync`'s arguments."""
 
-    name: Literal["layersync"] = "layersync"  # type: ignore[assignment]
+    name: Literal["layersync"] = "layersync"
     pairs: Literal["auto"] | list[Annotated[list[int], Field(min_length=2, max_length=2)]] = "auto"
     weight: float = Field(0.2, ge=0)
     schedule: WeightSchedule = WeightSchedule()

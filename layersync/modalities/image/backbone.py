@@ -65,7 +65,7 @@ class SiT(DiffusionTransformer):
 class SiTConfig(TransformerConfig):
     """The ``backbone`` section; S/2, B/2, L/2, XL/2 have 12/384/6, 12/768/12, 24/1024/16, 28/1152/16."""
 
-    name: Literal["sit"] = "sit"  # type: ignore[assignment]
+    name: Literal["sit"] = "sit"
     patch_size: int = 2
 
     def build(self, latent: LatentSpec, condition: ConditionSpec) -> SiT:

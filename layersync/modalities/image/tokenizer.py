@@ -69,7 +69,7 @@ def _to_unit(samples: Sequence[np.ndarray], size: int, channels: int) -> Tensor:
 class PixelsConfig(Section):
     """Pixels in [-1, 1] as latents."""
 
-    name: Literal["pixels"] = "pixels"  # type: ignore[assignment]
+    name: Literal["pixels"] = "pixels"
     image_size: int = Field(32, ge=1, description="Images are cropped and scaled to this many pixels a side.")
     channels: Literal[1, 3] = 3
     rounding: Rounding = "nearest"
@@ -97,7 +97,7 @@ class Pixels(Tokenizer):
 class VaeConfig(Section):
     """A diffusers ``AutoencoderKL``; Stable Diffusion's is scaled by 0.18215, which its own config says."""
 
-    name: Literal["vae"] = "vae"  # type: ignore[assignment]
+    name: Literal["vae"] = "vae"
     path: str = Field("stabilityai/sd-vae-ft-ema", description="Hub id, or a local folder in diffusers' layout.")
     image_size: int = Field(256, ge=8)
     rounding: Rounding = "nearest"

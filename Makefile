@@ -1,0 +1,39 @@
+# Two commands do everything from a clean clone: make demo, make test.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test test-all lint bench clean
+
+install: $(STAMP)
+
+# tinysoundfont is installed without its dependencies: pyaudio, which it needs for live playback only, has no wheel and
+# wants system headers.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade --constraint constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable ".[test,lint]"
+	$(BIN)/python -m pip install --constraint constraints.txt --no-deps tinysoundfont
+	touch $(STAMP)
+
+demo: install
+	$(BIN)/python examples/demo.py --out demo
+
+test: install
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) demo runs build *.egg-info
