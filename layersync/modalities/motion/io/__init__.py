@@ -1,0 +1,1 @@
+"""Motion and body model files: BVH, AMASS, DeepMimic, SMPL."""

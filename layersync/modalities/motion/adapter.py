@@ -1,0 +1,94 @@
+"""Motion as a modality: what :class:`layersync.core.adapter.ModalityAdapter` asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from layersync.core.adapter import (
+    ConditionSpec,
+    DataConfig,
+    ExampleDataset,
+    FeatureExtractorFactory,
+    LatentSpec,
+    Metric,
+    Section,
+    Split,
+)
+from layersync.modalities.motion.backbone import MotionTransformerConfig
+from layersync.modalities.motion.data import AmassConfig, BvhConfig
+from layersync.modalities.motion.features.geometric import geometric_features
+from layersync.modalities.motion.features.kinetic import kinetic_features
+from layersync.modalities.motion.mocap import MocapClipsConfig
+from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.skeleton import NUM_JOINTS, STANDING_HEIGHT
+from layersync.modalities.motion.tokenizer import Smpl6dConfig, Smpl6dTokenizer
+
+
+class MotionAdapter:
+    """Pose sequences on SMPL's 24 joints."""
+
+    name = "motion"
+    sections: ClassVar[Mapping[str, Mapping[str, type[Section]]]] = {
+        "data": {"mocap-clips": MocapClipsConfig, "bvh": BvhConfig, "amass": AmassConfig},
+        "tokenizer": {"smpl6d": Smpl6dConfig},
+        "backbone": {"transformer": MotionTransformerConfig},
+    }
+
+    def dataset(self, data: DataConfig, split: Split) -> ExampleDataset:
+        """The samples of ``split``: :class:`Motion` at 30 fps."""
+        return data.build(split)
+
+    def tokenizer(self, config: Smpl6dConfig) -> Smpl6dTokenizer:
+        """The tokenizer, with statistics that leave values as they are until it is fitted."""
+        return Smpl6dTokenizer(config)
+
+    def backbone(self, config: MotionTransformerConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
+        """The core's transformer over frames."""
+        return config.build(latent, condition)
+
+    def features(self) -> Mapping[str, FeatureExtractorFactory]:
+        """AIST++'s kinetic and geometric features: no weights."""
+        return {"kinetic": lambda: kinetic_features, "geometric": lambda: geometric_features}
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """None yet."""
+        return {}
+
+    def classifier_input(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """(batch, 72, frames): where each joint is, seen from the pelvis, and how the pelvis moves; and a frame mask.
+
+        Axes are those of the first frame: Y up, Z where it faces. 23 joints give their offset from the pelvis in
+        metres; the pelvis gives its velocity in x and z in m/s, and its height in metres above or below that of a
+        standing body.
+        """
+        longest = max(len(sample) for sample in samples)
+        values = np.zeros((len(samples), NUM_JOINTS * 3, longest), dtype=np.float32)
+        mask = np.zeros((len(samples), longest), dtype=bool)
+        for row, sample in enumerate(samples):
+            values[row, :, : len(sample)] = _seen_from_pelvis(sample.canonical()).T
+            mask[row, : len(sample)] = True
+        return torch.from_numpy(values), torch.from_numpy(mask)
+
+    def render(self, samples: Sequence[Any], directory: Path) -> list[Path]:
+        """An animated GIF of the first samples side by side, and each sample as AMASS-style ``.npz``."""
+        from layersync.modalities.motion.render import render
+
+        return render(samples, directory)
+
+
+def _seen_from_pelvis(motion: Motion) -> np.ndarray:
+    joints = motion.joints()
+    pelvis = joints[:, 0].copy()
+    channels = joints - pelvis[:, None]
+    velocity = np.diff(pelvis, axis=0, prepend=pelvis[:1]) * motion.fps
+    if len(motion) > 1:
+        velocity[0] = velocity[1]
+    channels[:, 0] = velocity
+    channels[:, 0, 1] = pelvis[:, 1] - STANDING_HEIGHT
+    return channels.reshape(len(motion), -1)

@@ -1,0 +1,262 @@
+"""Folders of motion files: BVH and AMASS."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.errors import InputError, nearest
+from layersync.core.packaged import file_digest
+from layersync.modalities.motion.io.amass import read_amass, read_amass_header
+from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
+from layersync.modalities.motion.presets import PRESETS, choose_preset
+from layersync.modalities.motion.retarget import Alignment, Up, align
+from layersync.modalities.motion.sample import Motion
+
+logger = logging.getLogger(__name__)
+
+FPS = 30.0
+_NUM_REFERENCES = 8
+
+Checked = TypeVar("Checked")
+
+
+class Record(NamedTuple):
+    """A file that can be read, its label, and how to read it."""
+
+    path: Path
+    label: str | None
+    read: Callable[[], Motion]
+
+
+class MotionFolderConfig(DataConfig):
+    """What every folder of motion files has.
+
+    ``labels``: a regular expression with a group ``label``, searched in the file name; without it the parent folder is
+    the label, and files that all lie in ``path`` itself have none. ``min_clips``: labels with fewer files are left out
+    (a label needs two, one for each split). ``test_fraction`` of each label's files, chosen by a hash of the name, is
+    the test split. ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label names a
+    side. ``on_error``: what a file that cannot be read does.
+    """
+
+    path: str
+    labels: str | None = None
+    min_clips: PositiveInt = 2
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    mirror: Literal["auto"] | bool = "auto"
+    on_error: Literal["stop", "skip"] = "stop"
+
+    @field_validator("labels")
+    @classmethod
+    def _has_group(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groupindex
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
+            if "label" not in groups:
+                raise ValueError(f"{pattern!r} has no group (?P<label>...)")
+        return pattern
+
+    @abstractmethod
+    def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
+        """How to read each of ``paths``; those that cannot be read raise, or are left out, as ``on_error`` says."""
+
+    @property
+    @abstractmethod
+    def suffix(self) -> str:
+        """How the names of the files end."""
+
+    def build(self, split: Split) -> MotionFolder:
+        """The motions of ``split``. Raises :class:`InputError` for a folder that is missing or holds nothing
+        readable.
+        """
+        root = Path(os.path.expandvars(self.path)).expanduser()
+        if not root.is_dir():
+            raise InputError(f"data.path: {root} is no folder")
+        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() == self.suffix and path.is_file())
+        if not paths:
+            raise InputError(f"data.path: there is no {self.suffix} file in {root}")
+        readers = self.readers(paths)
+        if not readers:
+            raise InputError(f"data.path: none of the {len(paths)} {self.suffix} files in {root} can be read")
+        nested = any(path.parent != root for path in readers)
+        records = [Record(path, self._label(path, nested), read) for path, read in readers.items()]
+        return MotionFolder(self, split, root, self._frequent(records, root))
+
+    def _label(self, path: Path, nested: bool) -> str | None:
+        if self.labels is None:
+            return path.parent.name if nested else None
+        found = re.search(self.labels, path.name)
+        if found is None:
+            raise InputError(f"data.labels: {self.labels!r} does not match the file name {path.name}")
+        return found["label"]
+
+    def _frequent(self, records: list[Record], root: Path) -> list[Record]:
+        counts = Counter(record.label for record in records)
+        rare = sorted(f"{label} ({count})" for label, count in counts.items() if label and count < self.min_clips)
+        if rare:
+            logger.info(
+                "data %s: labels with fewer than %d files are left out: %s", root, self.min_clips, ", ".join(rare)
+            )
+        kept = [record for record in records if record.label is None or counts[record.label] >= self.min_clips]
+        if not kept:
+            raise InputError(
+                f"data.min_clips: no label in {root} has {self.min_clips} files; there are {', '.join(rare)}"
+            )
+        return kept
+
+    def _try(self, path: Path, read: Callable[[Path], Checked]) -> Checked | None:
+        """What ``read`` makes of ``path``; ``None`` for a file that is skipped."""
+        try:
+            return read(path)
+        except InputError as error:
+            if self.on_error == "stop":
+                raise
+            logger.warning("skipped: %s", error)
+            return None
+
+    def _say_skipped(self, readable: int, paths: Sequence[Path]) -> None:
+        if readable < len(paths):
+            logger.warning("data %s: %d of %d files skipped", self.path, len(paths) - readable, len(paths))
+
+
+class BvhConfig(MotionFolderConfig):
+    """The ``data`` section for any tree of BVH files.
+
+    ``skeleton``: a preset, or ``auto`` to choose one by joint names. ``scale``: metres per unit of the files;
+    ``auto`` gives each performer the legs of the generic skeleton, whatever the unit, so that feet meet the floor.
+    ``up``: the vertical axis; ``auto`` finds it in the motion.
+    """
+
+    name: Literal["bvh"] = "bvh"
+    skeleton: str = "auto"
+    scale: Literal["auto"] | PositiveFloat = "auto"
+    up: Up = "auto"
+
+    @field_validator("skeleton")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name != "auto" and name not in PRESETS:
+            raise ValueError(f"skeleton {name!r} is unknown; {nearest(name, ['auto', *PRESETS])}")
+        return name
+
+    @property
+    def suffix(self) -> str:
+        """BVH."""
+        return ".bvh"
+
+    def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
+        """Check every file, solve each skeleton once, and read motions when they are asked for."""
+        skeletons: dict[tuple[object, ...], list[Path]] = {}
+        for path in paths:
+            if (file := self._try(path, self._checked)) is not None:
+                skeletons.setdefault(self._skeleton(file), []).append(path)
+        readers: dict[Path, Callable[[], Motion]] = {}
+        for members in skeletons.values():
+            alignment = self._align(members)
+            readers |= {path: partial(read_mapped, path, alignment) for path in members}
+        self._say_skipped(len(readers), paths)
+        return {path: readers[path] for path in paths if path in readers}
+
+    def _checked(self, path: Path) -> BvhFile:
+        file = read_bvh(path)
+        choose_preset(file.hierarchy.names, self.skeleton, str(path))
+        return file
+
+    def _skeleton(self, file: BvhFile) -> tuple[object, ...]:
+        """What files of one skeleton share: names, and bones from the pelvis on (a dummy root may lie anywhere)."""
+        names = file.hierarchy.names
+        pelvis = names.index(choose_preset(names, self.skeleton).joints["pelvis"])
+        return names, file.hierarchy.parents, file.hierarchy.offsets[pelvis + 1 :].round(3).tobytes()
+
+    def _align(self, members: Sequence[Path]) -> Alignment:
+        """The alignment of one skeleton, from some of its files spread over the folder."""
+        chosen = members[:: max(1, len(members) // _NUM_REFERENCES)][:_NUM_REFERENCES]
+        references = [read_bvh(path).motion() for path in chosen]
+        preset = choose_preset(references[0].names, self.skeleton, str(chosen[0]))
+        alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
+        logger.info(
+            "%d BVH files: skeleton %s, rest pose from %s, %.5f m per unit", len(members), preset.name, alignment.how,
+            alignment.scale,
+        )  # fmt: skip
+        return alignment
+
+
+def read_mapped(path: Path, alignment: Alignment) -> Motion:
+    """The motion of a BVH file on SMPL's joints, at 30 fps."""
+    return alignment.apply(read_bvh(path).motion(), FPS)
+
+
+class AmassConfig(MotionFolderConfig):
+    """The ``data`` section for any tree of AMASS-style ``.npz`` files. ``up``: their vertical axis."""
+
+    name: Literal["amass"] = "amass"
+    up: Literal["y", "z"] = "z"
+
+    @property
+    def suffix(self) -> str:
+        """Numpy's archives."""
+        return ".npz"
+
+    def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
+        """Check that every file holds what it must, and read motions when they are asked for."""
+        readers = {path: partial(self._read, path) for path in paths if self._try(path, read_amass_header)}
+        self._say_skipped(len(readers), paths)
+        return dict(readers)
+
+    def _read(self, path: Path) -> Motion:
+        return read_amass(path, up=self.up).resampled(FPS)
+
+
+class MotionFolder(ExampleDataset):
+    """The motions of one split at 30 fps, read from their files when asked for."""
+
+    def __init__(self, config: MotionFolderConfig, split: Split, root: Path, records: Sequence[Record]) -> None:
+        self.classes = tuple(sorted({record.label for record in records if record.label is not None}))
+        sided = any(re.search(r"left|right", label, re.IGNORECASE) for label in self.classes)
+        mirror = not sided if config.mirror == "auto" else config.mirror
+        self.variants = ("original", "mirror") if mirror else ("original",)
+        self.reference_variants = self.variants
+        self.on_error = config.on_error
+        self._root = root
+        self._records = self._of_split(records, split, config.test_fraction)
+        if not self._records:
+            raise InputError(f"data.path: {len(records)} files in {root} are too few for a {split} split")
+        digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split"}).encode())
+        for record in self._records:
+            digest.update(f"{record.path.relative_to(root)} {record.label} {file_digest(record.path)}".encode())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Example:
+        record = self._records[index]
+        condition = {} if record.label is None else {"label": self.classes.index(record.label)}
+        return Example(record.read(), condition, str(record.path.relative_to(self._root)))
+
+    def variant(self, sample: Motion, name: str) -> Motion:
+        """``sample``, or with left and right exchanged for ``mirror``."""
+        return sample.mirrored() if name == "mirror" else sample
+
+    def _of_split(self, records: Sequence[Record], split: Split, test_fraction: float) -> list[Record]:
+        """The same share of each label, the files of which are ordered by a hash of their names."""
+        test: set[Path] = set()
+        for label in {record.label for record in records}:
+            own = [record.path for record in records if record.label == label]
+            own.sort(key=lambda path: hashlib.sha256(str(path.relative_to(self._root)).encode()).digest())
+            count = max(1, round(len(own) * test_fraction)) if len(own) > 1 else 0
+            test.update(own[:count])
+        return [record for record in records if (record.path in test) == (split == "test")]

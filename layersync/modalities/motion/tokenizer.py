@@ -1,0 +1,130 @@
+"""``smpl6d``: a window of motion as root channels and 24 rotations of 6 numbers a frame, normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field, PositiveFloat
+from torch import Tensor
+
+from layersync.core.adapter import LatentSpec, Section, Tokenizer
+from layersync.core.errors import InputError
+from layersync.modalities.motion.representation import (
+    ROOT_CHANNELS,
+    RootForm,
+    integrate_root,
+    matrix_to_sixd,
+    root_features,
+    sixd_to_matrix,
+)
+from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.skeleton import NUM_JOINTS
+
+SMALLEST_DEVIATION = 0.02
+"""Channels that vary less are divided by this. 0.02 in a 6-D number is about one degree: below it there is only noise
+to amplify, and joints that a data set never moves have no deviation at all."""
+
+
+class Smpl6dConfig(Section):
+    """The ``tokenizer`` section of a motion recipe."""
+
+    name: Literal["smpl6d"] = "smpl6d"
+    num_frames: int = Field(64, ge=2)
+    """Length of a window; shorter clips are padded and masked."""
+    root: RootForm = "velocity"
+    fps: PositiveFloat = 30.0
+
+
+class Smpl6dTokenizer(Tokenizer):
+    """Latents are (frames, root channels + 144): root first, then 6 numbers for each joint in SMPL's order.
+
+    Stored are whole clips as they are, (frames, 147): pelvis position in metres and 6-D rotations. What depends on
+    where a window starts is computed when it is read, so that each window stands at the origin and faces +Z in its
+    first frame, wherever in the clip it was cut.
+    """
+
+    def __init__(self, config: Smpl6dConfig) -> None:
+        self.config = config
+        channels = ROOT_CHANNELS[config.root] + NUM_JOINTS * 6
+        self.latent = LatentSpec(channels=channels, grid=(config.num_frames,), sequence=True, variable=True)
+        self.fingerprint = f"smpl6d-1-fps{config.fps:g}"
+        self.mean = torch.zeros(channels)
+        self.deviation = torch.ones(channels)
+
+    def encode(self, samples: Sequence[Motion]) -> list[Tensor]:
+        """Stored form (frames, 147) float32 of each motion, at the tokenizer's frame rate."""
+        stored = []
+        for sample in samples:
+            motion = sample.resampled(self.config.fps)
+            sixd = matrix_to_sixd(torch.from_numpy(motion.rotations)).flatten(1)
+            stored.append(torch.cat([torch.from_numpy(motion.translation), sixd], dim=1).float())
+        return stored
+
+    def fit(self, stored: Iterable[Tensor]) -> None:
+        """Mean and deviation of each channel over windows that start every quarter of a window."""
+        length, stride = self.config.num_frames, max(1, self.config.num_frames // 4)
+        count, total, squares = 0, torch.zeros(self.latent.channels, dtype=torch.float64), torch.zeros(())
+        squares = torch.zeros_like(total)
+        for clip in stored:
+            starts = range(0, max(len(clip) - length, 0) + 1, stride)
+            windows = torch.stack([clip[start : start + length] for start in starts])
+            features = self._features(windows.float()).flatten(0, 1).double()
+            count += len(features)
+            total += features.sum(0)
+            squares += features.square().sum(0)
+        if not count:
+            raise InputError("tokenizer smpl6d: there is no motion to take statistics from")
+        mean = total / count
+        self.mean = mean.float()
+        self.deviation = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_DEVIATION).float()
+
+    def state(self) -> dict[str, Tensor]:
+        """``mean`` and ``deviation`` (channels,)."""
+        return {"mean": self.mean, "deviation": self.deviation}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over statistics. Raises :class:`InputError` when they are for another latent."""
+        for key in ("mean", "deviation"):
+            if key not in state or state[key].shape != (self.latent.channels,):
+                found = tuple(state[key].shape) if key in state else "nothing"
+                raise InputError(f"tokenizer smpl6d: {key} must have {self.latent.channels} values, found {found}")
+        self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
+
+    def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(batch, frames, 147) stored windows, zeros behind the end of a clip, to normalised latents; padding stays
+        0.
+        """
+        real = stored[..., 3:].abs().sum(-1, keepdim=True) > 0
+        normalised = (self._features(stored) - self.mean.to(stored)) / self.deviation.to(stored)
+        return torch.where(real, normalised, torch.zeros_like(normalised))
+
+    def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[Motion]:
+        """Motions from latents (batch, frames, channels), in their windows' own frame; the frames in ``mask`` only."""
+        values = latents.detach().float().cpu()
+        values = values * self.deviation + self.mean
+        root_channels = ROOT_CHANNELS[self.config.root]
+        rotations = sixd_to_matrix(values[..., root_channels:].unflatten(-1, (NUM_JOINTS, 6)))
+        translation, rotations[..., 0, :, :] = integrate_root(
+            values[..., :root_channels], rotations[..., 0, :, :], self.config.fps, self.config.root
+        )
+        keep = torch.ones(values.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
+        return [
+            Motion(translation[row, keep[row]].numpy(), rotations[row, keep[row]].numpy(), self.config.fps).canonical()
+            for row in range(len(values))
+        ]
+
+    def window(self, sample: Motion, position: float) -> Motion:
+        """The excerpt that one latent covers, standing at the origin and facing +Z in its first frame."""
+        motion = sample.resampled(self.config.fps)
+        room = len(motion) - self.config.num_frames
+        start = max(0, min(int(position * (room + 1)), room))
+        return motion.cut(start, start + self.config.num_frames).canonical()
+
+    def _features(self, stored: Tensor) -> Tensor:
+        sixd = stored[..., 3:]
+        root, rotation = root_features(
+            stored[..., :3], sixd_to_matrix(sixd[..., :6]), self.config.fps, self.config.root
+        )
+        return torch.cat([root, matrix_to_sixd(rotation), sixd[..., 6:]], dim=-1)

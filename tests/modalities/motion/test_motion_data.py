@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from layersync.core.errors import InputError
+from layersync.modalities.motion.data import AmassConfig, BvhConfig
+from layersync.modalities.motion.io.amass import write_amass
+
+
+@pytest.fixture
+def amass_tree(make_motion, tmp_path):
+    for label in ("walk", "jump"):
+        for index in range(6):
+            write_amass(tmp_path / label / f"{label}_{index}.npz", make_motion(frames=41, seed=index, fps=20.0))
+    return tmp_path
+
+
+def test_folders_are_labels_and_splits_share_no_file(amass_tree):
+    config = AmassConfig(path=str(amass_tree), test_fraction=0.34)
+    train, test = config.build("train"), config.build("test")
+    assert train.classes == test.classes == ("jump", "walk")
+    names = [{dataset[index].source for index in range(len(dataset))} for dataset in (train, test)]
+    assert not names[0] & names[1]
+    assert len(names[0]) == 8
+    assert sorted(test[index].condition["label"] for index in range(4)) == [0, 0, 1, 1]
+    for index in range(len(train)):
+        example = train[index]
+        assert example.sample.fps == 30
+        assert train.classes[example.condition["label"]] == example.source.split("/")[0]
+    assert config.build("train").fingerprint == train.fingerprint != test.fingerprint
+    assert {config.build("train")[index].source for index in range(8)} == names[0]
+
+
+def test_a_changed_file_changes_the_fingerprint(amass_tree, make_motion):
+    config = AmassConfig(path=str(amass_tree))
+    before = [config.build(split).fingerprint for split in ("train", "test")]
+    write_amass(amass_tree / "walk" / "walk_0.npz", make_motion(frames=41, seed=77))
+    assert [config.build(split).fingerprint for split in ("train", "test")] != before
+    assert AmassConfig(path=str(amass_tree), up="y").build("train").fingerprint not in before
+
+
+def test_files_in_one_folder_have_no_label_unless_a_pattern_names_it(amass_tree):
+    flat = AmassConfig(path=str(amass_tree / "walk"))
+    assert flat.build("train").classes == ()
+    assert dict(flat.build("train")[0].condition) == {}
+    named = AmassConfig(path=str(amass_tree / "walk"), labels=r"_(?P<label>[0-2])|(?P<other>x)", min_clips=1)
+    with pytest.raises(InputError, match=r"walk_3.npz"):
+        named.build("train")
+    even = AmassConfig(path=str(amass_tree / "walk"), labels=r"(?P<label>walk)")
+    assert even.build("train").classes == ("walk",)
+
+
+def test_rare_labels_are_left_out(amass_tree, make_motion):
+    write_amass(amass_tree / "sneeze" / "s.npz", make_motion())
+    assert AmassConfig(path=str(amass_tree)).build("train").classes == ("jump", "walk")
+    assert AmassConfig(path=str(amass_tree), min_clips=1).build("train").classes == ("jump", "sneeze", "walk")
+    with pytest.raises(InputError, match="min_clips"):
+        AmassConfig(path=str(amass_tree), min_clips=9).build("train")
+
+
+def test_labels_that_name_a_side_are_not_mirrored(amass_tree):
+    assert AmassConfig(path=str(amass_tree)).build("train").variants == ("original", "mirror")
+    assert AmassConfig(path=str(amass_tree), mirror=False).build("train").variants == ("original",)
+    (amass_tree / "walk").rename(amass_tree / "walk-left")
+    assert AmassConfig(path=str(amass_tree)).build("train").variants == ("original",)
+    assert AmassConfig(path=str(amass_tree), mirror=True).build("train").variants == ("original", "mirror")
+
+
+def test_a_file_without_poses_stops_or_is_skipped_and_counted(amass_tree, caplog):
+    np.savez(amass_tree / "walk" / "bad.npz", trans=np.zeros((3, 3)), mocap_framerate=30)
+    with pytest.raises(InputError, match=r"bad.npz.*no poses"):
+        AmassConfig(path=str(amass_tree)).build("train")
+    with caplog.at_level(logging.WARNING):
+        skipping = AmassConfig(path=str(amass_tree), on_error="skip")
+        assert len(skipping.build("train")) + len(skipping.build("test")) == 12
+    assert "1 of 13" in caplog.text
+    assert skipping.build("train").on_error == "skip"
+    only_bad = amass_tree / "only"
+    only_bad.mkdir()
+    (amass_tree / "walk" / "bad.npz").rename(only_bad / "bad.npz")
+    with pytest.raises(InputError, match="none of the 1"):
+        AmassConfig(path=str(only_bad), on_error="skip").build("train")
+
+
+def test_missing_and_empty_folders_are_named(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="nowhere"):
+        BvhConfig(path=str(tmp_path / "nowhere")).build("train")
+    monkeypatch.setenv("MOTIONS", str(tmp_path))
+    with pytest.raises(InputError, match=r"no \.bvh file"):
+        BvhConfig(path="$MOTIONS").build("train")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("labels", "walk", "label"),
+        ("labels", "(", "regular expression"),
+        ("skeleton", "miximo", "mixamo"),
+        ("scale", 0, "greater"),
+    ],
+)
+def test_wrong_settings_are_refused(key, value, said):
+    with pytest.raises(ValidationError, match=said):
+        BvhConfig(path="x", **{key: value})
+
+
+def test_bvh_trees_are_mapped_resampled_and_labelled(make_motion, write_body_bvh, tmp_path, caplog):
+    motions = {}
+    for label in ("bow", "run"):
+        for index in range(3):
+            name = f"tree/{label}/set_{label}-{index}.bvh"
+            motions[name] = make_motion(frames=61, seed=index, fps=60.0)
+            write_body_bvh(name, motions[name])
+    config = BvhConfig(path=str(tmp_path / "tree"), labels=r"set_(?P<label>[a-z]+)-")
+    with caplog.at_level(logging.INFO):
+        train, test = config.build("train"), config.build("test")
+    assert "mixamo" in caplog.text
+    assert (len(train), len(test)) == (4, 2)
+    for dataset in (train, test):
+        for index in range(len(dataset)):
+            example = dataset[index]
+            expected = motions[f"tree/{example.source}"].resampled(30)
+            assert len(example.sample) == 31
+            np.testing.assert_allclose(example.sample.joints()[:, :15], expected.joints()[:, :15], atol=1e-2)
+
+
+def test_a_broken_bvh_file_stops_or_is_skipped(make_motion, write_body_bvh, tmp_path, caplog):
+    for index in range(3):
+        write_body_bvh(f"tree/good_{index}.bvh", make_motion(frames=10, seed=index))
+    (tmp_path / "tree" / "broken.bvh").write_text("HIERARCHY")
+    with pytest.raises(InputError, match=r"broken.bvh"):
+        BvhConfig(path=str(tmp_path / "tree")).build("train")
+    skipping = BvhConfig(path=str(tmp_path / "tree"), on_error="skip")
+    assert len(skipping.build("train")) + len(skipping.build("test")) == 3
+    assert "1 of 4" in caplog.text
