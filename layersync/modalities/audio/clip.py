@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +26,6 @@ class Clip:
     def seconds(self) -> float:
         """Duration in seconds."""
         return len(self.waveform) / self.sample_rate
-
-
-def expanded(path: str) -> Path:
-    """``path`` with ``~`` and ``$VARIABLES`` replaced."""
-    return Path(os.path.expandvars(path)).expanduser()
 
 
 def read_clip(source: Path | bytes, name: str) -> Clip:

@@ -16,7 +16,8 @@ from pydantic import AfterValidator, Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
-from layersync.modalities.audio.clip import check_header, expanded, read_clip
+from layersync.core.paths import expand
+from layersync.modalities.audio.clip import check_header, read_clip
 
 OnError = Literal["stop", "skip"]
 
@@ -66,9 +67,9 @@ class FolderClips(ExampleDataset):
     """Audio files as clips, read when asked for."""
 
     def __init__(self, config: FolderConfig, split: Split) -> None:
-        root = expanded(config.path)
+        root = expand(config.path, "data.path")
         if not root.is_dir():
-            raise InputError(f"data.path: there is no folder {root}")
+            raise InputError(f"data.path: {config.path!r} is a file, not a folder")
         names = _audio_files(root, config.extensions)
         folders = _split_folders(root, names)
         labels = _labels_by_name(root, names, config, folders)

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
-from layersync.modalities.audio.clip import expanded, read_clip
+from layersync.core.paths import expand
+from layersync.modalities.audio.clip import read_clip
 from layersync.modalities.audio.data import OnError, chosen_by_hash
 
 if TYPE_CHECKING:
@@ -115,10 +116,8 @@ def _opened(config: HubConfig) -> DatasetDict:
     """The splits of the source. Raises :class:`InputError` when there is no such source or it cannot be opened."""
     import datasets
 
-    path = expanded(config.path)
     looks_local = config.path.startswith((".", "/", "~", "$")) or config.path.count("/") > 1
-    if looks_local and not path.exists():
-        raise InputError(f"data.path: there is no file or folder {path}")
+    path = expand(config.path, "data.path") if looks_local else Path(config.path)
     try:
         if path.is_file():
             opened = datasets.load_dataset("parquet", config.subset, data_files=str(path))

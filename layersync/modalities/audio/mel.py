@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layersync.core.errors import InputError
 
-_UPDATES = 10
+_UPDATES = 10  # of the inversion; more cost time and bring the spectrum hardly closer
 _LIFT = 1e-3
 _CLIPS_AT_ONCE = 4  # what the processor's cache holds; larger batches are slower
 _SMALLEST = 1e-12
@@ -47,7 +47,7 @@ class LogMel:
                 f"mel: {len(empty)} of {n_mels} bands hold no frequency bin at n_fft {n_fft} and {sample_rate} Hz; "
                 "fewer n_mels or a longer n_fft would do"
             )
-        self._window = torch.hann_window(n_fft)
+        self._window = torch.hann_window(n_fft, dtype=torch.float64)
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a clip of ``num_samples``."""

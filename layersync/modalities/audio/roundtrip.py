@@ -19,6 +19,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from layersync.core.adapter import DataConfig
 from layersync.modalities.audio.adapter import AudioAdapter
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.mel import LogMel
@@ -66,14 +67,14 @@ def _losses(log_mel: LogMel, pair_2S: Tensor) -> tuple[float, float, float, floa
     magnitudes_2FT = log_mel.magnitudes(pair_2S.double())
     bins_2FT = _decibels(magnitudes_2FT)
     mels_2MT = _decibels(torch.pow(10.0, log_mel(pair_2S.double())))
-    cepstra_MT = dct((mels_2MT[0] - mels_2MT[1]).numpy() * np.log(10) / 20, axis=0, norm="ortho")[1 : _NUM_CEPSTRA + 1]
-    # in the unnormalised convention of speech synthesis, log mel = c0 + 2 * sum of c_k * cos(...)
-    cepstra_MT = cepstra_MT / np.sqrt(2 * mels_2MT.shape[1])
+    # natural logarithms of amplitude as c_0 + sum of c_k * cos(...): c_k is twice a mean, and so is scipy's sum
+    difference_MT = (mels_2MT[0] - mels_2MT[1]).numpy() * np.log(10) / 20
+    cepstra_KT = dct(difference_MT, type=2, axis=0)[1 : _NUM_CEPSTRA + 1] / len(difference_MT)
     return (
         float((bins_2FT[0] - bins_2FT[1]).square().mean(dim=0).sqrt().mean()),
         float((magnitudes_2FT[0] - magnitudes_2FT[1]).norm() / magnitudes_2FT[0].norm()),
         float((mels_2MT[0] - mels_2MT[1]).abs().mean()),
-        float((10 / np.log(10) * np.sqrt(2 * (2 * cepstra_MT) ** 2).sum(axis=0) ** 0.5).mean()),
+        float((10 / np.log(10) * np.sqrt(2 * (cepstra_KT**2).sum(axis=0))).mean()),
     )
 
 
@@ -92,7 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     section = yaml.safe_load(given.data)
     adapter = AudioAdapter()
     config = adapter.sections["data"][section["name"]].model_validate(section)
-    dataset = adapter.dataset(config, section.get("split", "train"))
+    if not isinstance(config, DataConfig):
+        raise TypeError(f"{type(config).__name__} configures no data")
+    dataset = adapter.dataset(config, config.split)
     tokenizer = adapter.tokenizer(MelConfig.model_validate(yaml.safe_load(given.tokenizer) or {}))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(given.num, len(dataset))).astype(int))
     loss = roundtrip_loss(tokenizer, [dataset[int(index)].sample for index in chosen])

@@ -1,0 +1,253 @@
+"""Folders and Hugging Face sources: what is read, how it is labelled and split, and what bad input gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from pydantic import ValidationError
+
+from layersync.core.errors import InputError
+from layersync.modalities.audio.data import FolderClips, FolderConfig
+from layersync.modalities.audio.hub import HubConfig
+
+Write = Callable[..., Path]
+
+
+def sources(dataset: FolderClips) -> set[str]:
+    return {Path(dataset[index].source).name for index in range(len(dataset))}
+
+
+@pytest.fixture
+def tree(write_audio: Write, tmp_path: Path) -> Path:
+    """Three folders of five files each, in several formats, rates and channel counts."""
+    for number in range(5):
+        write_audio(f"bell/b{number}.wav", frequency=400 + 10 * number, rate=44100, channels=2)
+        write_audio(f"horn/h{number}.flac", frequency=200 + 10 * number, rate=8000)
+        write_audio(f"reed/r{number}.ogg", frequency=300 + 10 * number, rate=22050, seconds=0.2 + 0.1 * number)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("ending", "rate", "channels"), [("wav", 8000, 1), ("flac", 48000, 2), ("ogg", 44100, 1), ("mp3", 22050, 2)]
+)
+def test_every_format_rate_and_channel_count_is_read_as_mono(
+    write_audio: Write, tmp_path: Path, ending: str, rate: int, channels: int
+) -> None:
+    write_audio(f"tone.{ending}", frequency=440, seconds=0.5, rate=rate, channels=channels)
+    clip = FolderConfig(path=str(tmp_path)).build("train")[0].sample
+    assert clip.waveform.ndim == 1 and clip.waveform.dtype == np.float32 and clip.sample_rate == rate
+    assert abs(clip.seconds - 0.5) < 0.1
+    spectrum = np.abs(np.fft.rfft(clip.waveform))
+    assert abs(spectrum.argmax() * rate / len(clip.waveform) - 440) < 5
+
+
+def test_labels_are_the_folders(tree: Path) -> None:
+    train, test = (FolderConfig(path=str(tree), test_fraction=0.2).build(split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("bell", "horn", "reed")
+    assert (len(train), len(test)) == (12, 3)
+    assert sources(train).isdisjoint(sources(test))
+    for index in range(len(train)):
+        example = train[index]
+        assert train.classes[example.condition["label"]] == Path(example.source).parent.name
+
+
+def test_one_folder_has_no_labels(write_audio: Write, tmp_path: Path) -> None:
+    for number in range(3):
+        write_audio(f"{number}.wav", frequency=300 + number)
+    data = FolderConfig(path=str(tmp_path)).build("train")
+    assert data.classes == () and data[0].condition == {}
+
+
+def test_labels_come_from_a_regular_expression_on_the_file_name(tree: Path) -> None:
+    data = FolderConfig(path=str(tree), labels=r"(?P<label>\d)\.").build("train")
+    assert data.classes == ("0", "1", "2", "3", "4")
+
+
+def test_own_split_folders_are_used_and_share_their_classes(write_audio: Write, tmp_path: Path) -> None:
+    for name in ("train/a/1.wav", "train/b/2.wav", "test/b/3.wav"):
+        write_audio(name, frequency=300 + int(name[-5]))
+    train, test = (FolderConfig(path=str(tmp_path)).build(split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("a", "b")
+    assert (sources(train), sources(test)) == ({"1.wav", "2.wav"}, {"3.wav"})
+    assert test[0].condition["label"] == 1
+
+
+def test_test_files_choose_the_test_split(tree: Path) -> None:
+    test = FolderConfig(path=str(tree), test_files=r"[01]\.[a-z]+$").build("test")
+    assert sources(test) == {"b0.wav", "b1.wav", "h0.flac", "h1.flac", "r0.ogg", "r1.ogg"}
+
+
+def test_extensions_choose_the_files(tree: Path) -> None:
+    assert len(FolderConfig(path=str(tree), extensions=("FLAC",), test_fraction=0).build("train")) == 5
+
+
+def test_the_fingerprint_follows_samples_labels_and_names(tree: Path, write_audio: Write) -> None:
+    config = FolderConfig(path=str(tree), test_fraction=0)
+    seen = [config.build("train").fingerprint]
+    assert config.build("train").fingerprint == seen[0]
+    write_audio("bell/b0.wav", frequency=400, rate=44100, channels=2, seed=1)
+    seen.append(config.build("train").fingerprint)
+    (tree / "bell" / "b1.wav").rename(tree / "horn" / "b1.wav")
+    seen.append(config.build("train").fingerprint)
+    (tree / "reed").rename(tree / "oboe")
+    seen.append(config.build("train").fingerprint)
+    assert len(set(seen)) == 4
+
+
+def test_a_silent_file_is_named_when_read(write_audio: Write, tmp_path: Path) -> None:
+    write_audio("a.wav")
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(4000, dtype=np.float32), 16000)
+    data = FolderConfig(path=str(tmp_path), test_fraction=0).build("train")
+    assert data.on_error == "stop"
+    with pytest.raises(InputError, match=r"quiet\.wav: is silent"):
+        data[1]
+
+
+def test_opposite_channels_are_silent_once_mixed(tmp_path: Path, harmonic: Callable[..., np.ndarray]) -> None:
+    tone = harmonic(300, 0.3, 16000)
+    soundfile.write(tmp_path / "opposite.wav", np.stack([tone, -tone], axis=1), 16000)
+    with pytest.raises(InputError, match="mixed to mono"):
+        FolderConfig(path=str(tmp_path)).build("train")[0]
+
+
+def test_a_float_file_beyond_full_scale_is_scaled_down(tmp_path: Path, harmonic: Callable[..., np.ndarray]) -> None:
+    soundfile.write(tmp_path / "hot.wav", 8 * harmonic(300, 0.3, 16000), 16000, subtype="FLOAT")
+    assert np.abs(FolderConfig(path=str(tmp_path)).build("train")[0].sample.waveform).max() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("contents", [b"", b"RIFF\x00\x00 this is no sound", b"\x00" * 500])
+def test_an_unreadable_file_is_named_before_anything_is_read(
+    write_audio: Write, tmp_path: Path, contents: bytes
+) -> None:
+    write_audio("a.wav")
+    (tmp_path / "broken.wav").write_bytes(contents)
+    with pytest.raises(InputError, match=r"broken\.wav"):
+        FolderConfig(path=str(tmp_path), test_fraction=0).build("train")
+
+
+def test_a_flac_cut_short_is_named(write_audio: Write, tmp_path: Path) -> None:
+    file = write_audio("long.flac", seconds=3.0)
+    file.write_bytes(file.read_bytes()[:20000])
+    with pytest.raises(InputError, match=r"long\.flac"):
+        FolderConfig(path=str(tmp_path)).build("train")[0]
+
+
+def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "nan.wav", np.full(1000, np.nan, dtype=np.float32), 16000, subtype="FLOAT")
+    with pytest.raises(InputError, match=r"nan\.wav: holds samples that are not finite"):
+        FolderConfig(path=str(tmp_path)).build("train")[0]
+
+
+def test_skipping_is_left_to_the_reader(write_audio: Write, tmp_path: Path) -> None:
+    """The cache skips what raises; building must not stop, and each bad sample must be an InputError."""
+    write_audio("a.wav")
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    data = FolderConfig(path=str(tmp_path), test_fraction=0, on_error="skip").build("train")
+    assert data.on_error == "skip" and len(data) == 2
+    assert data[0].sample.seconds > 0
+    with pytest.raises(InputError, match=r"broken\.wav: cannot be read"):
+        data[1]
+
+
+@pytest.mark.parametrize("on_error", ["stop", "skip"])
+def test_a_name_without_label_is_named(tree: Path, on_error: str) -> None:
+    config = FolderConfig.model_validate(
+        {"path": str(tree), "labels": r"b(?P<label>\d)", "on_error": on_error, "test_fraction": 0}
+    )
+    with pytest.raises(InputError, match=r"h0\.flac: data\.labels"):
+        data = config.build("train")
+        [data[index] for index in range(len(data))]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"labels": r"(\d)"}, "no group named label"),
+        ({"labels": "("}, "no regular expression"),
+        ({"test_files": "["}, "no regular expression"),
+        ({"extension": ".wav"}, "extension"),
+    ],
+)
+def test_wrong_settings_are_refused(wrong: dict[str, str], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        FolderConfig.model_validate({"path": "x", **wrong})
+
+
+def test_missing_and_empty_folders_and_splits_are_named(write_audio: Write, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere"):
+        FolderConfig(path=str(tmp_path / "nowhere")).build("train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match=r"empty holds no audio file \(.flac, .mp3, .ogg, .wav\)"):
+        FolderConfig(path=str(tmp_path / "empty")).build("train")
+    file = write_audio("only.wav")
+    with pytest.raises(InputError, match="is a file"):
+        FolderConfig(path=str(file)).build("train")
+    with pytest.raises(InputError, match="split test"):
+        FolderConfig(path=str(tmp_path)).build("test")
+
+
+@pytest.fixture
+def parquet(write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Write rows of audio bytes, with integer labels of named classes or with words, to a Parquet file."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+
+    def write(name: str, num_rows: int = 6, words: bool = False, first: int = 0) -> Path:
+        files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(first, first + num_rows)]
+        rows = {"sound": [{"bytes": file.read_bytes(), "path": file.name} for file in files]}
+        rows |= (
+            {"kind": [n % 2 for n in range(num_rows)]} if not words else {"label": ["high", "low"] * (num_rows // 2)}
+        )
+        target = tmp_path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        table = datasets.Dataset.from_dict(rows).cast_column("sound", datasets.Audio())
+        if not words:
+            table = table.cast_column("kind", datasets.ClassLabel(names=["low", "high"]))
+        table.to_parquet(str(target))
+        return target
+
+    return write
+
+
+def test_parquet_columns_are_found_by_their_type(parquet: Callable[..., Path]) -> None:
+    config = HubConfig(path=str(parquet("data.parquet")), test_fraction=0.3)
+    train, test = config.build("train"), config.build("test")
+    assert train.classes == ("low", "high") and (len(train), len(test)) == (4, 2)
+    example = train[1]
+    assert example.sample.sample_rate == 8000 and abs(example.sample.seconds - 0.4) < 1e-6
+    assert {train[i].condition["label"] for i in range(len(train))} <= {0, 1}
+    assert {train[i].source for i in range(4)}.isdisjoint({test[i].source for i in range(2)})
+
+
+def test_words_become_classes_and_the_sources_own_splits_are_used(parquet: Callable[..., Path]) -> None:
+    parquet("folder/train-0.parquet", words=True)
+    folder = parquet("folder/test-0.parquet", num_rows=2, words=True, first=10).parent
+    train, test = (HubConfig(path=str(folder)).build(split) for split in ("train", "test"))
+    assert train.classes == ("high", "low") and (len(train), len(test)) == (6, 2)
+    assert [train[i].condition["label"] for i in range(6)] == [0, 1] * 3
+    assert train.fingerprint != test.fingerprint
+
+
+def test_the_fingerprint_of_a_table_follows_its_rows(parquet: Callable[..., Path]) -> None:
+    first = HubConfig(path=str(parquet("a.parquet"))).build("train").fingerprint
+    assert HubConfig(path=str(parquet("same.parquet"))).build("train").fingerprint == first
+    assert HubConfig(path=str(parquet("b.parquet", first=1))).build("train").fingerprint != first
+
+
+def test_wrong_tables_are_named(parquet: Callable[..., Path], tmp_path: Path) -> None:
+    file = parquet("data.parquet")
+    with pytest.raises(InputError, match=r"nowhere\.parquet"):
+        HubConfig(path=str(tmp_path / "nowhere.parquet")).build("train")
+    with pytest.raises(InputError, match="audio_column: 'sund' is no column; did you mean 'sound'"):
+        HubConfig(path=str(file), audio_column="sund").build("train")
+    with pytest.raises(InputError, match="label_column"):
+        HubConfig(path=str(file), label_column="sort").build("train")
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"no table")
+    with pytest.raises(InputError, match="cannot open"):
+        HubConfig(path=str(broken)).build("train")
