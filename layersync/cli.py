@@ -236,18 +236,23 @@ def main() -> None:
         status = 1
     except typer.Exit as leave:
         status = leave.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        _say("error: interrupted; what had been saved before is kept")
+        status = 1
     except Exception as error:  # noqa: BLE001
         status = _other(error)
     sys.exit(status or 0)
 
 
 def _other(error: Exception) -> int:
-    import click
-
-    if isinstance(error, click.ClickException):
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's, or those of typer's copy of it
         _say(f"error: {' '.join(error.format_message().split())}")
-        return error.exit_code
+        return int(error.exit_code)
     if type(error).__name__ == "Interrupted":
         _say(str(error))
         return 1
     raise error
+
+
+if __name__ == "__main__":
+    main()

@@ -126,7 +126,8 @@ class Trainer:
         from diffusers.training_utils import EMAModel
 
         self.recipe, self.parts = recipe, parts
-        self.accelerator = Accelerator()
+        # Without being told of the CPU, accelerate takes every process that torchrun starts there for the only one.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
         self.device: torch.device = self.accelerator.device
         self.dtype, self.precision_reason = choose_precision(self.device, recipe.train.precision)
         self.interpolant = recipe.objective.build()
