@@ -20,6 +20,7 @@ from layersync.modalities.motion.retarget import Alignment, align
 from layersync.modalities.motion.sample import Motion, about_y, yaw_of
 
 FPS = 30.0
+TEST_TEMPO = 0.9
 BLEND_SECONDS = 0.3
 """Over this long before its end a loop is brought to its own first pose, where the capture did not quite close."""
 
@@ -87,16 +88,21 @@ WHEEL = WheelData(
 class MocapClipsConfig(DataConfig):
     """The ``data`` section for the packaged clips.
 
-    ``seconds`` and ``test_seconds``: how long the training and the test part of a loop are when it is unrolled.
-    ``test_fraction``: the last share of a clip that does not loop, which goes to the test split.
-    ``mirror``: also the clips with left and right exchanged.
+    There is one recording of each action, so that no split can hold out another performance. ``hold_out`` says what the
+    test split is. ``tempo``: every clip played again at 0.9 of its speed, so that other instants of the same recording
+    are held out, and training has whole clips. ``tail``: the last part of each clip, which training never sees; of a
+    clip that does not loop that is another phase of the action (who gets up is upright by then), which a classifier
+    cannot know, and of a loop it is the same cycle once more.
+    ``seconds`` and ``test_seconds``: for how long loops are unrolled. ``tail_fraction``: the part of a clip that does
+    not loop which ``tail`` holds out. ``mirror``: also the clips with left and right exchanged.
     """
 
     packaged: ClassVar[str] = "15 motion-capture clips (walk, run, dance, cartwheel ...) on SMPL's 24 joints, 13 labels"
     name: Literal["mocap-clips"] = "mocap-clips"
+    hold_out: Literal["tempo", "tail"] = "tempo"
     seconds: PositiveFloat = 8.0
     test_seconds: PositiveFloat = 4.0
-    test_fraction: float = Field(0.25, gt=0, lt=1)
+    tail_fraction: float = Field(0.25, gt=0, lt=1)
     mirror: bool = True
 
     def build(self, split: Split) -> MocapClips:
@@ -109,12 +115,7 @@ class MocapClipsConfig(DataConfig):
 
 
 class MocapClips(ExampleDataset):
-    """The clips as :class:`Motion` at 30 fps with labels and captions, split by time.
-
-    A loop is unrolled to ``seconds`` for training, and goes on from there for ``test_seconds``: no frame of the
-    unrolled motion is in both, but a loop repeats itself. What is held out of it is new only in its place and phase.
-    A clip that plays once is cut in two, and its last part is new.
-    """
+    """The clips as :class:`Motion` at 30 fps with labels and captions."""
 
     def __init__(self, config: MocapClipsConfig, split: Split, directory: Path) -> None:
         self.classes = tuple(sorted({clip.label for clip in CLIPS}))
@@ -139,12 +140,16 @@ class MocapClips(ExampleDataset):
 
     def _part(self, config: MocapClipsConfig, split: Split, path: Path) -> Motion:
         keyframes = read_deepmimic(path)
+        seconds = config.seconds if split == "train" else config.test_seconds
+        if config.hold_out == "tempo":
+            played = keyframes if split == "train" else keyframes.at_tempo(TEST_TEMPO)
+            return unrolled(played, round(seconds * FPS)) if played.loops else on_smpl(played)
         if keyframes.loops:
             boundary, end = round(config.seconds * FPS), round((config.seconds + config.test_seconds) * FPS)
             motion = unrolled(keyframes, end)
         else:
             motion = on_smpl(keyframes)
-            boundary, end = round((1 - config.test_fraction) * len(motion)), len(motion)
+            boundary, end = round((1 - config.tail_fraction) * len(motion)), len(motion)
         return motion.cut(0, boundary) if split == "train" else motion.cut(boundary, end)
 
 

@@ -49,7 +49,8 @@ class Smpl6dTokenizer(Tokenizer):
         self.config = config
         channels = ROOT_CHANNELS[config.root] + NUM_JOINTS * 6
         self.latent = LatentSpec(channels=channels, grid=(config.num_frames,), sequence=True, variable=True)
-        self.fingerprint = f"smpl6d-1-fps{config.fps:g}"
+        # The stored form does not know the window, but what else is cached under this name is made of windows.
+        self.fingerprint = f"smpl6d-1-fps{config.fps:g}-frames{config.num_frames}"
         self.mean = torch.zeros(channels)
         self.deviation = torch.ones(channels)
 

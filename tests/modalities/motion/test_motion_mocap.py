@@ -47,8 +47,30 @@ def test_fifteen_clips_with_labels_captions_and_mirror(splits):
     np.testing.assert_array_equal(train.variant(example.sample, "mirror").joints(), example.sample.mirrored().joints())
 
 
-def test_the_test_part_goes_on_where_the_training_part_ends(splits, directory):
+def test_the_test_split_plays_the_clips_slower(splits, directory):
     train, test = splits
+    for index, clip in enumerate(CLIPS):
+        keyframes = clip_file(directory, clip.name)
+        first, second = train[index].sample, test[index].sample
+        if keyframes.loops:
+            assert (len(first), len(second)) == (240, 120)
+        else:
+            assert first.seconds == pytest.approx(keyframes.duration, abs=0.05)
+            assert second.seconds == pytest.approx(keyframes.duration / 0.9, abs=0.05)
+        # The same way at other instants: frames on the 0.9 grid coincide every tenth frame, none of the others do.
+        frames = min(len(second), int(0.9 * len(first)), round(0.6 * keyframes.duration * 30))
+        np.testing.assert_allclose(
+            second.joints()[10:frames:10],
+            first.joints()[9 : int(0.9 * frames) : 9][: len(second.joints()[10:frames:10])],
+            atol=0.02,
+        )
+        apart = np.abs(second.joints()[1:9, None] - first.joints()[None]).max(axis=(2, 3)).min(axis=1)
+        assert np.median(apart) > 1e-4, clip.name
+
+
+def test_a_tail_goes_on_where_training_ends(directory):
+    config = MocapClipsConfig(hold_out="tail")
+    train, test = config.build("train"), config.build("test")
     for index, clip in enumerate(CLIPS):
         keyframes = clip_file(directory, clip.name)
         first, second = train[index].sample, test[index].sample

@@ -130,7 +130,8 @@ def test_statistics_travel_and_wrong_ones_are_refused(make_motion):
         other.load_state({"mean": tokenizer.mean})
 
 
-def test_only_the_stored_form_changes_the_fingerprint():
+def test_fingerprints_tell_rates_and_windows_apart_and_share_root_forms():
     base = Smpl6dTokenizer(Smpl6dConfig()).fingerprint
     assert Smpl6dTokenizer(Smpl6dConfig(fps=20)).fingerprint != base
-    assert Smpl6dTokenizer(Smpl6dConfig(root="translation", num_frames=16)).fingerprint == base
+    assert Smpl6dTokenizer(Smpl6dConfig(num_frames=16)).fingerprint != base
+    assert Smpl6dTokenizer(Smpl6dConfig(root="translation")).fingerprint == base

@@ -9,8 +9,10 @@ smplx is licensed for non-commercial scientific research only, and so are the bo
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +85,7 @@ def read_body_model(path: Path) -> dict[str, Any]:
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with opened_npz(path) as archive:
-        # Published archives also hold objects of their makers' tools, which could only be unpickled: they are left alone.
+        # Published archives also hold their makers' own objects, which could only be unpickled: they are left alone.
         return {key: archive[key] for key in (*_NEEDED, *_HANDS) if key in archive}
 
 
@@ -118,7 +120,8 @@ class BodyModel:
             raise InputError(f"{path}: no SMPL-H body: it lacks {', '.join(missing)}")
         self.hands = joints == 52
         layer = SMPLHLayer if self.hands else SMPLLayer
-        self.layer: nn.Module = layer(str(path), data_struct=Struct(**content), num_betas=self.num_betas)
+        with contextlib.redirect_stdout(sys.stderr):  # smplx prints advice, and stdout is for results
+            self.layer: nn.Module = layer(str(path), data_struct=Struct(**content), num_betas=self.num_betas)
 
     def rest(self, betas: np.ndarray | None = None) -> np.ndarray:
         """(24, 3) joints of a body of this shape in T-pose, in metres. SMPL-H's hands end at the knuckles."""

@@ -8,7 +8,7 @@ and its right side is +Z.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +62,10 @@ class Keyframes:
     def duration(self) -> float:
         """Seconds from the first frame to the last."""
         return float(self.times[-1])
+
+    def at_tempo(self, tempo: float) -> Keyframes:
+        """The same frames played at ``tempo`` times their speed."""
+        return replace(self, times=self.times / tempo)
 
     def sampled(self, fps: float) -> Keyframes:
         """Frames at ``fps`` from 0 up to, and not beyond, the last."""
