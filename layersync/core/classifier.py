@@ -25,11 +25,11 @@ from layersync.core.packaged import cache_directory
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
 
-VERSION = 1
+VERSION = 2
 NUM_FEATURES = 64
-STEPS = 500
+STEPS = 800
 BATCH = 64
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 4e-3
 WINDOW_LIMIT = 20_000
 WINDOWS_AT_LEAST = 2_000
 
@@ -137,7 +137,10 @@ def domain_classifier(
     tokenizer: Tokenizer,
 ) -> DomainClassifier:
     """The classifier of this data set, trained when it is not in the cache yet."""
-    parts = [VERSION, adapter.name, train.fingerprint, held_out.fingerprint if held_out else "", tokenizer.fingerprint]
+    seen, _ = adapter.classifier_input([tokenizer.window(train[0].sample, 0.5)])
+    reads = hashlib.sha256(seen.numpy().tobytes()).hexdigest()  # changes when what the classifier reads does
+    splits = [train.fingerprint, held_out.fingerprint if held_out else ""]
+    parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     path = cache_directory() / "classifiers" / f"{key}.safetensors"
     if not path.is_file():

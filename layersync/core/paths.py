@@ -59,17 +59,19 @@ def labelled_files(
     if not root.is_dir():
         raise InputError(f"data.path: {str(root)!r} is a file, not a folder")
     own_splits = (root / "train").is_dir() and (root / "test").is_dir()
-    base = root / split if own_splits else root
-    files = sorted(f for f in base.rglob("*") if f.suffix.lower() in extensions and f.is_file())
+    bases = [root / "train", root / "test"] if own_splits else [root]
+    found = [(base, f) for base in bases for f in sorted(base.rglob("*")) if f.suffix.lower() in extensions]
+    files = [file for _, file in found]
     if not files:
-        raise InputError(f"data.path: nothing readable in {str(base)!r}; looked for {', '.join(extensions)}")
-    names = _label_names(base, files, pattern)
+        raise InputError(f"data.path: nothing readable in {str(root)!r}; looked for {', '.join(extensions)}")
+    compiled = label_pattern(pattern) if pattern is not None else None
+    names = [_label_name(base, file, compiled) for base, file in found]
     classes = sorted(set(names) - {None})  # type: ignore[type-var]
     labels = np.array([classes.index(name) if name is not None else -1 for name in names])
     if own_splits:
-        rows = np.arange(len(files))
+        rows = np.array([row for row, (base, _) in enumerate(found) if base.name == split], dtype=np.int64)
     elif test_files is not None:
-        chosen = np.array([bool(re.search(test_files, file.relative_to(base).as_posix())) for file in files])
+        chosen = np.array([bool(re.search(test_files, file.relative_to(root).as_posix())) for file in files])
         if not chosen.any():
             raise InputError(f"data.test_files: {test_files!r} finds none of the {len(files)} files")
         rows = np.flatnonzero(chosen if split == "test" else ~chosen)
@@ -79,22 +81,24 @@ def labelled_files(
     return LabelledFiles(kept, labels[rows].tolist() if classes else None, [str(name) for name in classes])
 
 
-def _label_names(base: Path, files: Sequence[Path], pattern: str | None) -> list[str | None]:
+def _label_name(base: Path, file: Path, pattern: re.Pattern[str] | None) -> str | None:
     if pattern is None:
-        return [None if file.parent == base else file.parent.name for file in files]
+        return None if file.parent == base else file.parent.name
+    match = pattern.search(file.relative_to(base).as_posix())
+    if match is None:
+        raise InputError(f"data.labels: {pattern.pattern!r} does not fit {file}")
+    return match["label"]
+
+
+def label_pattern(pattern: str) -> re.Pattern[str]:
+    """The regular expression, checked to have a group named ``label``. InputError where it is none or has none."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
         raise InputError(f"data.labels: {pattern!r} is no regular expression ({error})") from None
     if "label" not in compiled.groupindex:
         raise InputError(f"data.labels: {pattern!r} has no group named label, such as (?P<label>[^/]+)")
-    names: list[str | None] = []
-    for file in files:
-        match = compiled.search(file.relative_to(base).as_posix())
-        if match is None:
-            raise InputError(f"data.labels: {pattern!r} does not fit {file}")
-        names.append(match["label"])
-    return names
+    return compiled
 
 
 def fingerprint_files(root: Path, files: Sequence[Path], labels: Sequence[int] | None) -> str:

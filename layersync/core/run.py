@@ -8,6 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ class Run:
         if not (self.path / "recipe.yaml").is_file():
             there = "has no recipe.yaml: it is no run" if self.path.is_dir() else "does not exist"
             raise InputError(f"run {str(path)!r} {there}; layersync train makes one")
-        self.recipe: Recipe = load_recipe(self.path / "recipe.yaml")
+        with warnings.catch_warnings():  # what has no effect was said when the run was started
+            warnings.simplefilter("ignore", UserWarning)
+            self.recipe: Recipe = load_recipe(self.path / "recipe.yaml")
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, environment: dict[str, Any], data: DataSummary) -> Run:

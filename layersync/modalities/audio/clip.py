@@ -76,7 +76,7 @@ def resample(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDA
     """
     if from_rate == to_rate:
         return waveform
-    import soxr  # type: ignore[import-untyped]
+    import soxr
 
     return np.asarray(soxr.resample(waveform, from_rate, to_rate, quality="HQ"), dtype=np.float32)
 
