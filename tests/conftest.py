@@ -1,0 +1,129 @@
+"""What several test files share: a cache of the session's own, tiny recipes on real digits, the command line."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from layersync import Recipe, Run, load_recipe, train
+from layersync.core.packaged import cache_directory
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this session's own; only data that was fetched from a package index is kept between sessions."""
+    fetched = cache_directory() / "data"
+    fetched.mkdir(parents=True, exist_ok=True)
+    directory = tmp_path_factory.mktemp("cache")
+    (directory / "data").symlink_to(fetched)
+    before = os.environ.get("LAYERSYNC_CACHE")
+    os.environ["LAYERSYNC_CACHE"] = str(directory)
+    yield directory
+    if before is None:
+        del os.environ["LAYERSYNC_CACHE"]
+    else:
+        os.environ["LAYERSYNC_CACHE"] = before
+
+
+TINY: dict[str, Any] = {
+    "modality": "image",
+    "data": {"name": "digits"},
+    "tokenizer": {"name": "pixels", "image_size": 8, "channels": 1},
+    "backbone": {"name": "sit", "depth": 4, "hidden_size": 32, "num_heads": 4, "patch_size": 2},
+    "regularizer": {"name": "layersync", "pairs": [[1, 3]], "weight": 0.3},
+    "optimizer": {"lr": 1.0e-3},
+    "train": {"steps": 5, "batch_size": 16, "ema_decay": 0.9, "precision": "float32", "log_every": 1},
+    "sample": {"solver": "euler", "steps": 4, "batch_size": 8},
+    "evaluate": {"num_samples": 64},
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_mapping() -> dict[str, Any]:
+    """A recipe for digits with 4 blocks of 32 channels, as a mapping."""
+    return {key: dict(value) if isinstance(value, dict) else value for key, value in TINY.items()}
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_mapping: dict[str, Any]) -> Callable[..., Recipe]:
+    """``tiny("train.steps=3", ...)``: that recipe with overrides, as ``--set`` takes them."""
+
+    def make(*overrides: str) -> Recipe:
+        return load_recipe(tiny_mapping, overrides)
+
+    return make
+
+
+@pytest.fixture
+def tiny_file(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+    """That recipe in a YAML file."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(tiny().to_yaml())
+    return path
+
+
+@pytest.fixture(scope="session")
+def tensors_of() -> Callable[..., dict[str, Tensor]]:
+    """``tensors_of(run, "model")``: the tensors of its newest checkpoint: model, ema or optimizer."""
+
+    def read(run: Run | Path, kind: str = "model", step: int | None = None) -> dict[str, Tensor]:
+        run = run if isinstance(run, Run) else Run(run)
+        checkpoint = run.latest_checkpoint() if step is None else run.checkpoint(step)
+        return load_file(checkpoint / f"{kind}.safetensors")
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def identical() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], bool]:
+    """Whether two mappings of tensors agree bit for bit."""
+    return lambda a, b: set(a) == set(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def largest_difference() -> Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], float]:
+    """The largest difference of two mappings of tensors with the same names."""
+
+    def measure(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+        assert set(a) == set(b)
+        return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
+
+    return measure
+
+
+@pytest.fixture(scope="session")
+def trained(tiny: Callable[..., Recipe], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 40 steps, for tests that read a run and leave it as it is."""
+    return train(tiny("train.steps=40"), tmp_path_factory.mktemp("trained") / "run")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """``command("train", "image/quick")``: runs the command line in this process; exit status, stdout, stderr."""
+    from layersync.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        before = sys.argv
+        sys.argv = ["layersync", *map(str, arguments)]
+        try:
+            with warnings.catch_warnings(), pytest.raises(SystemExit) as left:
+                warnings.simplefilter("default")
+                main()
+        finally:
+            sys.argv = before
+        found = capsys.readouterr()
+        return int(left.value.code or 0), found.out, found.err
+
+    return run
