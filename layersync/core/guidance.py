@@ -40,7 +40,8 @@ class GuidedPrediction:
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """Prediction at ``x`` (batch, ...) and ``t`` (batch,), all of the same time."""
         low, high = self.interval
-        guided = self.guidance != 1.0 and bool(self.condition) and low <= float(t[0]) <= high
+        inside = bool((t[0] >= low) & (t[0] <= high))  # in the precision of t, so that the ends belong to it
+        guided = self.guidance != 1.0 and bool(self.condition) and inside
         if not guided:
             return self.backbone(x, t, self.condition, mask=self.mask).prediction
         both = {key: torch.cat([self.condition[key], self.none[key]]) for key in self.condition}

@@ -143,9 +143,9 @@ class _Session:
                 fields = {}
                 if done % train.log_every == 0 or done == train.steps:
                     fields = self._log(done, found)
-                    if self._stopping():
-                        trainer.save(self.run, done, self.seconds)
-                        raise Interrupted(self.run, done)
+                if done < train.steps and self._stopping(done):
+                    trainer.save(self.run, done, self.seconds)
+                    raise Interrupted(self.run, done)
                 every = self.recipe.evaluate.every
                 if done == train.steps or (every and done % every == 0):
                     self._measure(done)
@@ -154,10 +154,13 @@ class _Session:
                     trainer.save(self.run, done, self.seconds)
                 advance(1, **fields)
 
-    def _stopping(self) -> bool:
+    def _stopping(self, done: int) -> bool:
+        """Whether a signal came: asked after every step of one process, when several log (it costs them a message)."""
         accelerator = self.trainer.accelerator
         if accelerator.num_processes == 1:
             return self.stop_signal is not None
+        if done % self.recipe.train.log_every:
+            return False
         wanted = torch.tensor(float(self.stop_signal is not None), device=self.trainer.device)
         return bool(accelerator.reduce(wanted, "sum") > 0)
 

@@ -1,0 +1,71 @@
+"""Two processes on one machine against one: the same weights, the same logs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layersync
+from layersync import Run
+
+OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
+
+
+def launched(arguments: list[str]) -> tuple[int, str]:
+    """Exit status and stderr of the command line under torchrun, with all its processes gone afterwards."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
+    command += ["-m", "layersync.cli", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        said = process.communicate(timeout=240)[1]
+        return process.returncode, said
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def alone(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return layersync.train(tiny(*OVERRIDES), tmp_path_factory.mktemp("alone") / "run")
+
+
+def test_two_processes_train_as_one(
+    alone: Run, tiny: Callable[..., Any], tmp_path: Path, tensors_of: Any, largest_difference: Any
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny(*OVERRIDES).to_yaml())
+    status, said = launched(["train", str(recipe), "--out", str(tmp_path / "run")])
+    assert status == 0, said[-2000:]
+    run = Run(tmp_path / "run")
+    assert '"processes": 2' in (run.path / "environment.json").read_text()
+    assert largest_difference(tensors_of(run, step=2), tensors_of(alone, step=2)) < 1e-5
+    for kind in ("model", "ema"):
+        assert largest_difference(tensors_of(run, kind), tensors_of(alone, kind)) < 1e-5
+    assert [record["step"] for record in run.records()] == [record["step"] for record in alone.records()]
+    for ours, theirs in zip(run.records(), alone.records(), strict=True):
+        if "flow_loss" in ours:
+            for name in ("loss", "flow_loss", "regularizer_loss", "grad_norm"):
+                assert ours[name] == pytest.approx(theirs[name], abs=1e-5, rel=1e-5), name
+            assert ours["similarity"]["1-3"] == pytest.approx(theirs["similarity"]["1-3"], abs=1e-5)
+        else:
+            assert ours["held_out_loss"] == pytest.approx(theirs["held_out_loss"], abs=1e-5)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(tiny_file: Path, tmp_path: Path) -> None:
+    arguments = ["train", str(tiny_file), "--set", "train.batch_size=15", "--out", str(tmp_path / "run")]
+    status, said = launched(arguments)
+    assert status != 0 and not (tmp_path / "run").exists()
+    assert "15 is no multiple of accumulate x processes, 1 x 2" in said

@@ -1,0 +1,193 @@
+"""Sampling from a run: what a sample depends on, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import layersync
+from layersync import InputError, Run
+from layersync.core.generation import GenerativeModel
+from layersync.modalities.image.adapter import ImageAdapter
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def model(trained: Run) -> GenerativeModel:
+    return layersync.load(trained.path, weights="model")
+
+
+def latents(model: GenerativeModel, count: int = 6, labels: Any = (0, 1, 2), seed: int = 0, **settings: Any) -> Tensor:
+    conditions = model.conditions(count, labels=labels, seed=seed)
+    return model.sample_latents(conditions, seed=seed, settings=model.settings(**settings))[0]
+
+
+@pytest.mark.parametrize("solver", ["euler", "heun", "midpoint", "rk4", "euler-maruyama"])
+@pytest.mark.parametrize("guidance", [1.0, 1.8])
+def test_samples_do_not_depend_on_the_batch(model: GenerativeModel, solver: str, guidance: float) -> None:
+    settings = {"solver": solver, "steps": 3, "guidance": guidance}
+    one, some, all_at_once = (latents(model, batch_size=size, **settings) for size in (1, 4, 64))
+    assert torch.allclose(one, all_at_once, atol=1e-5) and torch.allclose(some, all_at_once, atol=1e-5)
+    fewer = latents(model, count=3, batch_size=64, **settings)
+    assert torch.allclose(fewer, all_at_once[:3], atol=1e-5)
+
+
+def test_samples_differ_among_themselves_and_among_seeds(model: GenerativeModel) -> None:
+    found = latents(model, labels=(3,))
+    assert len({tuple(row.flatten().tolist()) for row in found}) == len(found)
+    assert torch.equal(found, latents(model, labels=(3,)))
+    assert not torch.allclose(found, latents(model, labels=(3,), seed=1), atol=1e-2)
+
+
+def test_labels_are_one_a_sample_or_cycled(model: GenerativeModel) -> None:
+    assert model.conditions(5, labels=[7, 2]).label.tolist() == [7, 2, 7, 2, 7]
+    assert model.conditions(2, labels=[10]).label.tolist() == [10, 10]
+    drawn = model.conditions(4000).label
+    known = Run(model.run.path)
+    assert set(drawn.tolist()) == set(range(10))
+    assert float((drawn == 3).float().mean()) == pytest.approx(0.1, abs=0.02)
+    assert torch.equal(drawn, model.conditions(4000).label)
+    assert not torch.equal(drawn, model.conditions(4000, seed=1).label)
+    assert known.data.classes == tuple(str(n) for n in range(10))
+
+
+def test_labels_reach_the_network_and_num_classes_means_none(model: GenerativeModel) -> None:
+    found = {label: latents(model, count=1, labels=[label]) for label in (0, 5, 10)}
+    assert not torch.equal(found[0], found[5]) and not torch.equal(found[0], found[10])
+    unlabelled = model.conditions(1, labels=[0])
+    none = type(unlabelled)(torch.tensor([-1]), unlabelled.frames)
+    assert torch.equal(model.sample_latents(none)[0], found[10])
+
+
+@pytest.mark.parametrize("labels", ["11", "-1", "0,99"])
+def test_labels_out_of_range_are_refused(command: Make, trained: Run, tmp_path: Path, labels: str) -> None:
+    status, _, err = command("sample", trained.path, f"--labels={labels}", "--out", tmp_path / "s")
+    assert status == 2 and "none of the labels 0 to 9, nor 10 for none" in err and not (tmp_path / "s").exists()
+
+
+def test_noise_file_sets_count_and_start(command: Make, trained: Run, model: GenerativeModel, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
+    np.save(tmp_path / "noise.npy", noise)
+    arguments = ["sample", trained.path, "--noise", tmp_path / "noise.npy", "--labels", "4", "--latents-only"]
+    status, out, _ = command(*arguments, "--weights", "model", "--solver", "heun", "--steps", "3", "--out", tmp_path / "s")
+    assert status == 0 and out.strip() == str(tmp_path / "s")
+    found = np.load(tmp_path / "s" / "latents.npy")
+    conditions = model.conditions(5, labels=[4])
+    settings = model.settings(solver="heun", steps=3)
+    wanted = model.sample_latents(conditions, noise=torch.from_numpy(noise), settings=settings)[0]
+    assert found.shape == (5, 1, 8, 8) and np.allclose(found, wanted.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((2, 1, 8, 9), np.float32), r"is \[2, 1, 8, 9\], the run needs \[2, 1, 8, 8\]"),
+        (np.zeros((2, 1, 8, 8), np.int64), "no floating-point array"),
+        (np.array([{"a": 1}], dtype=object), "cannot be read as .npy"),
+    ],
+)
+def test_noise_that_does_not_fit_is_refused(
+    command: Make, trained: Run, tmp_path: Path, array: np.ndarray, words: str
+) -> None:
+    import re
+
+    np.save(tmp_path / "noise.npy", array, allow_pickle=True)
+    status, _, err = command("sample", trained.path, "--noise", tmp_path / "noise.npy", "--out", tmp_path / "s")
+    assert status == 2 and re.search(words, err) and not (tmp_path / "s").exists()
+
+
+def test_num_and_noise_must_agree(command: Make, trained: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "noise.npy", np.zeros((2, 1, 8, 8), np.float32))
+    status, _, err = command("sample", trained.path, "--noise", tmp_path / "noise.npy", "--num", "3")
+    assert status == 2 and "--num: 3, but --noise holds 2 samples" in err
+
+
+def test_latents_only_builds_no_tokenizer(
+    command: Make, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise AssertionError("a tokenizer was built")
+
+    monkeypatch.setattr(ImageAdapter, "tokenizer", refuse)
+    status, _, err = command("sample", trained.path, "--num", "3", "--latents-only", "--out", tmp_path / "s")
+    assert status == 0, err
+    assert np.load(tmp_path / "s" / "latents.npy").shape == (3, 1, 8, 8)
+    assert [path.name for path in (tmp_path / "s").iterdir()] == ["latents.npy"]
+
+
+def test_pictures_and_labels_are_written(command: Make, trained: Run) -> None:
+    status, out, _ = command("sample", trained.path, "--num", "3", "--labels", "1,2")
+    folder = Path(out.strip())
+    assert status == 0 and folder == trained.path / "samples" / "step-00000040"
+    assert {path.name for path in folder.iterdir()} == {"grid.png", "000.png", "001.png", "002.png", "labels.txt"}
+    assert (folder / "labels.txt").read_text().split() == ["1", "2", "1"]
+
+
+def test_steps_are_intervals(model: GenerativeModel) -> None:
+    times = []
+    original = model.backbone.forward
+
+    def noted(x: Tensor, t: Tensor, *rest: Any, **keywords: Any) -> Any:
+        times.append(float(t[0]))
+        return original(x, t, *rest, **keywords)
+
+    model.backbone.forward = noted  # type: ignore[method-assign]
+    try:
+        latents(model, count=1, solver="euler", steps=8)
+    finally:
+        model.backbone.forward = original  # type: ignore[method-assign]
+    assert times == pytest.approx([n / 8 for n in range(8)])
+
+
+def test_guidance_interval_saves_network_evaluations(model: GenerativeModel) -> None:
+    sizes: list[int] = []
+    original = model.backbone.forward
+
+    def noted(x: Tensor, *rest: Any, **keywords: Any) -> Any:
+        sizes.append(len(x))
+        return original(x, *rest, **keywords)
+
+    model.backbone.forward = noted  # type: ignore[method-assign]
+    try:
+        latents(model, count=2, guidance=2.0, guidance_interval=(0.3, 0.8), solver="euler", steps=10)
+    finally:
+        model.backbone.forward = original  # type: ignore[method-assign]
+    assert sizes == [2] * 3 + [4] * 6 + [2]
+
+
+def test_averaged_and_own_weights_differ(trained: Run, model: GenerativeModel) -> None:
+    assert not torch.equal(latents(layersync.load(trained.path)), latents(model))
+
+
+def test_a_sample_is_the_modalitys_own_type(model: GenerativeModel) -> None:
+    images = model.sample(2, labels=[1])
+    assert [image.shape for image in images] == [(8, 8, 1)] * 2 and images[0].dtype == np.uint8
+    assert np.array_equal(images[0], model.sample(1, labels=[1])[0])
+
+
+def test_every_prediction_and_interpolant_trains_and_samples(tiny: Make, tmp_path: Path) -> None:
+    for interpolant in ("linear", "trigonometric", "variance-preserving"):
+        for prediction in ("velocity", "noise", "score", "data"):
+            overrides = [f"objective.interpolant={interpolant}", f"objective.prediction={prediction}"]
+            run = layersync.train(tiny(*overrides, "train.steps=2"), tmp_path / f"{interpolant}-{prediction}")
+            for solver in ("heun", "euler-maruyama"):
+                found = latents(layersync.load(run.path), count=2, solver=solver, steps=4)
+                assert torch.isfinite(found).all(), (interpolant, prediction, solver)
+
+
+def test_settings_that_make_no_sense_are_refused(model: GenerativeModel) -> None:
+    with pytest.raises(InputError, match="guidance_channels: 2, the latents have 1"):
+        model.settings(guidance_channels=2)
+    with pytest.raises(ValueError, match="steps"):
+        model.settings(steps=0)
+    assert math.isclose(model.settings(guidance=1.5).guidance, 1.5)
+    with pytest.raises(InputError, match=r"has no checkpoint of step 7; there are: \[40\]"):
+        layersync.load(model.run.path, step=7)

@@ -1,0 +1,194 @@
+"""A training that was killed, interrupted or torn goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layersync
+from layersync import InputError, Run, load_recipe
+from layersync.core.recipe import shipped_recipes
+from layersync.core.session import Interrupted
+from layersync.core.trainer import Trainer
+
+Make = Callable[..., Any]
+QUICK = sorted(name for name in shipped_recipes() if name.endswith("/quick"))
+SMALLER = (
+    "backbone.depth=3", "backbone.hidden_size=32", "backbone.num_heads=4", "train.batch_size=16", "train.steps=9",
+    "train.checkpoint_every=4", "train.log_every=1", "train.ema_decay=0.9", "backbone.dropout=0.1",
+    "evaluate.every=3", "optimizer.lr=1.0e-3",
+)  # fmt: skip
+
+
+def start(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "layersync.cli", *map(str, arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def wait_for_log(process: subprocess.Popen[str], log: Path, step: int) -> None:
+    """Until the log holds a step, or the process has ended."""
+    while process.poll() is None:
+        if log.is_file() and f'{{"step": {step},' in log.read_text():
+            return
+        time.sleep(0.005)
+
+
+def logged(run: Run) -> list[dict[str, Any]]:
+    """What was logged, apart from how long it took."""
+    timed = ("seconds", "samples_per_second")
+    return [{k: v for k, v in record.items() if k not in timed} for record in run.records()]
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_killed_and_resumed_ends_bit_identical(name: str, tmp_path: Path, tensors_of: Make, identical: Make) -> None:
+    unbroken = layersync.train(load_recipe(name, SMALLER), tmp_path / "unbroken")
+    out = tmp_path / "killed"
+    options = [word for override in SMALLER for word in ("--set", override)]
+    # a checkpoint after step 4, the kill after step 6; 400 steps, so that it cannot be done before the kill
+    process = start("train", name, *options, "--set", "train.steps=400", "--out", out)
+    wait_for_log(process, out / "metrics.jsonl", 6)
+    assert process.poll() is None, process.communicate()[1]
+    process.kill()
+    process.wait()
+    steps = Run(out).checkpoint_steps()
+    assert steps and steps[0] == 4
+    for extra in steps[1:]:  # the machine may have been slow to kill it
+        for file in Run(out).checkpoint(extra).iterdir():
+            file.unlink()
+        Run(out).checkpoint(extra).rmdir()
+    with (out / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 7, "loss": 0.5')  # torn
+    resumed = layersync.train(load_recipe(name, SMALLER), out, resume=True)
+    for kind in ("model", "ema", "optimizer"):
+        assert identical(tensors_of(resumed, kind), tensors_of(unbroken, kind)), kind
+    assert logged(resumed) == logged(unbroken)
+
+
+def test_resume_at_every_checkpoint_equals_a_straight_run(
+    tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make
+) -> None:
+    overrides = ["backbone.dropout=0.2", "optimizer.schedule=cosine", "optimizer.warmup=3", "train.checkpoint_every=2"]
+    straight = layersync.train(tiny(*overrides, "train.steps=6"), tmp_path / "straight")
+    for kept in (2, 4):
+        run = layersync.train(tiny(*overrides, "train.steps=6"), tmp_path / f"from-{kept}")
+        for step in [s for s in run.checkpoint_steps() if s > kept]:
+            for file in run.checkpoint(step).iterdir():
+                file.unlink()
+            run.checkpoint(step).rmdir()
+        resumed = layersync.train(tiny(*overrides, "train.steps=6"), run.path, resume=True)
+        assert resumed.checkpoint_steps() == straight.checkpoint_steps()
+        for kind in ("model", "ema", "optimizer"):
+            assert identical(tensors_of(resumed, kind), tensors_of(straight, kind)), (kept, kind)
+        assert logged(resumed) == logged(straight)
+
+
+def test_more_steps_may_be_asked_for(tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make) -> None:
+    long = layersync.train(tiny("train.steps=6"), tmp_path / "long")
+    layersync.train(tiny("train.steps=3"), tmp_path / "run")
+    run = layersync.train(tiny("train.steps=6"), tmp_path / "run", resume=True)
+    assert identical(tensors_of(run), tensors_of(long))
+    assert Run(run.path).recipe.train.steps == 6
+    with pytest.raises(InputError, match="less than the 6 steps"):
+        layersync.train(tiny("train.steps=4"), tmp_path / "run", resume=True)
+
+
+def test_a_finished_run_says_so(command: Make, tiny_file: Path, tmp_path: Path, caplog: Any) -> None:
+    assert command("train", tiny_file, "--out", tmp_path / "run")[0] == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    caplog.set_level("INFO", logger="layersync")
+    assert command("train", tiny_file, "--out", tmp_path / "run", "--resume")[0] == 0
+    assert "has taken its 5 steps already" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["optimizer.lr=0.5"], "optimizer.lr"),
+        (["seed=3"], "seed"),
+        (["backbone.depth=5", "train.batch_size=8"], "backbone.depth, train.batch_size"),
+    ],
+)
+def test_a_changed_recipe_is_refused(tiny: Make, trained: Run, changes: list[str], named: str) -> None:
+    before = {path: path.stat().st_mtime_ns for path in trained.path.rglob("*")}
+    with pytest.raises(InputError, match=f"differs from the one in .* in {named};"):
+        layersync.train(tiny("train.steps=40", *changes), trained.path, resume=True)
+    assert {path: path.stat().st_mtime_ns for path in trained.path.rglob("*")} == before
+
+
+def test_what_changes_no_step_may_change(tiny: Make, tmp_path: Path) -> None:
+    layersync.train(tiny("train.steps=2"), tmp_path / "run")
+    changes = ["train.checkpoint_every=3", "train.log_every=2", "evaluate.num_samples=9", "sample.steps=7"]
+    layersync.train(tiny("train.steps=4", *changes), tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").recipe.sample.steps == 7
+
+
+def test_resume_where_there_is_nothing_starts(tiny: Make, tmp_path: Path) -> None:
+    assert layersync.train(tiny("train.steps=1"), tmp_path / "run", resume=True).checkpoint_steps() == [1]
+
+
+def test_changed_data_is_refused(tiny: Make, tmp_path: Path) -> None:
+    run = layersync.train(tiny("train.steps=2", "train.checkpoint_every=1"), tmp_path / "run")
+    state = run.latest_checkpoint() / "state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "data": "another"}))
+    with pytest.raises(InputError, match="the data or the tokenizer has changed"):
+        layersync.train(tiny("train.steps=3", "train.checkpoint_every=1"), run.path, resume=True)
+
+
+def test_leftovers_of_an_interrupted_write_are_cleared(tiny: Make, tmp_path: Path) -> None:
+    run = layersync.train(tiny("train.steps=2"), tmp_path / "run")
+    (run.path / "checkpoints" / ".step-00000003").mkdir()
+    (run.path / "checkpoints" / ".step-00000003" / "model.safetensors").write_bytes(b"torn")
+    (run.path / ".recipe.yaml.partial").write_text("modal")
+    assert run.checkpoint_steps() == [2]
+    layersync.train(tiny("train.steps=3"), run.path, resume=True)
+    assert not list(run.path.rglob(".*"))
+
+
+def test_a_run_that_exists_is_refused_without_resume(tiny: Make, trained: Run) -> None:
+    with pytest.raises(InputError, match="exists; give another --out, or --resume"):
+        layersync.train(tiny(), trained.path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_a_signal_saves_and_says_how_to_go_on(
+    number: signal.Signals, log_every: int, tiny: Make, tmp_path: Path, monkeypatch: Any, tensors_of: Make, identical: Make
+) -> None:
+    recipe = tiny("train.steps=7", f"train.log_every={log_every}")
+    straight = layersync.train(recipe, tmp_path / "straight")
+    step = Trainer.train_step
+
+    def interrupted(trainer: Trainer, index: int) -> Any:
+        if index == 2:
+            os.kill(os.getpid(), number)
+        return step(trainer, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(Interrupted, match=r"after step 3; go on with --resume"):
+            layersync.train(recipe, tmp_path / "run")
+    assert Run(tmp_path / "run").checkpoint_steps() == [3]
+    resumed = layersync.train(recipe, tmp_path / "run", resume=True)
+    assert identical(tensors_of(resumed), tensors_of(straight))
+
+
+def test_ctrl_c_on_the_command_line(tiny_file: Path, tmp_path: Path) -> None:
+    process = start("train", tiny_file, "--set", "train.steps=100000", "--out", tmp_path / "run")
+    wait_for_log(process, tmp_path / "run" / "metrics.jsonl", 5)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[1]
+    assert process.returncode == 1
+    step = Run(tmp_path / "run").checkpoint_steps()[-1]
+    assert f"stopped after step {step}; go on with --resume --out {tmp_path / 'run'}" in said
+    assert "Traceback" not in said

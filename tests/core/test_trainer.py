@@ -1,0 +1,248 @@
+"""One step of training, plain against compiled, checkpointed, accumulated; padding; what stops a training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import layersync
+from layersync.core.draws import StepDraws
+from layersync.core.errors import TrainingError
+from layersync.core.latents import LatentBatch
+from layersync.core.probe import flow_loss
+from layersync.core.trainer import Trainer, build_parts, choose_precision
+
+Make = Callable[..., Any]
+
+
+def one_step(recipe: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Losses and gradients of one step on weights everywhere (at initialisation most gradients are 0)."""
+    trainer = Trainer(recipe, build_parts(recipe))
+    torch.manual_seed(1)
+    for parameter in trainer.names:
+        nn.init.normal_(parameter, std=0.1)
+    gradients: dict[str, Tensor] = {}
+
+    def note(optimizer: Any, *_: Any) -> None:
+        gradients.update({name: p.grad.clone() for p, name in trainer.names.items() if p.grad is not None})
+
+    trainer.optimizer.register_step_pre_hook(note)
+    trainer.model.train()
+    losses = trainer.train_step(3)
+    return {name: float(value) for name, value in losses.items()}, gradients
+
+
+@pytest.fixture(scope="module")
+def plain(tiny: Make) -> tuple[dict[str, float], dict[str, Tensor]]:
+    return one_step(tiny("train.precision=float32"))
+
+
+def assert_equal_steps(found: tuple, plain: tuple) -> None:
+    (losses, gradients), (wanted_losses, wanted) = found, plain
+    assert set(losses) == set(wanted_losses) and "similarity/1-3" in losses
+    for name, value in wanted_losses.items():
+        assert losses[name] == pytest.approx(value, abs=1e-5, rel=1e-5), name
+    assert set(gradients) == set(wanted)
+    scale = max(float(g.abs().max()) for g in wanted.values())
+    for name, gradient in wanted.items():
+        assert float((gradients[name] - gradient).abs().max()) <= 1e-5 * max(1.0, scale), name
+        assert float(gradient.abs().max()) > 0, name
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [["train.gradient_checkpointing=true"], ["train.accumulate=2"], ["train.accumulate=4"]],
+    ids=["checkpointing", "accumulation-2", "accumulation-4"],
+)
+def test_equal_loss_and_gradients(tiny: Make, plain: tuple, changes: list[str]) -> None:
+    assert_equal_steps(one_step(tiny(*changes)), plain)
+
+
+def test_equal_loss_and_gradients_when_traced(tiny: Make, plain: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What torch.compile captures, forwards and backwards, run without its code generator: seconds, not minutes."""
+    compiled = []
+
+    def compile(self: nn.Module) -> None:
+        compiled.append(type(self).__name__)
+        self._compiled_call_impl = torch.compile(self._call_impl, backend="aot_eager", fullgraph=True)
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    assert_equal_steps(one_step(tiny("train.compile=true")), plain)
+    assert compiled == ["SiT"]
+
+
+@pytest.mark.slow
+def test_equal_loss_and_gradients_when_compiled(tiny: Make, plain: tuple) -> None:
+    assert_equal_steps(one_step(tiny("train.compile=true")), plain)
+
+
+def test_checkpointing_recomputes_dropout_alike(tiny: Make) -> None:
+    found = [one_step(tiny("backbone.dropout=0.3", f"train.gradient_checkpointing={on}")) for on in ("true", "false")]
+    assert_equal_steps(*found)
+
+
+def test_bf16_trains_close_to_float32_with_a_float32_loss(tiny: Make, plain: tuple) -> None:
+    losses, gradients = one_step(tiny("train.precision=bf16"))
+    assert losses["flow_loss"] == pytest.approx(plain[0]["flow_loss"], rel=0.02)
+    assert losses["flow_loss"] != plain[0]["flow_loss"]
+    assert all(g.dtype == torch.float32 for g in gradients.values())
+
+
+def test_precision_is_chosen_once_and_explained() -> None:
+    assert choose_precision(torch.device("cpu"), "bf16") == (torch.bfloat16, "the recipe says so")
+    assert choose_precision(torch.device("cpu"), "float32")[0] == torch.float32
+    dtype, reason = choose_precision(torch.device("cpu"), "auto")
+    assert "this processor" in reason and (dtype == torch.bfloat16) == ("computes in bf16" in reason)
+
+
+class TestPadding:
+    """A trainer whose latents are cut short by a mask, as audio and motion latents are."""
+
+    def step(self, recipe: Any, filling: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+        from layersync.core.latents import LatentCache
+
+        whole = LatentCache.read
+
+        def read(cache: LatentCache, draws: StepDraws, num_classes: int) -> LatentBatch:
+            batch = whole(cache, draws, num_classes)
+            frames = torch.from_numpy(4 + 2 * (draws.indices % 3))
+            mask = torch.arange(8)[None] < frames[:, None]
+            return LatentBatch(torch.where(mask[:, None, None, :], batch.stored, filling), mask, batch.condition)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(LatentCache, "read", read)
+            return one_step(recipe)
+
+    def test_contents_of_padding_change_neither_loss_nor_gradients(
+        self, tiny: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for similarity in ("cosine", "centred"):
+            recipe = tiny(f"regularizer.similarity={similarity}")
+            first, second = (self.step(recipe, filling, monkeypatch) for filling in (0.0, 50.0))
+            assert first[0] == second[0]
+            assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
+
+    def test_unequal_lengths_do_not_disturb_accumulation(self, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Means go over a sample's own frames first, so micro-batches with fewer frames weigh no less."""
+        found = [self.step(tiny(f"train.accumulate={n}"), 0.0, monkeypatch) for n in (2, 1)]
+        assert_equal_steps(*found)
+
+
+def test_flow_loss_is_a_mean_over_real_elements_then_samples() -> None:
+    prediction, target = torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 5)
+    target[0, ..., :2] = 2.0  # inside
+    target[0, ..., 2:] = 100.0  # padding
+    target[1] = 1.0
+    mask = torch.tensor([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1]], dtype=torch.bool)
+    assert flow_loss(prediction, target, mask, frame_axis=2).tolist() == [4.0, 1.0]
+    moved = flow_loss(prediction.permute(0, 3, 1, 2), target.permute(0, 3, 1, 2), mask, frame_axis=0)
+    assert moved.tolist() == [4.0, 1.0]
+    assert flow_loss(prediction.bfloat16(), target.bfloat16(), None, 2).dtype == torch.float32
+
+
+def test_the_first_loss_is_what_the_definitions_give(tiny: Make) -> None:
+    """A network that starts by predicting 0: the flow loss is the mean square of the velocity, similarity is 1."""
+    from layersync.core.draws import step_draws
+
+    recipe = tiny()
+    parts = build_parts(recipe)
+    losses = Trainer(recipe, parts).train_step(0)
+    draws = step_draws(0, 0, 16, slice(0, 16), len(parts.cache), parts.data.latent)
+    x1 = torch.stack([parts.cache.stored(int(index)) for index in draws.indices])
+    assert float(losses["flow_loss"]) == pytest.approx(float(((x1 - draws.noise) ** 2).mean()), rel=1e-5)
+    assert float(losses["similarity/1-3"]) == pytest.approx(1.0, abs=1e-6)
+    assert float(losses["regularizer_loss"]) == pytest.approx(-0.3, abs=1e-6)
+
+
+def test_ema_by_hand(tiny: Make, tmp_path: Path, tensors_of: Make) -> None:
+    run = layersync.train(
+        tiny("train.steps=2", "train.checkpoint_every=1", "train.ema_ramp=false", "train.ema_decay=0.75"), tmp_path / "a"
+    )
+    start = Trainer(run.recipe, build_parts(run.recipe)).backbone.state_dict()
+    name = "blocks.1.mlp.fc1.weight"
+    first, second = (tensors_of(run, "model", step)[name] for step in (1, 2))
+    averaged = 0.75 * (0.75 * start[name] + 0.25 * first) + 0.25 * second
+    assert torch.allclose(tensors_of(run, "ema")[name], averaged, atol=1e-7)
+
+
+def test_ema_ramp_rises_to_the_decay(tiny: Make, tmp_path: Path, tensors_of: Make) -> None:
+    run = layersync.train(tiny("train.steps=3", "train.checkpoint_every=1", "train.ema_decay=0.2"), tmp_path / "a")
+    first, second, third = (tensors_of(run, "model", step)["blocks.1.mlp.fc1.weight"] for step in (1, 2, 3))
+    averages = [tensors_of(run, "ema", step)["blocks.1.mlp.fc1.weight"] for step in (1, 2, 3)]
+    assert torch.allclose(averages[0], first, atol=1e-7)
+    assert torch.allclose(averages[1], 2 / 11 * first + 9 / 11 * second, atol=1e-7)  # (1 + n) / (10 + n) at n = 1
+    assert torch.allclose(averages[2], 0.2 * averages[1] + 0.8 * third, atol=1e-7)  # 3 / 12 is above the decay
+
+
+def test_nan_loss_stops_and_names_the_step(tiny: Make, tmp_path: Path, tensors_of: Make) -> None:
+    with pytest.raises(TrainingError, match=r"step \d+: the loss is no longer finite"):
+        layersync.train(tiny("optimizer.lr=1.0e+30", "train.checkpoint_every=1"), tmp_path / "run")
+    kept = tensors_of(tmp_path / "run")
+    assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_clipping_bounds_the_gradient(tiny: Make, plain: tuple) -> None:
+    losses, gradients = one_step(tiny("optimizer.clip=0.01"))
+    norm = float(torch.stack([g.norm() for g in gradients.values()]).norm())
+    assert norm == pytest.approx(0.01, rel=1e-3)
+    assert losses["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)  # logged as it was
+
+
+def test_learning_rate_over_time(tiny: Make) -> None:
+    optimizer = tiny("optimizer.lr=1.0", "optimizer.warmup=4", "optimizer.schedule=cosine").optimizer
+    rates = [optimizer.rate(step, 12) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0 and rates[8] == pytest.approx(0.5) and 0 < rates[11] < 0.05
+    assert tiny("optimizer.lr=1.0").optimizer.rate(7, 12) == 1.0
+
+
+def test_dry_run_writes_nothing(command: Make, tiny_file: Path, tmp_path: Path, cache: Path) -> None:
+    before = {path for path in cache.rglob("*") if path.is_file()}
+    status, out, err = command("train", tiny_file, "--out", tmp_path / "run", "--dry-run")
+    assert status == 0 and not (tmp_path / "run").exists()
+    needs = json.loads(out)
+    assert needs["parameters"] > 1000 and needs["seconds_per_step"] > 0 and needs["checkpoint_bytes"] > 1000
+    assert "memory" in err and "disk" in err
+    assert {path for path in cache.rglob("*") if path.is_file()} == before
+
+
+def test_checkpoint_size_is_what_the_dry_run_says(command: Make, tiny_file: Path, trained: Any) -> None:
+    needs = json.loads(command("train", tiny_file, "--dry-run")[1])
+    size = sum(path.stat().st_size for path in trained.latest_checkpoint().iterdir())
+    assert needs["checkpoint_bytes"] == pytest.approx(size, rel=0.2)
+
+
+def test_init_starts_from_the_averaged_weights_of_a_run(tiny: Make, trained: Any, tmp_path: Path, tensors_of: Make) -> None:
+    averaged = tensors_of(trained, "ema")
+    sources = [trained.path, trained.latest_checkpoint(), trained.latest_checkpoint() / "ema.safetensors"]
+    for source in sources:
+        recipe = tiny(f"train.init={source}")
+        state = Trainer(recipe, build_parts(recipe)).backbone.state_dict()
+        assert all(torch.equal(state[name], averaged[name]) for name in averaged)
+
+
+def test_keep_leaves_the_newest_checkpoints(tiny: Make, tmp_path: Path) -> None:
+    run = layersync.train(tiny("train.steps=5", "train.checkpoint_every=2", "train.keep=2"), tmp_path / "run")
+    assert run.checkpoint_steps() == [4, 5]
+    everything = layersync.train(tiny("train.steps=5", "train.checkpoint_every=2"), tmp_path / "all")
+    assert everything.checkpoint_steps() == [2, 4, 5]
+
+
+def test_what_a_run_holds(trained: Any) -> None:
+    names = {path.name for path in trained.path.iterdir()}
+    assert {"recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "tensorboard"} <= names
+    assert not [path for path in trained.path.rglob(".*")]
+    found = json.loads((trained.path / "environment.json").read_text())
+    assert {"python", "packages", "device", "precision", "precision_reason", "git_commit"} <= set(found)
+    record = next(r for r in trained.records() if "flow_loss" in r)
+    wanted = {"step", "loss", "flow_loss", "regularizer_loss", "similarity", "grad_norm", "lr", "samples_per_second"}
+    assert wanted <= set(record)
+    assert {path.name for path in trained.latest_checkpoint().iterdir()} == {
+        "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json",
+    }  # fmt: skip
