@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
@@ -22,6 +21,8 @@ from layersync.core.regularizer.base import Regularizer, RegularizerConfig, Regu
 
 Pair = tuple[int, int]
 Similarity = Literal["cosine", "centred"]
+NORM_FLOOR = 1e-8
+"""Vectors shorter than this count as this long, as in PyTorch's cosine similarity."""
 
 
 def alignment(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, centred: bool = False) -> Tensor:
@@ -35,7 +36,9 @@ def alignment(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, c
         student, teacher = student.float(), teacher.float()
         if centred:
             student, teacher = _centred(student, mask), _centred(teacher, mask)
-        cosine = F.cosine_similarity(student, teacher, dim=-1)
+        # F.cosine_similarity would hold on to a normalised copy of the teacher for its backward pass
+        norms = [torch.linalg.vector_norm(side, dim=-1).clamp_min(NORM_FLOOR) for side in (student, teacher)]
+        cosine = (student * teacher).sum(-1) / (norms[0] * norms[1])
         if mask is None:
             return cosine.mean(1)
         real = mask.to(cosine.dtype)
