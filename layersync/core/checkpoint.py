@@ -74,8 +74,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is missing or cut short; the checkpoint cannot be used") from None
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load strictly. InputError that lists the first names or shapes that do not fit."""
+def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Raise :class:`InputError` that lists the first names or shapes of ``weights`` that are not the module's."""
     own = module.state_dict()
     problems = [f"{name} is missing" for name in own if name not in weights]
     problems += [f"{name} is not the backbone's" for name in weights if name not in own]
@@ -87,6 +87,11 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path)
     if problems:
         more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise InputError(f"{source}: the weights do not fit the backbone: {'; '.join(problems[:10])}{more}")
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Load strictly. InputError as of :func:`check_fit`."""
+    check_fit(module, weights, source)
     module.load_state_dict(dict(weights))
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from layersync.core.adapter import ExampleDataset
+from layersync.core.catalogue import check_metrics, metric_names
 from layersync.core.classifier import DomainClassifier, Windows, domain_classifier
 from layersync.core.draws import generator
-from layersync.core.errors import InputError, nearest
+from layersync.core.errors import InputError
 from layersync.core.generation import GenerativeModel, load, sampling_settings
 from layersync.core.packaged import cache_directory
 from layersync.core.recipe import Recipe
@@ -27,21 +28,6 @@ from layersync.metrics.neighbours import nearest_distances
 BOOTSTRAP = 100
 NEIGHBOUR_LIMIT = 10_000
 NEEDS_LABELS = ("fd-classifier", "label-agreement")
-
-
-def metric_names(recipe: Recipe) -> list[str]:
-    """All metrics that runs of this recipe's modality can be asked for."""
-    adapter = recipe.adapter
-    features = [f"fd-{name}" for name in adapter.features()]
-    return ["fd-classifier", "label-agreement", "nearest-training", *features, *adapter.metrics()]
-
-
-def check_metrics(recipe: Recipe, metrics: Sequence[str]) -> None:
-    """Raise :class:`InputError` for a metric that the modality does not have."""
-    known = metric_names(recipe)
-    for metric in metrics:
-        if metric not in known:
-            raise InputError(f"metric {metric!r} is unknown to modality {recipe.modality}; {nearest(metric, known)}")
 
 
 @dataclass
@@ -181,7 +167,7 @@ def evaluate(
 
     Args:
         run: run directory.
-        metrics: names as :func:`metric_names` lists them; the recipe's own when left out.
+        metrics: names as :func:`layersync.core.catalogue.metric_names` lists them; the recipe's own when left out.
         num_samples: how many to draw; the recipe's own number when left out.
         step: checkpoint to take; the newest when left out.
         weights: ``ema`` or ``model``.
@@ -194,12 +180,12 @@ def evaluate(
     model = load(run, step=step, weights=weights)
     recipe = model.recipe
     chosen = list(metrics or recipe.evaluate.metrics)
-    check_metrics(recipe, chosen)
+    check_metrics(recipe.modality, chosen)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
     if count < 2:
         raise InputError(f"--num-samples: {count}; a score needs at least 2")
     if any(metric in NEEDS_LABELS for metric in chosen) and not model.classes:
-        other = [name for name in metric_names(recipe) if name not in NEEDS_LABELS]
+        other = [name for name in metric_names(recipe.modality) if name not in NEEDS_LABELS]
         raise InputError(
             f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
         )

@@ -148,7 +148,7 @@ class _Clips:
 def _complete(target: Path) -> bool:
     try:
         meta = json.loads((target / "meta.json").read_text())
-        return (target / "rows.bin").stat().st_size == meta["bytes"]
+        return (target / "index.npz").is_file() and (target / "rows.bin").stat().st_size == meta["bytes"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
 

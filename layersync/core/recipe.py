@@ -19,6 +19,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter, registered
+from layersync.core.catalogue import check_metrics
 from layersync.core.errors import InputError, nearest
 from layersync.core.interpolant import INTERPOLANTS, Interpolant, Prediction
 from layersync.core.regularizer.base import RegularizerConfig, load_regularizer
@@ -157,6 +158,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
@@ -344,6 +347,10 @@ def _check_together(recipe: Recipe, where: str) -> None:
         raise InputError(
             f"{where}: train.batch_size: {train.batch_size} is no multiple of accumulate {train.accumulate}"
         )
+    try:
+        check_metrics(recipe.modality, recipe.evaluate.metrics)
+    except InputError as error:
+        raise InputError(f"{where}: evaluate.metrics: {error}") from None
     for warning in (*recipe.regularizer.warnings(), *ineffective(recipe)):
         warnings.warn(warning, stacklevel=4)
 

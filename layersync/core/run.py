@@ -98,7 +98,11 @@ class Run:
     @property
     def data(self) -> DataSummary:
         """Classes and latent shape of the data that the run was trained on."""
-        return DataSummary.from_mapping(json.loads((self.path / "data.json").read_text()))
+        path = self.path / "data.json"
+        try:
+            return DataSummary.from_mapping(json.loads(path.read_text()))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path}: is missing or damaged ({error}); the run cannot be used") from None
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` steps lies, or will lie."""

@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from layersync.core.adapter import BackboneOutput, Tokenizer, to_device
 from layersync.core.checkpoint import (
+    check_fit,
     find_weights,
     load_optimizer,
     load_weights,
@@ -89,6 +90,9 @@ def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | N
     if len(dataset) == 0:
         raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")
     tokenizer = adapter.tokenizer(recipe.tokenizer)
+    channels = recipe.sample.guidance_channels
+    if channels is not None and channels > tokenizer.latent.channels:
+        raise InputError(f"sample.guidance_channels: {channels}, the latents have {tokenizer.latent.channels}")
     condition = DataSummary("", 0, dataset.classes, tokenizer.latent).condition
     with torch.device("meta"):  # a backbone that does not fit is found before anything is tokenized
         adapter.backbone(recipe.backbone, tokenizer.latent, condition)
@@ -286,6 +290,7 @@ class Trainer:
                              f"with train.init")  # fmt: skip
         load_weights(self.backbone, read_tensors(checkpoint / "model.safetensors"), checkpoint)
         averaged = read_tensors(checkpoint / "ema.safetensors")
+        check_fit(self.backbone, averaged, checkpoint / "ema.safetensors")
         names = [name for name, _ in self.backbone.named_parameters()]
         self.ema.shadow_params = [averaged[name].to(self.device) for name in names]
         self.ema.optimization_step = state["step"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -24,7 +26,7 @@ def as_arrays(draws: StepDraws) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("cuts", [(0, 6, 12), (0, 3, 6, 9, 12), (0, 1, 12)])
 def test_slices_agree_with_the_whole(cuts: tuple[int, ...]) -> None:
-    parts = [as_arrays(draw(step=5, part=slice(a, b))) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [as_arrays(draw(step=5, part=slice(a, b))) for a, b in itertools.pairwise(cuts)]
     for whole, *pieces in zip(as_arrays(draw(step=5)), *parts, strict=True):
         assert np.array_equal(whole, np.concatenate(pieces))
 
@@ -41,7 +43,8 @@ def test_seeds_steps_and_positions_differ() -> None:
 
 def test_the_kinds_of_draws_are_independent() -> None:
     draws = draw(batch=4000, part=slice(0, 4000))
-    columns = np.stack([draws.uniform_time, draws.drop, draws.variant, draws.position, draws.noise[:, 0, 0, 0], draws.posterior[:, 0, 0, 0]])  # fmt: skip
+    uniform = (draws.uniform_time, draws.drop, draws.variant, draws.position)
+    columns = np.stack([*uniform, draws.noise[:, 0, 0, 0], draws.posterior[:, 0, 0, 0]])
     correlation = np.corrcoef(columns) - np.eye(6)
     assert np.abs(correlation).max() < 4.5 / np.sqrt(4000)
 
@@ -62,7 +65,7 @@ def test_distributions() -> None:
         assert stats.kstest(values.numpy(), "uniform").pvalue > 1e-3
     for values in (draws.noise, draws.posterior, sample_noise(0, 0, 2000, SPEC)):
         assert stats.kstest(values.numpy().ravel()[:20_000], "norm").pvalue > 1e-3
-    assert 0 < float(draws.uniform_time.min()) and float(draws.uniform_time.max()) < 1
+    assert float(draws.uniform_time.min()) > 0 and float(draws.uniform_time.max()) < 1
 
 
 def test_sample_noise_belongs_to_the_sample() -> None:

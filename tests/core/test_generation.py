@@ -77,7 +77,9 @@ def test_noise_file_sets_count_and_start(command: Make, trained: Run, model: Gen
     noise = np.random.default_rng(0).standard_normal((5, 1, 8, 8)).astype(np.float32)
     np.save(tmp_path / "noise.npy", noise)
     arguments = ["sample", trained.path, "--noise", tmp_path / "noise.npy", "--labels", "4", "--latents-only"]
-    status, out, _ = command(*arguments, "--weights", "model", "--solver", "heun", "--steps", "3", "--out", tmp_path / "s")
+    status, out, _ = command(
+        *arguments, "--weights", "model", "--solver", "heun", "--steps", "3", "--out", tmp_path / "s"
+    )
     assert status == 0 and out.strip() == str(tmp_path / "s")
     found = np.load(tmp_path / "s" / "latents.npy")
     conditions = model.conditions(5, labels=[4])

@@ -274,7 +274,9 @@ def test_weight_0_trains_bit_identically_to_none(
     assert not identical(tensors_of(runs[0]), tensors_of(other))
 
 
-def test_both_similarities_are_logged_for_the_baseline_too(trained: Any, tiny: Callable[..., Any], tmp_path: Any) -> None:
+def test_both_similarities_are_logged_for_the_baseline_too(
+    trained: Any, tiny: Callable[..., Any], tmp_path: Any
+) -> None:
     with pytest.warns(UserWarning):
         baseline = layersync.train(tiny("regularizer.name=none", "train.steps=1"), tmp_path / "run")
     for run, pair in ((trained, "1-3"), (baseline, "1-2")):

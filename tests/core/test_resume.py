@@ -163,7 +163,13 @@ def test_a_run_that_exists_is_refused_without_resume(tiny: Make, trained: Run) -
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("log_every", [1, 100])
 def test_a_signal_saves_and_says_how_to_go_on(
-    number: signal.Signals, log_every: int, tiny: Make, tmp_path: Path, monkeypatch: Any, tensors_of: Make, identical: Make
+    number: signal.Signals,
+    log_every: int,
+    tiny: Make,
+    tmp_path: Path,
+    monkeypatch: Any,
+    tensors_of: Make,
+    identical: Make,
 ) -> None:
     recipe = tiny("train.steps=7", f"train.log_every={log_every}")
     straight = layersync.train(recipe, tmp_path / "straight")

@@ -105,6 +105,7 @@ def test_each_prediction_samples_a_gaussian_by_ode(kind: type[Interpolant], pred
         solver=solver,
         steps=200,
         time_range=path.sampling_range(),
+        open_end=path.open_end,
         rtol=1e-5,
     )
     assert float(found.mean()) == pytest.approx(MEAN, abs=0.015)

@@ -162,7 +162,8 @@ def test_the_first_loss_is_what_the_definitions_give(tiny: Make) -> None:
 
 def test_ema_by_hand(tiny: Make, tmp_path: Path, tensors_of: Make) -> None:
     run = layersync.train(
-        tiny("train.steps=2", "train.checkpoint_every=1", "train.ema_ramp=false", "train.ema_decay=0.75"), tmp_path / "a"
+        tiny("train.steps=2", "train.checkpoint_every=1", "train.ema_ramp=false", "train.ema_decay=0.75"),
+        tmp_path / "a",
     )
     start = Trainer(run.recipe, build_parts(run.recipe)).backbone.state_dict()
     name = "blocks.1.mlp.fc1.weight"
@@ -218,7 +219,9 @@ def test_checkpoint_size_is_what_the_dry_run_says(command: Make, tiny_file: Path
     assert needs["checkpoint_bytes"] == pytest.approx(size, rel=0.2)
 
 
-def test_init_starts_from_the_averaged_weights_of_a_run(tiny: Make, trained: Any, tmp_path: Path, tensors_of: Make) -> None:
+def test_init_starts_from_the_averaged_weights_of_a_run(
+    tiny: Make, trained: Any, tmp_path: Path, tensors_of: Make
+) -> None:
     averaged = tensors_of(trained, "ema")
     sources = [trained.path, trained.latest_checkpoint(), trained.latest_checkpoint() / "ema.safetensors"]
     for source in sources:
@@ -237,7 +240,7 @@ def test_keep_leaves_the_newest_checkpoints(tiny: Make, tmp_path: Path) -> None:
 def test_what_a_run_holds(trained: Any) -> None:
     names = {path.name for path in trained.path.iterdir()}
     assert {"recipe.yaml", "environment.json", "data.json", "metrics.jsonl", "checkpoints", "tensorboard"} <= names
-    assert not [path for path in trained.path.rglob(".*")]
+    assert not list(trained.path.rglob(".*"))
     found = json.loads((trained.path / "environment.json").read_text())
     assert {"python", "packages", "device", "precision", "precision_reason", "git_commit"} <= set(found)
     record = next(r for r in trained.records() if "flow_loss" in r)

@@ -73,7 +73,8 @@ def test_without_class_dropout_there_is_no_row_for_none() -> None:
 
 
 @pytest.mark.parametrize(
-    ("depth", "width", "heads", "millions"), [(28, 1152, 16, 675), (24, 1024, 16, 458), (12, 768, 12, 130), (12, 384, 6, 33)]
+    ("depth", "width", "heads", "millions"),
+    [(28, 1152, 16, 675), (24, 1024, 16, 458), (12, 768, 12, 130), (12, 384, 6, 33)],
 )
 def test_published_sizes(depth: int, width: int, heads: int, millions: int) -> None:
     with torch.device("meta"):
@@ -83,7 +84,9 @@ def test_published_sizes(depth: int, width: int, heads: int, millions: int) -> N
     assert not model.pos_embed.requires_grad
 
 
-def by_the_paper(w: Mapping[str, Tensor], x: Tensor, t: Tensor, y: Tensor, *, heads: int, patch: int, eps: float = 1e-6):
+def by_the_paper(
+    w: Mapping[str, Tensor], x: Tensor, t: Tensor, y: Tensor, *, heads: int, patch: int, eps: float = 1e-6
+):
     """SiT, section 3 and DiT's appendix, written down once more on a bare state dict."""
     batch, channels, side, _ = x.shape
     width, cells = w["pos_embed"].shape[-1], side // patch
@@ -274,7 +277,7 @@ class TestPadding:
 
     def test_real_frames_do_not_know_how_long_the_padding_is(self, case: tuple) -> None:
         """Outputs on real frames equal those of attention over real tokens alone."""
-        model, x, mask, axis = case
+        model, x, mask, _axis = case
         t = torch.rand(3)
         whole = model(x, t, {}, taps=(3,), mask=mask)
         tokens = whole.token_mask
@@ -295,7 +298,7 @@ class TestPadding:
             assert torch.allclose(select(alone), select(together[row : row + 1]), atol=1e-5)
 
     def test_a_token_is_real_if_any_of_its_frames_is(self, case: tuple) -> None:
-        model, x, mask, axis = case
+        model, x, mask, _axis = case
         found = model(x, torch.rand(3), {}, mask=mask).token_mask
         patch, across = model.patch_size[-1], math.prod(model.token_grid[:-1])
         for row, length in enumerate((12, 7, 3)):
@@ -347,9 +350,7 @@ class TestText:
         model = small(text_channels=5)
         x, t, condition = self.inputs([[1, 1, 0], [1, 0, 0]])
         hidden = torch.where(condition["text_mask"][..., None], condition["text"], torch.tensor(99.0))
-        assert torch.equal(
-            model(x, t, {**condition, "text": hidden}).prediction, model(x, t, condition).prediction
-        )
+        assert torch.equal(model(x, t, {**condition, "text": hidden}).prediction, model(x, t, condition).prediction)
 
     def test_no_text_is_none_whatever_the_tokens(self) -> None:
         model = small(text_channels=5)

@@ -171,6 +171,8 @@ def read_idx(path: Path) -> np.ndarray:
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise InputError(f"{path}: is no IDX file of unsigned bytes")
     axes = content[3]
+    if len(content) < 4 + 4 * axes:
+        raise InputError(f"{path}: is cut short within its header")
     shape = struct.unpack(f">{axes}I", content[4 : 4 + 4 * axes])
     values = np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * axes)
     if values.size != int(np.prod(shape)):

@@ -1,0 +1,205 @@
+"""Break the package on purpose, one line at a time, and see that the test which guards the line fails.
+
+    python tests/run_mutations.py [WORD ...] [--markdown]
+
+Works on a copy in a temporary directory; the checkout is left alone. WORDs choose mutations by property or test.
+Exit status 1 when a mutation survives, or when a test fails on the copy before anything is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Mutation(NamedTuple):
+    """``old`` stands once in ``file`` of the package; with ``new`` in its place ``test`` must fail."""
+
+    property: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+SYNC, TRUNK = "core/regularizer/layersync.py", "core/transformer.py"
+MUTATIONS = [
+    Mutation("no gradient past the student", SYNC,
+             "features[teacher].detach() if self.stop_gradient else features[teacher]", "features[teacher]",
+             "test_layersync.py::test_no_gradient_reaches_past_the_student"),
+    Mutation("stop_gradient: false lets it in", SYNC,
+             "features[teacher].detach() if self.stop_gradient else features[teacher]", "features[teacher].detach()",
+             "test_layersync.py::test_stop_gradient_off_lets_it_into_the_teacher"),
+    Mutation("two pairs are the mean of single ones", SYNC, "(-factor / len(self.pairs))", "(-factor)",
+             "test_layersync.py::test_two_pairs_are_the_mean_of_single_ones"),
+    Mutation("two pairs: not only the last counts", SYNC,
+             "total = counted.mean() if total is None else total + counted.mean()", "total = counted.mean()",
+             "test_layersync.py::test_two_pairs_are_the_mean_of_single_ones"),
+    Mutation("student == teacher is refused", SYNC, "if student >= teacher:", "if student > teacher:",
+             "test_layersync.py::test_pairs_that_make_no_sense_are_refused"),
+    Mutation("teacher beyond the depth is refused", SYNC, "teacher > depth:", "teacher > depth + 1:",
+             "test_layersync.py::test_pairs_that_make_no_sense_are_refused"),
+    Mutation("weight 0 is bit-identical to none", SYNC, "= float(weight), (low, high)",
+             "= max(float(weight), 1e-6), (low, high)",
+             "test_layersync.py::test_weight_0_trains_bit_identically_to_none"),
+    Mutation("padding leaves no trace: alignment", SYNC, "(cosine * real).sum(1) / real.sum(1)", "cosine.mean(1)",
+             "test_layersync.py::test_padding_leaves_no_trace"),
+    Mutation("padding leaves no trace: centring", SYNC,
+             "features - (features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)",
+             "features - features.mean(1, keepdim=True)",
+             "test_layersync.py::test_padding_leaves_no_trace"),
+    Mutation("padding leaves no trace: attention", TRUNK,
+             "hidden = None if mask_BT is None else mask_BT[:, None, None, :]", "hidden = None",
+             "test_transformer.py::TestPadding"),
+    Mutation("padding leaves no trace: patches", TRUNK,
+             "x = x * mask.reshape(len(mask), *(1 for _ in self.grid), -1).to(x.dtype)", "x = x",
+             "test_transformer.py::TestPadding"),
+    Mutation("padding leaves no trace: flow loss", "core/probe.py", "(per_frame * real).sum(1) / real.sum(1)",
+             "per_frame.mean(1)", "test_trainer.py::TestPadding"),
+    Mutation("float32 cosine under bf16", SYNC, "student, teacher = student.float(), teacher.float()",
+             "student, teacher = student, teacher",
+             "test_layersync.py::test_cosine_is_float32_under_bf16_autocast"),
+    Mutation("schedule", SYNC, "(step - self.delay + 1) / self.warmup", "(step - self.delay) / self.warmup",
+             "test_layersync.py::test_schedule_by_hand"),
+    Mutation("t_range", SYNC, "per_sample * inside", "per_sample",
+             "test_layersync.py::test_outside_of_t_range_there_is_no_loss_and_no_gradient"),
+    Mutation("taps are the blocks' outputs", TRUNK, "if number in taps:", "if number - 1 in taps:",
+             "test_transformer.py::test_taps_are_what_hooks_see_and_nothing_is_kept_unasked"),
+    Mutation("published arithmetic: gelu", TRUNK, 'approximate="tanh"', 'approximate="none"',
+             "test_transformer.py::test_forward_is_the_papers"),
+    Mutation("published arithmetic: time embedding", TRUNK, "[angle.cos(), angle.sin()]", "[angle.sin(), angle.cos()]",
+             "test_transformer.py::test_forward_is_the_papers"),
+    Mutation("published positions", TRUNK, "for axis in reversed(axes):", "for axis in axes:",
+             "test_transformer.py::TestPositions"),
+    Mutation("learn_sigma drops the second half", TRUNK, "x = x[:, : self.in_channels]", "x = x[:, self.in_channels :]",
+             "test_transformer.py::test_learn_sigma_drops_the_second_half"),
+    Mutation("equal under compile", TRUNK, "if number in taps:",
+             "if number in taps and not torch.compiler.is_compiling():",
+             "test_trainer.py::test_equal_loss_and_gradients_when_traced"),
+    Mutation("equal under checkpointing", TRUNK, "checkpoint(block, x, c,", "checkpoint(block, x.detach(), c,",
+             "test_trainer.py::test_equal_loss_and_gradients[checkpointing]"),
+    Mutation("equal under accumulation: scale", "core/trainer.py",
+             "self.accelerator.backward((losses.flow + losses.regularizer) / accumulate)",
+             "self.accelerator.backward(losses.flow + losses.regularizer)",
+             "test_trainer.py::test_equal_loss_and_gradients[accumulation-2]"),
+    Mutation("equal under accumulation: slices", "core/trainer.py", "(rank * accumulate + micro) * self.micro_batch",
+             "rank * accumulate * self.micro_batch", "test_trainer.py::test_equal_loss_and_gradients[accumulation-2]"),
+    Mutation("equal under DDP: gradients", "core/trainer.py", "self.model = self.accelerator.prepare_model(model)",
+             "self.model = model", "test_distributed.py::test_two_processes_train_as_one"),
+    Mutation("equal under DDP: slices", "core/trainer.py",
+             "rank, accumulate = self.accelerator.process_index, train.accumulate",
+             "rank, accumulate = 0, train.accumulate", "test_distributed.py::test_two_processes_train_as_one"),
+    Mutation("resume: averages", "core/trainer.py", 'self.ema.optimization_step = state["step"]',
+             "self.ema.optimization_step = 0", "test_resume.py::test_resume_at_every_checkpoint_equals_a_straight_run"),
+    Mutation("resume: optimizer", "core/checkpoint.py", "if name in grouped:", "if name in ():",
+             "test_resume.py::test_resume_at_every_checkpoint_equals_a_straight_run"),
+    Mutation("resume: dropout", "core/trainer.py",
+             "torch.manual_seed(module_seed(self.recipe.seed, step, rank, micro))", "pass",
+             "test_resume.py::test_resume_at_every_checkpoint_equals_a_straight_run"),
+    Mutation("resume: logs are cut back", "core/run.py", 'if record["step"] <= step]', "]",
+             "test_resume.py::test_killed_and_resumed_ends_bit_identical[image/quick]"),
+    Mutation("resume: a torn last line is removed", "core/run.py", 'if line.endswith("}\\n")]', "if line.strip()]",
+             "test_resume.py::test_killed_and_resumed_ends_bit_identical[image/quick]"),
+    Mutation("resume: a changed recipe is refused", "core/run.py", 'return [] if ours == theirs else [path]',
+             "return []", "test_resume.py::test_a_changed_recipe_is_refused"),
+    Mutation("samples are independent of the batch: noise", "core/generation.py",
+             "sample_noise(seed, first, size, self.latent)", "sample_noise(seed, 0, size, self.latent)",
+             "test_generation.py::test_samples_do_not_depend_on_the_batch"),
+    Mutation("samples are independent of the batch: SDE", "core/generation.py",
+             "solver_noise(seed, step, first, shape)", "solver_noise(seed, step, 0, shape)",
+             "test_generation.py::test_samples_do_not_depend_on_the_batch"),
+    Mutation("guidance mixes", "core/guidance.py", "mixed = unconditional + self.guidance",
+             "mixed = conditional + self.guidance", "test_guidance.py::test_guidance_mixes_with_none"),
+    Mutation("guidance interval", "core/guidance.py", "bool(self.condition) and inside", "bool(self.condition)",
+             "test_guidance.py::test_outside_of_the_interval_the_unconditional_half_is_not_computed"),
+    Mutation("order of heun", "core/solver.py", "return x + dt / 2 * (first + f(x + dt * first,",
+             "return x + dt / 2 * (first + f(x + 0.9 * dt * first,",
+             "test_solver.py::test_order_of_convergence[heun-2]"),
+    Mutation("order of midpoint", "core/solver.py", "f(x + dt / 2 * f(x, _times(x, t)), _times(x, t + dt / 2))",
+             "f(x + dt / 2 * f(x, _times(x, t)), _times(x, t))",
+             "test_solver.py::test_order_of_convergence[midpoint-2]"),
+    Mutation("order of rk4", "core/solver.py", "2 * k2 + 2 * k3", "k2 + 3 * k3",
+             "test_solver.py::test_order_of_convergence[rk4-4]"),
+    Mutation("dopri5 stays inside its range", "core/solver.py", ", options=options)", ")",
+             "test_solver.py::test_dopri5_never_asks_beyond_the_end"),
+    Mutation("SDE samples a Gaussian", "core/solver.py", "torch.sqrt(2 * weight)", "torch.sqrt(weight)",
+             "test_solver.py::test_each_diffusion_form_samples_a_gaussian"),
+    Mutation("conversions: score", "core/interpolant.py", "else -sigma * prediction", "else sigma * prediction",
+             "test_interpolant.py::test_every_prediction_gives_data_noise_velocity_and_score"),
+    Mutation("conversions: data", "core/interpolant.py", "(x_t - alpha * prediction) / sigma",
+             "(x_t - prediction) / sigma", "test_solver.py::test_each_prediction_samples_a_gaussian_by_ode"),
+    Mutation("conversions: velocity", "core/interpolant.py", "(d_sigma * x_t - sigma * prediction) / wronskian",
+             "(d_sigma * x_t + sigma * prediction) / wronskian",
+             "test_interpolant.py::test_every_prediction_gives_data_noise_velocity_and_score"),
+    Mutation("variance-preserving path", "core/interpolant.py", "0.5 * s * spread + 0.5 * self.beta_min",
+             "0.5 * s * spread", "test_interpolant.py::test_variance_preserving_is_the_integral_of_beta"),
+    Mutation("draws of slices agree", "core/draws.py", 'source = generator(seed, "train", step, position)',
+             'source = generator(seed, "train", step, row)', "test_draws.py::test_slices_agree_with_the_whole"),
+    Mutation("cache key: tokenizer", "core/latents.py", "dataset.fingerprint, tokenizer.fingerprint,",
+             "dataset.fingerprint,", "test_latents.py::test_the_key_changes_with_data_tokenizer_and_variants"),
+    Mutation("a torn cache is rebuilt", "core/latents.py", '.stat().st_size == meta["bytes"]', ".is_file()",
+             "test_latents.py::test_a_torn_cache_is_built_anew"),
+    Mutation("one of two processes builds", "core/latents.py",
+             'with FileLock(str(target) + ".lock"):\n                if not _complete(target):',
+             "if True:\n                if True:", "test_latents.py::test_two_processes_at_once_build_one"),
+    Mutation("YAML tags are never executed", "core/recipe.py", "class _Loader(yaml.SafeLoader)",
+             "class _Loader(yaml.UnsafeLoader)", "test_recipe.py::test_yaml_tags_are_never_executed"),
+    Mutation("NaN stops", "core/trainer.py", "if not bool(torch.isfinite(", "if False and not bool(torch.isfinite(",
+             "test_command_line.py::test_nan_loss_exits_with_1_and_keeps_the_last_checkpoint"),
+    Mutation("every option changes something", "core/trainer.py", "weight_decay=settings.weight_decay",
+             "weight_decay=0.0",
+             "test_options.py::test_every_training_option_changes_the_weights[optimizer.weight_decay]"),
+    Mutation("Fréchet distance", "metrics/frechet.py", "- 2 * root)", "- root)",
+             "test_evaluation.py::test_frechet_distance_against_scipys_root"),
+]  # fmt: skip
+
+
+def passes(copy: Path, tests: list[str]) -> bool:
+    """Whether pytest passes on the copy."""
+    environment = {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode not in (0, 1):
+        raise SystemExit(f"pytest could not run {tests}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.returncode == 0
+
+
+def main() -> None:
+    words = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    chosen = [m for m in MUTATIONS if not words or any(word in m.property or word in m.test for word in words)]
+    with tempfile.TemporaryDirectory(prefix="layersync-mutations-") as scratch:
+        copy = Path(scratch)
+        for name in ("layersync", "tests"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", copy)
+        tests = sorted({f"tests/core/{m.test}" for m in chosen})
+        if not passes(copy, tests):
+            raise SystemExit("a test fails before anything is broken")
+        survivors = 0
+        for mutation in chosen:
+            path = copy / "layersync" / mutation.file
+            whole = path.read_text()
+            if whole.count(mutation.old) != 1:
+                raise SystemExit(f"{mutation.property}: {mutation.old!r} stands {whole.count(mutation.old)} times")
+            path.write_text(whole.replace(mutation.old, mutation.new))
+            survived = passes(copy, [f"tests/core/{mutation.test}"])
+            path.write_text(whole)
+            survivors += survived
+            result = "SURVIVED" if survived else "killed"
+            if "--markdown" in sys.argv:
+                old, new = (" ".join(text.split()) for text in (mutation.old, mutation.new))
+                print(f"| {mutation.property} | `{mutation.test}` | `{old}` → `{new}` | {result} |", flush=True)
+            else:
+                print(f"{result:9} {mutation.property} ({mutation.test})", flush=True)
+    sys.exit(survivors > 0)
+
+
+if __name__ == "__main__":
+    main()
