@@ -162,7 +162,7 @@ def test_a_torn_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
 
 
 BUILDER = """
-import sys
+import os, sys, time
 from pathlib import Path
 from layersync.core.latents import LatentCache
 from layersync.modalities.image.data import Digits
@@ -174,14 +174,21 @@ class Counted(Pixels):
             stream.write(f"{len(samples)}\\n")
         return super().encode(samples)
 
-cache = LatentCache.open(Digits(name="digits").build("train"), Counted(PixelsConfig(image_size=8, channels=1)),
+dataset = Digits(name="digits").build("train")
+meeting = Path(sys.argv[3])
+(meeting / str(os.getpid())).touch()
+while len(list(meeting.iterdir())) < 2:
+    time.sleep(0.001)
+cache = LatentCache.open(dataset, Counted(PixelsConfig(image_size=8, channels=1)),
                          directory=Path(sys.argv[1]))
 print(len(cache), float(cache.rows.sum()))
 """
 
 
 def test_two_processes_at_once_build_one(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", BUILDER, str(tmp_path / "latents"), str(tmp_path / "encoded")]
+    (tmp_path / "meeting").mkdir()
+    places = [str(tmp_path / name) for name in ("latents", "encoded", "meeting")]
+    command = [sys.executable, "-c", BUILDER, *places]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) for _ in range(2)]
     said = [process.communicate(timeout=120)[0] for process in both]

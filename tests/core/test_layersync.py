@@ -287,3 +287,14 @@ def test_both_similarities_are_logged_for_the_baseline_too(
     logged = [record for record in trained.records() if "flow_loss" in record]
     assert all(-1 <= record["similarity"]["1-3"] <= 1 for record in logged)
     assert logged[0]["loss"] == pytest.approx(logged[0]["flow_loss"] + logged[0]["regularizer_loss"])
+
+
+def test_a_vector_of_length_zero_does_no_harm() -> None:
+    taps = features()
+    taps[1][0, 0] = 0
+    taps[3][1, 2] = 0
+    taps = {n: value.requires_grad_() for n, value in taps.items()}
+    for similarity in ("cosine", "centred"):
+        loss = LayerSync([(1, 3)], 0.3, similarity=similarity)(taps).loss  # type: ignore[arg-type]
+        loss.backward()
+        assert torch.isfinite(loss) and torch.isfinite(taps[1].grad).all()
