@@ -167,6 +167,7 @@ class GenerativeModel:
             solver=settings.solver,
             steps=settings.steps,
             time_range=interpolant.sampling_range(),
+            open_end=interpolant.open_end,
             atol=settings.atol,
             rtol=settings.rtol,
         )
@@ -223,6 +224,8 @@ def load(
     Raises:
         InputError: for a run or checkpoint that does not exist or is cut short, or weights that do not fit.
     """
+    if weights not in ("ema", "model"):
+        raise InputError(f"--weights: {weights!r} is unknown; there are: ema, model")
     run = Run(Path(path))
     checkpoint = run.latest_checkpoint() if step is None else run.checkpoint(step)
     if not checkpoint.is_dir():

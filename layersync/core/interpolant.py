@@ -92,6 +92,11 @@ class Interpolant(ABC):
         finite = finite and self.velocity_is_finite_at_data
         return start, 1.0 if finite else 1.0 - self.margin
 
+    @property
+    def open_end(self) -> bool:
+        """Whether the velocity diverges at t = 1, where the prediction is divided by sigma."""
+        return self.sampling_range()[1] < 1.0
+
     def endpoints(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The data and the noise, ``(x1, x0)``, that ``prediction`` at ``x_t``, ``t`` (batch,) amounts to."""
         alpha, d_alpha = self.alpha(like(t, x_t))

@@ -56,12 +56,15 @@ def solve_ode(
     solver: str,
     steps: int,
     time_range: tuple[float, float] = (0.0, 1.0),
+    open_end: bool = False,
     atol: float = 1e-6,
     rtol: float = 1e-3,
 ) -> Tensor:
     """Integrate ``velocity`` from ``time_range[0]`` to its end.
 
-    ``steps`` equal intervals for fixed-step solvers. ``dopri5`` picks its own within ``atol`` and ``rtol``; its error
+    ``steps`` equal intervals for fixed-step solvers; with ``open_end`` the last one is an Euler step, because the
+    velocity diverges at the end and an evaluation there would multiply the network's error (EDM, arXiv 2206.00364,
+    algorithm 1, ends so too). ``dopri5`` picks its own within ``atol`` and ``rtol``; its error
     norm is over the whole batch, so that a sample depends a little on its neighbours. ValueError for a solver that is
     none of these.
     """
@@ -81,7 +84,8 @@ def solve_ode(
     for index in range(steps):
         t = start + (end - start) * index / steps
         following = start + (end - start) * (index + 1) / steps
-        x = advance(velocity, x, t, following - t)
+        last = open_end and index == steps - 1
+        x = (_euler if last else advance)(velocity, x, t, following - t)
     return x
 
 

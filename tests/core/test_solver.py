@@ -197,3 +197,22 @@ def test_diffusion_scale_and_increments_matter() -> None:
     other = solve_sde(exact_network(Linear()), start, Linear(), normal_increments(1), steps=20)
     same = [solve_sde(exact_network(Linear()), start, Linear(), normal_increments(0), steps=20) for _ in range(2)]
     assert torch.equal(*same) and not torch.equal(other, same[0])
+
+
+@pytest.mark.parametrize("solver", ["heun", "rk4"])
+def test_an_end_where_the_velocity_diverges_is_reached_by_euler(solver: str) -> None:
+    """A data prediction that is a little off stays a little off: its error is not divided by 1 - t at the end."""
+    path = Linear(prediction="data")
+    start, end = path.sampling_range()
+    seen: list[float] = []
+
+    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(float(t[0]))
+        wrong = 0.1 * torch.sin(50 * t)  # what a network's error looks like: small, and different from call to call
+        return path.velocity(torch.full_like(x, 2.0) + wrong[:, None], x, t)
+
+    assert path.open_end
+    found = solve_ode(velocity, torch.zeros(1, 1), solver=solver, steps=15, time_range=(start, end), open_end=True)
+    assert max(seen) < end - 0.05
+    assert abs(float(found) - 2.0) < 0.11
+    assert not Linear().open_end
