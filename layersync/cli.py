@@ -221,7 +221,7 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
 
 def main() -> None:
     """Run the command line; the console script's entry."""
-    from layersync.core.errors import InputError, TrainingError
+    from layersync.core.errors import InputError, Interrupted, TrainingError
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("layersync").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
@@ -234,24 +234,20 @@ def main() -> None:
     except TrainingError as error:
         _say(f"error: {error}")
         status = 1
+    except Interrupted as stop:
+        _say(str(stop))
+        status = 1
     except typer.Exit as leave:
         status = leave.exit_code
     except (KeyboardInterrupt, typer.Abort):
         _say("error: interrupted; what had been saved before is kept")
         status = 1
-    except Exception as error:  # noqa: BLE001
-        status = _other(error)
+    except Exception as error:
+        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
+            raise
+        _say(f"error: {' '.join(error.format_message().split())}")  # click's usage errors, or those of typer's own copy
+        status = int(error.exit_code)
     sys.exit(status or 0)
-
-
-def _other(error: Exception) -> int:
-    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # click's, or those of typer's copy of it
-        _say(f"error: {' '.join(error.format_message().split())}")
-        return int(error.exit_code)
-    if type(error).__name__ == "Interrupted":
-        _say(str(error))
-        return 1
-    raise error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The two ways in which a command ends badly, told apart by whose turn it is to act."""
+"""The ways in which a command ends badly, told apart by whose turn it is to act."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class InputError(ValueError):
 
 class TrainingError(RuntimeError):
     """A run that had started could not go on. The command line exits with status 1."""
+
+
+class Interrupted(Exception):
+    """Training was stopped by a signal, after its state was saved. The command line exits with status 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -48,8 +48,6 @@ def write_samples(
     The folder appears when it is whole; one that exists is refused unless it is the run's own default, which is
     replaced. Raises :class:`InputError` before any work.
     """
-    if weights not in ("ema", "model"):
-        raise InputError(f"--weights: {weights!r} is unknown; there are: ema, model")
     given = None if noise is None else read_noise(noise)
     if given is not None and num is not None and num != len(given):
         raise InputError(f"--num: {num}, but --noise holds {len(given)} samples")

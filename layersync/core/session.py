@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layersync.core.errors import InputError
+from layersync.core.errors import InputError, Interrupted
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
@@ -30,13 +30,6 @@ from layersync.core.trainer import Parts, Trainer, build_parts
 logger = logging.getLogger(__name__)
 
 CONDITIONS_LIMIT = 10_000
-
-
-class Interrupted(Exception):
-    """Training was stopped by a signal, after its state was saved."""
-
-    def __init__(self, run: Run, step: int):
-        super().__init__(f"stopped after step {step}; go on with --resume --out {run.path}")
 
 
 def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
@@ -145,7 +138,7 @@ class _Session:
                     fields = self._log(done, found)
                 if done < train.steps and self._stopping(done):
                     trainer.save(self.run, done, self.seconds)
-                    raise Interrupted(self.run, done)
+                    raise Interrupted(f"stopped after step {done}; go on with --resume --out {self.run.path}")
                 every = self.recipe.evaluate.every
                 if done == train.steps or (every and done % every == 0):
                     self._measure(done)

@@ -75,7 +75,9 @@ def solve_ode(
         def field(t: Tensor, state: Tensor) -> Tensor:
             return velocity(state, t.to(state.dtype).expand(len(state)))
 
-        span = torch.tensor([start, end], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).to(x.device)
+        span = torch.tensor([start, end], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).to(
+            x.device
+        )
         options = {"step_t": span[1:]}  # never a step beyond the end, where a path may not be defined
         return odeint(field, x, span, method="dopri5", atol=atol, rtol=rtol, options=options)[-1]
     if solver not in FIXED_STEP:

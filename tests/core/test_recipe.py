@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
 
@@ -255,7 +256,6 @@ def test_recipes_are_immutable(tiny: Make) -> None:
 class TestSchema:
     @pytest.fixture(scope="class")
     def valid(self) -> Callable[[Any], bool]:
-        jsonschema = pytest.importorskip("jsonschema")
         return jsonschema.Draft202012Validator(recipe_schema()).is_valid
 
     @pytest.mark.parametrize("name", NAMES)

@@ -16,8 +16,8 @@ import pytest
 
 import layersync
 from layersync import InputError, Run, load_recipe
+from layersync.core.errors import Interrupted
 from layersync.core.recipe import shipped_recipes
-from layersync.core.session import Interrupted
 from layersync.core.trainer import Trainer
 
 Make = Callable[..., Any]
