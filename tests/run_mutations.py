@@ -129,6 +129,8 @@ MUTATIONS = [
              "test_solver.py::test_order_of_convergence[rk4-4]"),
     Mutation("dopri5 stays inside its range", "core/solver.py", ", options=options)", ")",
              "test_solver.py::test_dopri5_never_asks_beyond_the_end"),
+    Mutation("nothing is asked at an open end", "core/solver.py", "last = open_end and index == steps - 1",
+             "last = False", "test_solver.py::test_nothing_is_asked_at_an_open_end"),
     Mutation("SDE samples a Gaussian", "core/solver.py", "torch.sqrt(2 * weight)", "torch.sqrt(weight)",
              "test_solver.py::test_each_diffusion_form_samples_a_gaussian"),
     Mutation("conversions: score", "core/interpolant.py", "else -sigma * prediction", "else sigma * prediction",

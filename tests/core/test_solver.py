@@ -70,6 +70,27 @@ def test_number_of_network_evaluations(solver: str, each: int) -> None:
     assert set(FIXED_STEP) == {"euler", "heun", "midpoint", "rk4"}
 
 
+@pytest.mark.parametrize("solver", ["heun", "midpoint", "rk4"])
+def test_nothing_is_asked_at_an_open_end(solver: str) -> None:
+    seen: list[float] = []
+
+    def field(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t[0]))
+        return x
+
+    found = solve_ode(field, torch.ones(2, 1), solver=solver, steps=4, open_end=True)
+    assert max(seen) == pytest.approx(0.75)
+    until = solve_ode(field, torch.ones(2, 1), solver=solver, steps=3, time_range=(0.0, 0.75))
+    assert torch.allclose(found, until * 1.25)  # an Euler step of the last quarter
+
+
+def test_ends_are_open_where_the_velocity_diverges() -> None:
+    """Where sigma' does, or where the prediction has to be divided by sigma."""
+    for name, kind in INTERPOLANTS.items():
+        found = {prediction for prediction in PREDICTIONS if kind(prediction).open_end}  # type: ignore[arg-type]
+        assert found == (set(PREDICTIONS) if name == "variance-preserving" else {"score", "data"})
+
+
 def test_an_unknown_solver_is_refused() -> None:
     with pytest.raises(ValueError, match="dopri5, euler"):
         solve_ode(growth, torch.ones(1, 1), solver="leapfrog", steps=1)
