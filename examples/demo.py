@@ -19,6 +19,7 @@ VARIANTS = {
 }
 METRICS = ("fd-classifier", "label-agreement")
 RENDERED = 16
+MARKER = "DEMO"
 
 
 def main() -> None:
@@ -30,8 +31,11 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("layersync").setLevel(logging.INFO)
     out: Path = arguments.out
-    if out.exists():
-        shutil.rmtree(out)
+    if out.exists() and not (out / MARKER).is_file():
+        sys.exit(f"error: --out {out} exists and is no folder of an earlier demo")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).write_text("made by examples/demo.py, which replaces this folder\n")
     began = time.monotonic()
     rows = []
     for modality in MODALITIES:
@@ -53,7 +57,8 @@ def print_table(rows: list[tuple[str, dict, dict]]) -> None:
     for modality, baseline, regularized in rows:
         for metric in METRICS:
             before, after = baseline[metric].value, regularized[metric].value
-            print(f"{modality:10}{metric:18}{before:10.3f}{after:11.3f}{(after - before) / before:+9.1%}")
+            change = f"{(after - before) / before:+9.1%}" if before else f"{'-':>9}"
+            print(f"{modality:10}{metric:18}{before:10.3f}{after:11.3f}{change}")
         print(f"{'':10}classifier's held-out accuracy {baseline[METRICS[0]].details['held_out_accuracy']:.3f}")
 
 

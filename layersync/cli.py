@@ -67,13 +67,13 @@ def train(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    num: Annotated[int | None, typer.Option(help="How many; 64 unless --noise or --labels say otherwise.")] = None,
-    labels: Annotated[str | None, typer.Option(help="0,1,...: one a sample, or cycled; classes + 1 is none.")] = None,
+    num: Annotated[int | None, typer.Option(help="How many; 64 unless --noise says otherwise.")] = None,
+    labels: Annotated[str | None, typer.Option(help="0,1,...: cycled; the number of classes means none.")] = None,
     solver: Annotated[str | None, typer.Option(help="euler, heun, midpoint, rk4, dopri5, euler-maruyama.")] = None,
     steps: Annotated[int | None, typer.Option(help="Intervals of a fixed-step solver.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     guidance_channels: Annotated[int | None, typer.Option(help="Guide the first channels only.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of the noise.")] = 0,
     noise: Annotated[Path | None, typer.Option(help="A .npy of initial noise, (samples, *latent).")] = None,
     latents_only: Annotated[
         bool, typer.Option("--latents-only", help="Write latents.npy; build no tokenizer.")

@@ -69,8 +69,9 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """``state.json`` of a checkpoint. InputError when it is missing or cut short."""
     path = checkpoint / "state.json"
     try:
-        return json.loads(path.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        state = json.loads(path.read_text())
+        return {key: state[key] for key in ("step", "seconds", "data", "seed")}
+    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         raise InputError(f"{path}: is missing or cut short; the checkpoint cannot be used") from None
 
 
@@ -95,14 +96,14 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path)
     module.load_state_dict(dict(weights))
 
 
-def find_weights(source: str, kind: str = "ema") -> Path:
+def find_weights(source: str) -> Path:
     """The weights file of a run (its newest checkpoint), of a checkpoint directory, or a file itself."""
     path = Path(source).expanduser()
     if path.is_file():
         return path
     if (path / "recipe.yaml").is_file():
         path = Run(path).latest_checkpoint()
-    candidate = path / f"{kind}.safetensors"
+    candidate = path / "ema.safetensors"
     if not candidate.is_file():
         raise InputError(f"train.init: {source!r} is no run, checkpoint or safetensors file")
     return candidate
@@ -121,7 +122,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parame
 def load_optimizer(
     optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], names: Mapping[nn.Parameter, str]
 ) -> None:
-    """The inverse of :func:`optimizer_tensors`: moments go to their parameter's device, counters stay put."""
+    """The inverse of :func:`optimizer_tensors`: everything goes to its parameter's device."""
     grouped: dict[str, dict[str, Tensor]] = {}
     for full, value in tensors.items():
         name, _, key = full.rpartition("/")

@@ -25,7 +25,7 @@ from layersync.core.packaged import cache_directory
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
 
-VERSION = 2
+VERSION = 3
 NUM_FEATURES = 64
 STEPS = 800
 BATCH = 64
@@ -47,7 +47,8 @@ class ClassifierNetwork(nn.Module):
         self.strides = tuple(strides)
         layers: list[nn.Module] = []
         for width, stride in zip(self.widths, self.strides, strict=True):
-            layers += [convolution(channels, width, kernel, stride, kernel // 2, bias=False), norm(width), nn.ReLU()]
+            convolved = convolution(channels, width, kernel, stride, kernel // 2, bias=False)
+            layers.append(nn.Sequential(convolved, norm(width), nn.ReLU()))
             channels = width
         self.body = nn.Sequential(*layers)
         self.features = nn.Linear(channels, NUM_FEATURES)
@@ -55,17 +56,19 @@ class ClassifierNetwork(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Features (batch, 64) and logits (batch, classes); ``mask`` (batch, frames) runs over the last axis."""
-        if mask is not None:
-            x = x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
-        hidden = self.body(x)
-        if mask is None:
+        real = None if mask is None else mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1).to(x.dtype)
+        hidden = x if real is None else x * real
+        for layer in self.body:
+            hidden = layer(hidden)
+            if real is not None:
+                stride = -(-real.shape[-1] // hidden.shape[-1])
+                real = real[..., ::stride] if stride > 1 else real
+                hidden = hidden * real
+        if real is None:
             pooled = hidden.flatten(2).mean(2)
         else:
-            real = F.adaptive_max_pool1d(mask[:, None].float(), hidden.shape[-1])
-            while real.ndim < hidden.ndim:
-                real = real.unsqueeze(2)
             weights = real.expand(-1, 1, *hidden.shape[2:])
-            pooled = (hidden * weights).flatten(2).sum(2) / weights.flatten(2).sum(2)
+            pooled = hidden.flatten(2).sum(2) / weights.flatten(2).sum(2)
         features = self.features(pooled)
         return features, self.classes(F.relu(features))
 
@@ -137,10 +140,10 @@ def domain_classifier(
     tokenizer: Tokenizer,
 ) -> DomainClassifier:
     """The classifier of this data set, trained when it is not in the cache yet."""
-    seen, _ = adapter.classifier_input([tokenizer.window(train[0].sample, 0.5)])
+    seen, _ = adapter.classifier_input([tokenizer.window(_first_readable(train), 0.5)])
     reads = hashlib.sha256(seen.numpy().tobytes()).hexdigest()  # changes when what the classifier reads does
     splits = [train.fingerprint, held_out.fingerprint if held_out else ""]
-    parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint]
+    parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint, list(tokenizer.latent.shape)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     path = cache_directory() / "classifiers" / f"{key}.safetensors"
     if not path.is_file():
@@ -157,12 +160,24 @@ def domain_classifier(
     return DomainClassifier(adapter, network, json.loads(metadata["accuracy"]), key)
 
 
+def _first_readable(dataset: ExampleDataset) -> Any:
+    for index in range(len(dataset)):
+        try:
+            return dataset[index].sample
+        except InputError:
+            if dataset.on_error != "skip":
+                raise
+    raise InputError("data: nothing could be read")
+
+
 def _train(
     adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> tuple[ClassifierNetwork, dict[str, Any]]:
     samples, labels = Windows(dataset, tokenizer).read()
     x, mask = adapter.classifier_input(samples)
-    target = torch.from_numpy(labels)
+    labelled = torch.from_numpy(labels >= 0)
+    x, mask = x[labelled], None if mask is None else mask[labelled]
+    target = torch.from_numpy(labels)[labelled]
     strides = [2 if min(x.shape[2:]) >= 32 else 1, 2, 2, 1]
     settings: dict[str, Any] = {
         "channels": x.shape[1],
@@ -189,7 +204,8 @@ def _train(
 
 def _accuracy(
     adapter: ModalityAdapter, network: ClassifierNetwork, dataset: ExampleDataset, tokenizer: Tokenizer
-) -> float:
+) -> float | None:
     samples, labels = Windows(dataset, tokenizer, at_least=500).read()
     _, found = DomainClassifier(adapter, network, None, "")(samples)
-    return float((found == labels).mean())
+    labelled = labels >= 0
+    return float((found == labels)[labelled].mean()) if labelled.any() else None

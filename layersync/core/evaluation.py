@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
 
-from layersync.core.adapter import ExampleDataset
+from layersync.core.adapter import ExampleDataset, Split
 from layersync.core.catalogue import check_metrics, metric_names
 from layersync.core.classifier import DomainClassifier, Windows, domain_classifier
 from layersync.core.draws import generator
@@ -95,7 +97,9 @@ class _Scorer:
         return Score(value, interval, extractor, reference, {**details, "features": int(generated.shape[1])})
 
     def _reference_features(self, extractor: str, extract: Callable[[Sequence[Any]], np.ndarray]) -> np.ndarray:
-        parts = [self.reference_set.fingerprint, self.model.tokenizer.fingerprint, extractor, self.split]
+        tokenizer = self.model.tokenizer
+        shape = list(tokenizer.latent.shape)
+        parts = [self.reference_set.fingerprint, tokenizer.fingerprint, shape, extractor, self.split]
         key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
         path = cache_directory() / "features" / f"{key}.npy"
         if not path.is_file():
@@ -125,13 +129,11 @@ class _Scorer:
         training = self.reference[0] if self.split == "train" else Windows(
             self.dataset("train"), self.model.tokenizer
         ).read()[0]  # fmt: skip
-        held_out = self.dataset("test")
-        if not len(held_out):
-            raise InputError(f"nearest-training needs held-out data, {self.recipe.data.name} has none")
-        unseen = Windows(held_out, self.model.tokenizer, at_least=200).read()[0]
-        reference = self._flat(training[:NEIGHBOUR_LIMIT])
-        generated = nearest_distances(self._flat(self.samples), reference)
-        real = nearest_distances(self._flat(unseen[:1000]), reference)
+        unseen = Windows(self.dataset("test"), self.model.tokenizer, at_least=200).read()[0]
+        inputs = [self._masked(part) for part in (training[:NEIGHBOUR_LIMIT], self.samples, unseen[:1000])]
+        widest = max(x.shape[-1] for x in inputs)
+        reference, drawn, held_out = (F.pad(x, (0, widest - x.shape[-1])).flatten(1).numpy() for x in inputs)
+        generated, real = nearest_distances(drawn, reference), nearest_distances(held_out, reference)
         details = {
             "generated": float(np.median(generated)),
             "held_out": float(np.median(real)),
@@ -142,16 +144,9 @@ class _Scorer:
         ratio = float(np.median(generated) / max(float(np.median(real)), 1e-12))
         return Score(ratio, None, "classifier-input", reference_set, details)
 
-    def _flat(self, samples: Sequence[Any]) -> np.ndarray:
+    def _masked(self, samples: Sequence[Any]) -> Tensor:
         x, mask = self.recipe.adapter.classifier_input(samples)
-        if mask is not None:
-            x = x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
-        frames = self.model.latent.num_frames
-        if frames is not None and x.shape[-1] < frames:
-            import torch.nn.functional as F
-
-            x = F.pad(x, (0, frames - x.shape[-1]))
-        return x.flatten(1).numpy()
+        return x if mask is None else x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
 
 
 def evaluate(
@@ -189,6 +184,10 @@ def evaluate(
         raise InputError(
             f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
         )
+    held_out: list[Split] = ["test"] if "nearest-training" in chosen else []
+    for split in ("train", recipe.evaluate.reference, *held_out):
+        if not len(recipe.adapter.dataset(recipe.data, split)):
+            raise InputError(f"data {recipe.data.name}: split {split} is empty, {', '.join(chosen)} cannot be scored")
     seed = recipe.evaluate.seed
     conditions = model.conditions(count, seed=seed)
     latents, mask = model.sample_latents(conditions, seed=seed, shown=shown)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -236,9 +236,3 @@ def load(
     load_weights(backbone, read_tensors(source), source)
     taken = int(checkpoint.name.rpartition("-")[2])
     return GenerativeModel(run, taken, weights, backbone.to(device), device)
-
-
-def batches(samples: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    """``samples`` in runs of at most ``size``."""
-    for first in range(0, len(samples), size):
-        yield samples[first : first + size]

@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 def load_table(path: str, split: Split) -> tuple[Dataset, str]:
     """The rows of ``split`` and a fingerprint of them; images and audio stay undecoded bytes.
 
-    ``path`` is a hub id or a local folder. A source that has no ``test`` (or ``validation``) split has every tenth row
-    held out. InputError when it cannot be loaded.
+    ``path`` is a hub id, a local folder or a Parquet file. A source that has no ``test`` (or ``validation``) split has
+    every tenth row held out. InputError when it cannot be loaded.
     """
     from datasets import Audio, DatasetDict, Image, load_dataset
-    from datasets.exceptions import DatasetNotFoundError
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     local = Path(os.path.expandvars(path)).expanduser()
     source = str(local) if local.exists() else path
     try:
-        found: DatasetDict = load_dataset(source)
-    except (DatasetNotFoundError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
+        parquet = local.is_file() and local.suffix == ".parquet"
+        found: DatasetDict = load_dataset("parquet", data_files=source) if parquet else load_dataset(source)
+    except (DatasetNotFoundError, DatasetsError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
     held_out = next((name for name in ("test", "validation") if name in found), None)
@@ -42,9 +43,9 @@ def load_table(path: str, split: Split) -> tuple[Dataset, str]:
     for name, feature in table.features.items():
         if isinstance(feature, Image | Audio):
             table = table.cast_column(name, type(feature)(decode=False))
-    if local.is_dir():
-        files = sorted(file for file in local.rglob("*") if file.is_file())
-        return table, f"{fingerprint_files(local, files, None)}-{split}"
+    if local.exists():
+        files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else [local]
+        return table, f"{fingerprint_files(local.parent, files, None)}-{split}"
     return table, f"{table._fingerprint}-{split}"
 
 

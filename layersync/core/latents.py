@@ -31,7 +31,7 @@ from layersync.core.progress import progress
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 ENCODE_BATCH = 32
 FIT_LIMIT = 10_000
 
@@ -47,7 +47,7 @@ class LatentBatch:
 
 def cache_key(dataset: ExampleDataset, tokenizer: Tokenizer) -> str:
     """Name of the cache of this data set under this tokenizer."""
-    parts = [FORMAT, dataset.fingerprint, tokenizer.fingerprint, list(dataset.variants)]
+    parts = [FORMAT, dataset.fingerprint, tokenizer.fingerprint, list(dataset.variants), dataset.on_error]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -85,7 +85,11 @@ class LatentCache:
             with FileLock(str(target) + ".lock"):
                 if not _complete(target):
                     _build(target, dataset, tokenizer, limit)
-        return cls(target, tokenizer.latent)
+        cache = cls(target, tokenizer.latent)
+        if cache.meta["skipped"]:
+            count = cache.meta["skipped"]
+            logger.warning("data: %d samples could not be read and are skipped", count)
+        return cache
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -187,8 +191,6 @@ def _build(target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, limit: i
                 advance(len(batch))
         if not labels:
             raise InputError(f"data: nothing could be read ({skipped} skipped)" if skipped else "data: is empty")
-        if skipped:
-            logger.warning("data: %d of %d samples could not be read and were skipped", skipped, count)
         starts = np.concatenate([[0], np.cumsum(frames)]).astype(np.int64)
         np.savez(partial / "index.npz", starts=starts, labels=np.array(labels), examples=np.array(examples))
         meta = {

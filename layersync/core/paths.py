@@ -19,8 +19,12 @@ HELD_OUT_EVERY = 10
 
 def expand(path: str, key: str) -> Path:
     """``path`` with ``~`` and ``$VARIABLES`` expanded. InputError naming ``key`` when nothing is there."""
-    expanded = Path(os.path.expandvars(path)).expanduser()
-    if not expanded.exists():
+    try:
+        expanded = Path(os.path.expandvars(path)).expanduser()
+        exists = expanded.exists()
+    except (RuntimeError, OSError):  # no such user; a name that is too long
+        exists = False
+    if not exists:
         raise InputError(f"{key}: {path!r} does not exist")
     return expanded
 
@@ -44,14 +48,12 @@ class LabelledFiles:
     classes: list[str]
 
 
-def labelled_files(
-    root: Path, extensions: Sequence[str], split: Split, pattern: str | None = None, test_files: str | None = None
-) -> LabelledFiles:
+def labelled_files(root: Path, extensions: Sequence[str], split: Split, pattern: str | None = None) -> LabelledFiles:
     """Find the files of ``split`` below ``root`` and their labels.
 
     Labels are the group ``label`` of the regular expression ``pattern`` on the relative path, else the folder that
     holds a file, else none (all files in ``root`` itself). Splits are the subfolders ``train`` and ``test`` where both
-    are there, else the files that the regular expression ``test_files`` finds, else every tenth file of each label.
+    are there, else every tenth file of each label.
 
     Raises:
         InputError: for a file instead of a folder, nothing readable in it, or a pattern that does not fit.
@@ -60,7 +62,7 @@ def labelled_files(
         raise InputError(f"data.path: {str(root)!r} is a file, not a folder")
     own_splits = (root / "train").is_dir() and (root / "test").is_dir()
     bases = [root / "train", root / "test"] if own_splits else [root]
-    found = [(base, f) for base in bases for f in sorted(base.rglob("*")) if f.suffix.lower() in extensions]
+    found = [(base, f) for base in bases for f in sorted(base.rglob("*")) if _wanted(f, base, extensions)]
     files = [file for _, file in found]
     if not files:
         raise InputError(f"data.path: nothing readable in {str(root)!r}; looked for {', '.join(extensions)}")
@@ -70,15 +72,15 @@ def labelled_files(
     labels = np.array([classes.index(name) if name is not None else -1 for name in names])
     if own_splits:
         rows = np.array([row for row, (base, _) in enumerate(found) if base.name == split], dtype=np.int64)
-    elif test_files is not None:
-        chosen = np.array([bool(re.search(test_files, file.relative_to(root).as_posix())) for file in files])
-        if not chosen.any():
-            raise InputError(f"data.test_files: {test_files!r} finds none of the {len(files)} files")
-        rows = np.flatnonzero(chosen if split == "test" else ~chosen)
     else:
         rows = held_out_rows(labels, split, HELD_OUT_EVERY)
     kept = [files[row] for row in rows]
     return LabelledFiles(kept, labels[rows].tolist() if classes else None, [str(name) for name in classes])
+
+
+def _wanted(file: Path, base: Path, extensions: Sequence[str]) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
+    return file.suffix.lower() in extensions and not hidden and file.is_file()
 
 
 def _label_name(base: Path, file: Path, pattern: re.Pattern[str] | None) -> str | None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layersync.core.adapter import BackboneOutput, Tokenizer, to_device
+from layersync.core.adapter import BackboneOutput, ConditionSpec, Tokenizer, to_device
+from layersync.core.condition import drop_condition
 from layersync.core.draws import StepDraws, generator
 from layersync.core.interpolant import Interpolant
 from layersync.core.latents import LatentCache
@@ -66,7 +67,9 @@ class Probe:
         x1 = tokenizer.latents(batch.stored, posterior if tokenizer.stochastic else None)
         mask = None if batch.mask is None else batch.mask.to(device)
         t = torch.from_numpy((np.arange(NUM_BINS)[:, None] + source.random((NUM_BINS, count))) / NUM_BINS)
-        condition = to_device(batch.condition, device)
+        spec = ConditionSpec(num_classes)
+        kept = drop_condition(batch.condition, torch.zeros(count, dtype=torch.bool), spec)
+        condition = to_device(kept, device)
         x1, noise = x1.to(device), noise.to(device)
         return cls(x1, noise, t.float().to(device), mask, condition, cache.latent.frame_axis)
 

@@ -26,10 +26,22 @@ from layersync.core.regularizer.base import RegularizerConfig, load_regularizer
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+YAML_FAILURES = (yaml.YAMLError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, content: Any) -> Any:
+        """YAML's yes and true are no numbers, although Python counts them as 1."""
+        for name, value in content.items() if isinstance(content, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise ValueError(f"{name}: input should be a number or a word, not {value}")
+        return content
 
 
 class Objective(_Part):
@@ -52,7 +64,7 @@ class Optimizer(_Part):
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(1.0e-4, gt=0)
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(0.0, ge=0)
     warmup: int = Field(0, ge=0, description="Steps of linear warm-up from 0.")
     schedule: Literal["constant", "cosine"] = "constant"
@@ -107,17 +119,19 @@ class Sample(_Part):
         low, high = self.guidance_interval
         if low >= high:
             raise ValueError(f"guidance_interval: {[low, high]} is empty")
+        if self.solver == "euler-maruyama" and self.last_step != "none" and self.steps < 2:
+            raise ValueError("steps: euler-maruyama with a last_step takes at least 2")
         return self
 
 
 class Evaluate(_Part):
     """What is measured, on how many samples, how often during training."""
 
-    metrics: list[str] = ["fd-classifier"]
-    num_samples: Count = 1000
+    metrics: list[str] = Field(["fd-classifier"], min_length=1)
+    num_samples: int = Field(1000, ge=2)
     every: Count | None = Field(None, description="Steps between held-out losses; null: at the end only.")
     reference: Literal["train", "test"] = "train"
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class Recipe(_Part):
@@ -172,10 +186,10 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
     """A mapping from YAML text. Tags are never executed. Raises :class:`InputError` naming ``where``."""
     try:
         content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except YAML_FAILURES as error:
         mark = getattr(error, "problem_mark", None)
         at = f" at line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{where}: no valid YAML{at}: {problem}") from None
     if not isinstance(content, dict):
         raise InputError(f"{where}: a recipe is a mapping of sections, this is a {type(content).__name__}")
@@ -196,12 +210,12 @@ def shipped_recipes() -> dict[str, str]:
 
 def recipe_text(source: str | os.PathLike[str]) -> tuple[str, str]:
     """Text and display name of a recipe file, or of a shipped recipe such as ``image/quick``."""
-    path = Path(source).expanduser()
-    if path.is_file():
-        try:
+    try:
+        path = Path(source).expanduser()
+        if path.is_file():
             return path.read_text(), str(source)
-        except UnicodeDecodeError:
-            raise InputError(f"{source}: no text file; a recipe is YAML") from None
+    except (UnicodeDecodeError, OSError, RuntimeError) as error:
+        raise InputError(f"recipe {str(source)!r}: cannot be read as a text file ({error})") from None
     shipped = shipped_recipes()
     name = str(source)
     if name in shipped:
@@ -246,7 +260,7 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
             raise InputError(f"--set {override!r}: is not KEY=VALUE, such as train.steps=500")
         try:
             value = yaml.load(text, Loader=_Loader) if text.strip() else ""
-        except yaml.YAMLError:
+        except YAML_FAILURES:
             raise InputError(f"--set {override!r}: the value is no valid YAML") from None
         parsed.append((keys, value))
     for keys, value in parsed:
@@ -281,7 +295,7 @@ def _section_class(modality: str, section: str, name: Any) -> type[Section]:
     if section == "regularizer":
         return load_regularizer(str(name)).Config
     known = load_adapter(modality).sections[section]
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise InputError(f"{section}.name: {name!r} is unknown to modality {modality}; {nearest(str(name), known)}")
     return known[name]
 
@@ -317,8 +331,11 @@ def _validated(kind: Any, content: dict[str, Any], where: str, section: str) -> 
     try:
         return kind.model_validate(content)
     except ValidationError as failure:
-        error = failure.errors()[0]
-        path = ".".join(str(part) for part in ((section,) if section else ()) + tuple(error["loc"]))
+        errors = failure.errors()
+        of_first = [error for error in errors if error["loc"][:1] == errors[0]["loc"][:1]]
+        error = of_first[-1]  # of a value that may be a word or something else, the complaint about something else
+        named = [str(part) for part in error["loc"] if "[" not in str(part)]
+        path = ".".join([section, *named] if section else named)
         if error["type"] == "extra_forbidden":
             name = str(error["loc"][-1])
             raise InputError(f"{where}: {path}: unknown key; {nearest(name, _keys(kind, error['loc'][:-1]))}") from None

@@ -8,8 +8,10 @@ import os
 import platform
 import shutil
 import subprocess
+import tempfile
+import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -17,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, LatentSpec
 from layersync.core.errors import InputError
@@ -54,13 +58,22 @@ class DataSummary:
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """A dotted name beside ``path`` to write to; fsynced and renamed to ``path`` when the block ends well."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
     try:
         yield partial
         sync_path(partial)
         partial.rename(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def writable_parent(path: Path, option: str) -> None:
+    """Raise :class:`InputError` unless a folder at ``path`` could be made."""
+    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{option}: {path} cannot be made, {nearest} is a file")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"{option}: {path} cannot be made, {nearest} is not writable")
 
 
 def sync_path(path: Path) -> None:
@@ -85,14 +98,27 @@ class Run:
             self.recipe: Recipe = load_recipe(self.path / "recipe.yaml")
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe, environment: dict[str, Any], data: DataSummary) -> Run:
-        """Make the directory; its recipe is written last, so that a directory with a recipe is whole."""
-        path.mkdir(parents=True)
-        for name, content in (("environment.json", environment), ("data.json", data.to_mapping())):
-            with atomic_write(path / name) as partial:
-                partial.write_text(json.dumps(content, indent=2) + "\n")
-        with atomic_write(path / "recipe.yaml") as partial:
-            partial.write_text(recipe.to_yaml())
+    def create(
+        cls,
+        path: Path,
+        recipe: Recipe,
+        environment: dict[str, Any],
+        data: DataSummary,
+        tensors: Mapping[str, Mapping[str, Tensor]],
+    ) -> Run:
+        """Make the directory, whole or not at all; ``tensors`` become ``NAME.safetensors``."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
+            partial = Path(scratch) / "run"
+            partial.mkdir()
+            for name, content in (("environment.json", environment), ("data.json", data.to_mapping())):
+                (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+            (partial / "recipe.yaml").write_text(recipe.to_yaml())
+            for name, values in tensors.items():
+                save_file(dict(values), partial / f"{name}.safetensors")
+            for file in (*partial.iterdir(), partial):
+                sync_path(file)
+            partial.rename(path)
         return cls(path)
 
     @property
@@ -111,7 +137,8 @@ class Run:
     def checkpoint_steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
         found = (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*")
-        return sorted(int(path.name.removeprefix(CHECKPOINT_PREFIX)) for path in found)
+        numbers = (path.name.removeprefix(CHECKPOINT_PREFIX) for path in found)
+        return sorted(int(number) for number in numbers if number.isdecimal())
 
     def latest_checkpoint(self) -> Path:
         """The newest checkpoint. InputError when there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from layersync.core.errors import InputError
 from layersync.core.generation import load
-from layersync.core.run import sync_path
+from layersync.core.recipe import ineffective
+from layersync.core.run import sync_path, writable_parent
 
 
 def read_noise(path: Path) -> Tensor:
@@ -65,6 +67,9 @@ def write_samples(
     target = out or Path(run) / "samples" / f"step-{model.step:08d}"
     if out is not None and out.exists():
         raise InputError(f"--out: {out} exists")
+    writable_parent(target, "--out")
+    for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
+        warnings.warn(warning, stacklevel=2)
     conditions = model.conditions(count, labels=labels, seed=seed)
     latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,14 +17,13 @@ from types import FrameType
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from layersync.core.errors import InputError, Interrupted
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
-from layersync.core.run import Run, atomic_write, differing_keys, environment, may_change_on_resume
+from layersync.core.run import Run, atomic_write, differing_keys, environment, may_change_on_resume, writable_parent
 from layersync.core.trainer import Parts, Trainer, build_parts
 
 logger = logging.getLogger(__name__)
@@ -44,15 +43,18 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     path = Path(out)
-    run = _resumable(path, recipe) if resume and path.exists() else None
+    run = _resumable(path, recipe) if resume else None
     if run is None and path.exists():
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     if run is not None and run.checkpoint_steps()[-1:] == [recipe.train.steps]:
         logger.info("%s has taken its %d steps already: nothing to do", path, recipe.train.steps)
         return run
+    writable_parent(path, "--out")
     parts = build_parts(recipe)
-    trainer = Trainer(recipe, parts)
+    trainer = Trainer(recipe, parts, fresh=run is None)
     start, seconds = 0, 0.0
+    if run is not None and run.data.fingerprint != parts.data.fingerprint:
+        raise InputError(f"{path}: the data or the tokenizer has changed since; start a new run with train.init")
     if run is not None and run.checkpoint_steps():
         start, seconds = trainer.restore(run.latest_checkpoint())
         if start > recipe.train.steps:
@@ -63,7 +65,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
             run = _create(path, recipe, trainer, parts)
         else:
             run.clear_leftovers()
-            run.cut_back(start)
+            run.cut_back(start or -1)
             with atomic_write(path / "recipe.yaml") as partial:
                 partial.write_text(recipe.to_yaml())
     accelerator.wait_for_everyone()
@@ -87,16 +89,14 @@ def _resumable(path: Path, recipe: Recipe) -> Run:
 def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
     precision = str(trainer.dtype).removeprefix("torch.")
     found = environment(trainer.device, precision, trainer.precision_reason, trainer.accelerator.num_processes)
-    run = Run.create(path, recipe, found, parts.data)
-    logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
     keep = torch.linspace(0, len(parts.cache) - 1, min(len(parts.cache), CONDITIONS_LIMIT)).long()
     conditions = {
         "label": torch.from_numpy(parts.cache.labels)[keep].contiguous(),
         "frames": torch.from_numpy(parts.cache.frames)[keep].contiguous(),
     }
-    for name, tensors in (("tokenizer", parts.tokenizer.state()), ("conditions", conditions)):
-        with atomic_write(path / f"{name}.safetensors") as partial:
-            save_file(tensors, partial)
+    tensors = {"tokenizer": parts.tokenizer.state(), "conditions": conditions}
+    run = Run.create(path, recipe, found, parts.data, tensors)
+    logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
     return run
 
 
@@ -136,15 +136,15 @@ class _Session:
                 fields = {}
                 if done % train.log_every == 0 or done == train.steps:
                     fields = self._log(done, found)
-                if done < train.steps and self._stopping(done):
-                    trainer.save(self.run, done, self.seconds)
-                    raise Interrupted(f"stopped after step {done}; go on with --resume --out {self.run.path}")
                 every = self.recipe.evaluate.every
                 if done == train.steps or (every and done % every == 0):
                     self._measure(done)
                     trainer.model.train()
-                if done == train.steps or done % train.checkpoint_every == 0:
+                stopping = done < train.steps and self._stopping(done)
+                if stopping or done == train.steps or done % train.checkpoint_every == 0:
                     trainer.save(self.run, done, self.seconds)
+                if stopping:
+                    raise Interrupted(f"stopped after step {done}; go on with --resume --out {self.run.path}")
                 advance(1, **fields)
 
     def _stopping(self, done: int) -> bool:

@@ -125,7 +125,7 @@ def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, st
 class Trainer:
     """Trains one recipe in one run directory; made by :func:`train`."""
 
-    def __init__(self, recipe: Recipe, parts: Parts):
+    def __init__(self, recipe: Recipe, parts: Parts, *, fresh: bool = True):
         from accelerate import Accelerator
         from diffusers.training_utils import EMAModel
 
@@ -143,7 +143,7 @@ class Trainer:
         recipe.regularizer.check(depth)
         self.pairs: tuple[Pair, ...] = probe_pairs(recipe, depth)
         regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
-        if recipe.train.init:
+        if recipe.train.init and fresh:
             source = find_weights(recipe.train.init)
             load_weights(backbone, read_tensors(source), source)
         if recipe.train.gradient_checkpointing:
@@ -285,9 +285,6 @@ class Trainer:
     def restore(self, checkpoint: Path) -> tuple[int, float]:
         """Take over a checkpoint: weights, averages, optimizer. Returns steps taken and seconds spent."""
         state = read_state(checkpoint)
-        if state["data"] != self.parts.data.fingerprint:
-            raise InputError(f"{checkpoint}: the data or the tokenizer has changed since; start a new run from it "
-                             f"with train.init")  # fmt: skip
         load_weights(self.backbone, read_tensors(checkpoint / "model.safetensors"), checkpoint)
         averaged = read_tensors(checkpoint / "ema.safetensors")
         check_fit(self.backbone, averaged, checkpoint / "ema.safetensors")

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import struct
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -21,6 +22,16 @@ from layersync.core.errors import InputError
 from layersync.core.packaged import WheelData
 from layersync.core.paths import expand, fingerprint_files, held_out_rows, labelled_files
 
+CORRUPT = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 MNIST5K = WheelData(
     name="mnist5k",
@@ -166,7 +177,7 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise InputError(f"{path}: is no IDX file of unsigned bytes")
@@ -184,9 +195,11 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
     """Image file content to uint8 (height, width, 1 or 3). InputError naming ``source`` when it is corrupt."""
     try:
         with Image.open(io.BytesIO(content)) as image:
-            mode = "L" if image.mode in ("1", "L", "I;16") else "RGB"
-            array = np.asarray(image.convert(mode))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
+                array = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+            else:
+                array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except CORRUPT as error:
         raise InputError(f"{source}: is corrupt or no image ({error})") from None
     return array[..., None] if array.ndim == 2 else array
 
@@ -242,7 +255,7 @@ class Tiles(ImageData):
             for y in range(0, height - self.tile_size + 1, step)
             for x in range(left, right - self.tile_size + 1, step)
         ]
-        if not corners:
+        if not corners and split == "train":
             raise InputError(f"data.tile_size: {self.tile_size} is too large for {file}, {width}x{height}")
         size = self.tile_size
         content = hashlib.sha256(picture.data).hexdigest()
@@ -280,9 +293,15 @@ class HuggingFace(ImageData):
         labels = None if label is None else table[label][:]
 
         def read(index: int) -> np.ndarray:
-            content: dict[str, Any] = table[index][image]
-            stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
-            return decode_image(stored, f"{self.path}[{index}]")
+            content: dict[str, Any] | None = table[index][image]
+            source = f"{self.path}[{index}]"
+            if content is None:
+                raise InputError(f"{source}: holds no image")
+            try:
+                stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+            except OSError as error:
+                raise InputError(f"{source}: cannot be read ({error})") from None
+            return decode_image(stored, source)
 
         return ImageDataset(
             read, labels, fingerprint, size=len(table), classes=classes, flip=self.flip, on_error=self.on_error

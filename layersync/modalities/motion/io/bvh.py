@@ -43,8 +43,14 @@ class BvhFile:
     body: bytes
 
     def values(self) -> np.ndarray:
-        """(frames, channels) numbers, angles in degrees."""
-        return np.array(self.body.split(), dtype=np.float64).reshape(self.num_frames, self.hierarchy.num_channels)
+        """(frames, channels) numbers, angles in degrees. InputError for a value that is no finite number."""
+        try:
+            values = np.array(self.body.split(), dtype=np.float64)
+        except ValueError as error:
+            raise InputError(f"{self.path}: a frame holds something that is no number ({error})") from None
+        if not np.isfinite(values).all():
+            raise InputError(f"{self.path}: a frame holds a value that is not finite")
+        return values.reshape(self.num_frames, self.hierarchy.num_channels)
 
     def motion(self) -> SourceMotion:
         """Orientation and position of every joint in the file's world and unit.
@@ -95,8 +101,11 @@ def read_bvh(path: Path) -> BvhFile:
     if not found or frames is None:
         raise InputError(f"{path}: no BVH file: it has no MOTION section with Frames and Frame Time")
     hierarchy = _parse_hierarchy(head.decode("utf-8", errors="replace"), path)
-    num_frames, frame_time, body = int(frames[1]), float(frames[2]), rest[frames.end() :]
-    if num_frames < 1 or frame_time <= 0:
+    try:
+        num_frames, frame_time, body = int(frames[1]), float(frames[2]), rest[frames.end() :]
+    except ValueError:
+        raise InputError(f"{path}: Frame Time {frames[2].decode()!r} is no number") from None
+    if num_frames < 1 or not 0 < frame_time < np.inf:
         raise InputError(f"{path}: {num_frames} frames of {frame_time} s are no motion")
     if strange := body.translate(None, _NUMERIC):
         raise InputError(f"{path}: the frames hold {strange[:20].decode(errors='replace')!r} where numbers belong")

@@ -1,0 +1,201 @@
+"""Where images come from: every source on real or generated files of its format."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from layersync import InputError, evaluate, load_recipe, train
+from layersync.core.adapter import ExampleDataset
+from layersync.modalities.image.adapter import ImageAdapter
+from layersync.modalities.image.data import SOURCES, decode_image
+
+ADAPTER = ImageAdapter()
+
+
+def dataset(split: str = "train", **section: object) -> ExampleDataset:
+    config = SOURCES[str(section["name"])].model_validate(section)
+    return ADAPTER.dataset(config, split)  # type: ignore[arg-type]
+
+
+def noise_image(seed: int, size: tuple[int, int] = (12, 10)) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """Twelve images in each of two folders."""
+    for label in ("cats", "dogs"):
+        (tmp_path / label).mkdir()
+        for number in range(12):
+            noise_image(number).save(tmp_path / label / f"{number:02d}.png")
+    return tmp_path
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    """An array in the IDX format, written from its description on the MNIST page."""
+    head = struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    return head + array.astype(np.uint8).tobytes()
+
+
+@pytest.mark.parametrize(("name", "size", "total"), [("digits", 8, 1797), ("mnist5k", 28, 5000)])
+def test_packaged_digits_are_split_by_class_and_whole(name: str, size: int, total: int) -> None:
+    parts = [dataset(split, name=name) for split in ("train", "test")]
+    assert sum(len(part) for part in parts) == total
+    assert parts[0].fingerprint != parts[1].fingerprint
+    for part in parts:
+        counts = np.bincount([part[i].condition["label"] for i in range(len(part))], minlength=10)
+        assert counts.min() > 0.9 * counts.max() * (0.9 if name == "digits" else 1)
+        assert part[0].sample.shape == (size, size, 1)
+        assert part[0].sample.dtype == np.uint8
+
+
+def test_digits_are_scikit_learns() -> None:
+    found, source = dataset(name="digits"), load_digits()
+    assert np.abs(found[0].sample[..., 0] / 255 * 16 - source.images[0]).max() < 0.04
+    assert found[0].condition["label"] == source.target[0]
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_files_are_read(tmp_path: Path, zipped: bool) -> None:
+    random = np.random.default_rng(0)
+    for prefix, count in (("train", 9), ("t10k", 3)):
+        images, labels = random.integers(0, 255, (count, 5, 4)), np.arange(count) % 3
+        for stem, array in ((f"{prefix}-images-idx3", images), (f"{prefix}-labels-idx1", labels)):
+            content = idx_bytes(array)
+            path = tmp_path / f"{stem}-ubyte{'.gz' if zipped else ''}"
+            path.write_bytes(gzip.compress(content) if zipped else content)
+        found = dataset("train" if prefix == "train" else "test", name="idx", path=str(tmp_path))
+        assert len(found) == count
+        assert (found[count - 1].sample[..., 0] == images[-1]).all()
+        assert found.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-5], lambda b: b"\x00\x00\x0b" + b[3:], lambda b: b[:2]])
+def test_damaged_idx_files_are_named(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(damage(idx_bytes(np.zeros((3, 4, 4)))))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(3)))
+    with pytest.raises(InputError, match="train-images"):
+        dataset(name="idx", path=str(tmp_path))
+
+
+def test_folders_are_labels(tree: Path) -> None:
+    train_part, test_part = (dataset(split, name="folder", path=str(tree)) for split in ("train", "test"))
+    assert train_part.classes == ("cats", "dogs")
+    assert len(train_part) + len(test_part) == 24
+    assert {Path(train_part[i].source).parent.name for i in range(len(train_part))} == {"cats", "dogs"}
+    labels = [test_part[i].condition["label"] for i in range(len(test_part))]
+    assert labels == [0, 1]
+
+
+def test_split_folders_share_their_classes(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("splits")
+    (root / "test").mkdir()
+    (tree / "dogs").rename(root / "test" / "dogs")
+    (root / "train").mkdir()
+    (tree / "cats").rename(root / "train" / "cats")
+    assert dataset("train", name="folder", path=str(root)).classes == ("cats", "dogs")
+    assert {dataset("test", name="folder", path=str(root))[i].condition["label"] for i in range(12)} == {1}
+
+
+def test_a_pattern_labels_by_name(tree: Path) -> None:
+    found = dataset(name="folder", path=str(tree), labels=r"(?P<label>\d)\.png$")
+    assert found.classes == tuple("0123456789")
+    with pytest.raises(InputError, match="group named label"):
+        dataset(name="folder", path=str(tree), labels=r"\d")
+
+
+def test_fingerprints_follow_contents_and_labels(tree: Path) -> None:
+    before = dataset(name="folder", path=str(tree)).fingerprint
+    assert dataset(name="folder", path=str(tree)).fingerprint == before
+    assert dataset(name="folder", path=str(tree), labels=r"^(?P<label>.)").fingerprint == before  # same partition
+    noise_image(99).save(tree / "cats" / "00.png")
+    assert dataset(name="folder", path=str(tree)).fingerprint != before
+
+
+def test_a_folder_that_looks_like_an_image_is_left_alone(tree: Path) -> None:
+    (tree / "odd.png").mkdir()
+    (tree / "cats" / "._00.png").write_bytes(b"hidden")
+    assert len(dataset(name="folder", path=str(tree))) + len(dataset("test", name="folder", path=str(tree))) == 24
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 300], [40000, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    found = decode_image((tmp_path / "deep.png").read_bytes(), "deep.png")
+    assert found[..., 0].tolist() == [[0, 1], [156, 255]]
+
+
+def test_tiles_cover_the_picture_and_hold_out_its_right(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (64, 320, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "map.png")
+    train_part, test_part = (
+        dataset(split, name="tiles", path=str(tmp_path / "map.png"), tile_size=32) for split in ("train", "test")
+    )
+    assert (len(train_part), len(test_part)) == (2 * 9, 2 * 1)
+    assert (train_part[1].sample == picture[:32, 32:64]).all()
+    assert (test_part[0].sample == picture[:32, 288:]).all()
+    assert len(dataset(name="tiles", path=str(tmp_path / "map.png"), tile_size=32, stride=16)) > len(train_part)
+
+
+def test_local_parquet_is_read_by_feature_type(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features
+    from datasets import Image as ImageFeature
+
+    features = Features({"photo": ImageFeature(), "kind": ClassLabel(names=["a", "b"])})
+    rows = {"photo": [noise_image(number) for number in range(20)], "kind": [number % 2 for number in range(20)]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    for path in (tmp_path, tmp_path / "train.parquet"):
+        found = dataset(name="hf", path=str(path))
+        assert found.classes == ("a", "b")
+        assert len(found) == 18
+        assert (found[3].sample == np.asarray(noise_image(3))).all()
+        assert found[3].condition["label"] == 1
+    with pytest.raises(InputError, match="no data set that can be loaded"):
+        dataset(name="hf", path=str(tmp_path / "elsewhere"))
+
+
+def test_flip_is_a_variant_that_is_its_own_inverse() -> None:
+    found = dataset(name="digits", flip=True)
+    sample = found[0].sample
+    assert found.variants == ("original", "flip")
+    assert (found.variant(sample, "flip") == sample[:, ::-1]).all()
+    assert (found.variant(found.variant(sample, "flip"), "flip") == sample).all()
+
+
+def test_partly_labelled_images_train_and_are_scored(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for number in range(6):
+        noise_image(50 + number).save(tree / f"loose-{number}.png")
+    recipe = {
+        "modality": "image",
+        "data": {"name": "folder", "path": str(tree)},
+        "tokenizer": {"name": "pixels", "image_size": 8},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 2},
+        "train": {"steps": 2, "batch_size": 8},
+        "sample": {"solver": "euler", "steps": 2},
+        "evaluate": {"num_samples": 16, "metrics": ["fd-classifier", "label-agreement", "nearest-training"]},
+    }
+    run = train(load_recipe(recipe), tmp_path_factory.mktemp("runs") / "run")
+    assert 0 <= evaluate(run.path).metrics["label-agreement"].value <= 1
+
+
+def test_small_pictures_train_without_a_held_out_part(tmp_path: Path) -> None:
+    noise_image(0, (64, 64)).save(tmp_path / "small.png")
+    recipe = {
+        "modality": "image",
+        "data": {"name": "tiles", "path": str(tmp_path / "small.png"), "tile_size": 8},
+        "tokenizer": {"name": "pixels", "image_size": 8},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 2},
+        "train": {"steps": 1, "batch_size": 8},
+        "evaluate": {"metrics": ["nearest-training"]},
+    }
+    run = train(load_recipe(recipe), tmp_path / "run")
+    assert run.records()[0]["held_out_split"] == "train"
+    with pytest.raises(InputError, match="split test is empty"):
+        evaluate(run.path)

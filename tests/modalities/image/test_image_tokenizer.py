@@ -1,0 +1,147 @@
+"""Images to latents and back: pixels, and a small AutoencoderKL in diffusers' own format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from layersync import InputError, load, load_recipe, train
+from layersync.modalities.image.render import render_images
+from layersync.modalities.image.tokenizer import (
+    Pixels,
+    PixelsConfig,
+    Vae,
+    VaeConfig,
+    centre_crop,
+    to_bytes,
+    with_channels,
+)
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random AutoencoderKL of 4 latent channels and reduction 2, saved as diffusers saves it."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+    folder = tmp_path_factory.mktemp("vae")
+    vae.save_pretrained(folder)
+    return folder
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def test_pixels_come_back_as_they_were() -> None:
+    tokenizer = Pixels(PixelsConfig(image_size=16))
+    images = [photo(16, 16, seed) for seed in range(3)]
+    latents = torch.stack(tokenizer.encode(images))
+    assert latents.shape == (3, 3, 16, 16)
+    assert latents.min() >= -1
+    assert latents.max() <= 1
+    for image, back in zip(images, tokenizer.decode(latents), strict=True):
+        assert (image == back).all()
+
+
+def test_rounding_follows_the_two_published_ways() -> None:
+    """SiT: clamp(127.5 x + 128); REPA: 255 (x + 1) / 2, both cut to bytes."""
+    x = torch.tensor([-1.2, -1.0, -0.5, 0.0, 0.003, 0.999, 1.5]).reshape(1, 1, 1, 7)
+    assert to_bytes(x, "nearest").ravel().tolist() == [0, 0, 64, 128, 128, 255, 255]
+    assert to_bytes(x, "truncate").ravel().tolist() == [0, 0, 63, 127, 127, 254, 255]
+
+
+def test_crop_takes_the_centre_at_the_shorter_side() -> None:
+    wide = np.zeros((32, 96, 3), dtype=np.uint8)
+    wide[:, 32:64] = 200
+    found = centre_crop(wide, 32)
+    assert found.shape == (32, 32, 3)
+    assert (found == 200).all()
+    assert centre_crop(photo(100, 70), 16).shape == (16, 16, 3)
+
+
+def test_crop_halves_by_boxes_before_it_interpolates() -> None:
+    """From 64 to 16 pixels ADM's crop is two exact box averages."""
+    image = photo(64, 64)
+    boxes = np.asarray(
+        Image.fromarray(image).resize((32, 32), Image.Resampling.BOX).resize((16, 16), Image.Resampling.BOX)
+    )
+    assert (centre_crop(image, 16) == boxes).all()
+
+
+def test_channels_are_converted() -> None:
+    grey = photo(4, 4)[..., :1]
+    assert (with_channels(grey, 3) == grey).all()
+    assert with_channels(photo(4, 4), 1).shape == (4, 4, 1)
+
+
+def test_vae_stores_moments_and_draws_from_them(vae_folder: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    tokenizer = Vae(VaeConfig(path=str(vae_folder), image_size=16))
+    assert tokenizer.latent.shape == (4, 8, 8)
+    image = photo(16, 16)
+    stored = tokenizer.encode([image])[0]
+    vae = AutoencoderKL.from_pretrained(vae_folder)
+    with torch.no_grad():
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+    assert torch.allclose(stored, torch.cat([posterior.mean, posterior.std], 1)[0], atol=1e-5)
+    noise = torch.randn(1, 4, 8, 8)
+    expected = (posterior.mean + posterior.std * noise) * 0.18215
+    assert torch.allclose(tokenizer.latents(stored[None], noise), expected, atol=1e-5)
+    with torch.no_grad():
+        decoded = vae.decode(expected / 0.18215).sample
+    assert (tokenizer.decode(expected)[0] == to_bytes(decoded, "nearest")[0]).all()
+
+
+def test_vae_fingerprint_follows_its_weights(vae_folder: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderKL
+
+    other = AutoencoderKL.from_pretrained(vae_folder)
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    other.save_pretrained(tmp_path)
+    prints = {Vae(VaeConfig(path=str(path), image_size=16)).fingerprint for path in (vae_folder, tmp_path)}
+    assert len(prints) == 2
+
+
+def test_a_vae_that_is_not_there_or_does_not_fit_is_one_line(vae_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no VAE can be loaded"):
+        Vae(VaeConfig(path=str(tmp_path), image_size=16))
+    with pytest.raises(InputError, match=r"image_size: 15 is no multiple"):
+        Vae(VaeConfig(path=str(vae_folder), image_size=15))
+
+
+def test_latents_of_a_vae_train_and_sample(vae_folder: Path, tmp_path: Path) -> None:
+    recipe = {
+        "modality": "image",
+        "data": {"name": "digits", "flip": True},
+        "tokenizer": {"name": "vae", "path": str(vae_folder), "image_size": 16},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 2},
+        "regularizer": {"name": "layersync"},
+        "train": {"steps": 2, "batch_size": 8},
+        "sample": {"solver": "euler", "steps": 2, "guidance": 2.0, "guidance_channels": 3},
+    }
+    run = train(load_recipe(recipe), tmp_path / "run")
+    samples = load(run.path).sample(3)
+    assert [sample.shape for sample in samples] == [(16, 16, 3)] * 3
+
+
+def test_a_grid_and_single_pictures_are_written(tmp_path: Path) -> None:
+    samples = [photo(8, 8, seed) for seed in range(5)]
+    files = render_images(samples, tmp_path)
+    assert [file.name for file in files] == ["grid.png", *(f"{n:03d}.png" for n in range(5))]
+    assert (np.asarray(Image.open(tmp_path / "003.png")) == samples[3]).all()
