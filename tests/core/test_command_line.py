@@ -61,6 +61,15 @@ def refused(command: Make, tiny_file: Path, tmp_path: Path) -> Make:
         ("backbone.num_heads=5", ["32", "num_heads, 5"]),
         ("tokenizer.name=vae", ["tokenizer"]),
         ("train.init=/nowhere/run", ["train.init", "/nowhere/run"]),
+        ("train.steps=yes", ["train", "steps", "True"]),
+        ("seed=2020-13-45", ["seed=2020-13-45", "no valid YAML"]),
+        ("seed=!!int abc", ["seed", "no valid YAML"]),
+        ("data.name=[a]", ["data.name", "['a']", "digits"]),
+        ("regularizer.pairs=[1, 3]", ["regularizer.pairs", "list"]),
+        ("optimizer.betas=[1, 1]", ["optimizer.betas", "less than 1"]),
+        ("evaluate.metrics=[]", ["evaluate.metrics", "at least 1"]),
+        ("evaluate.num_samples=1", ["evaluate.num_samples", "2"]),
+        ("sample={solver: euler-maruyama, steps: 1}", ["steps", "at least 2"]),
         ("sample.guidance_channels=7", ["guidance_channels", "7"]),
         ("nonsense", ["nonsense", "KEY=VALUE"]),
     ],
@@ -99,6 +108,20 @@ def test_missing_and_unreadable_data_is_refused(refused: Make, tmp_path: Path) -
     (empty / "train-images-idx3-ubyte").write_bytes(b"\x00\x00\x08\x03\x00\x00\x00\x02")
     (empty / "train-labels-idx1-ubyte").write_bytes(b"\x00\x00\x08\x01\x00\x00\x00\x00")
     refused(["train-images-idx3-ubyte"], "data.name=idx", f"data.path={empty}")
+
+
+def test_an_unwritable_run_is_refused_before_any_work(command: Make, tiny_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    status, _, err = command("train", tiny_file, "--out", tmp_path / "file" / "run")
+    assert status == 2
+    assert "is a file" in one_error(err)
+
+
+def test_resume_needs_a_run(command: Make, tiny_file: Path, tmp_path: Path) -> None:
+    status, _, err = command("train", tiny_file, "--resume", "--out", tmp_path / "nothing")
+    assert status == 2
+    assert "does not exist" in one_error(err)
+    assert not (tmp_path / "nothing").exists()
 
 
 def test_a_corrupt_image_is_named(refused: Make, tmp_path: Path) -> None:

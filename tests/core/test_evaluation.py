@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import linalg
 
@@ -183,6 +184,22 @@ def test_unlabelled_data_is_refused_naming_the_others(tiny: Make, tmp_path: Path
     status, _, err = command("evaluate", run.path, "--metrics", "label-agreement", "--num-samples", "8")
     assert status == 2 and "nearest-training" in err
     assert layersync.evaluate(run.path, ["nearest-training"], num_samples=8).metrics["nearest-training"].value > 0
+
+
+@pytest.mark.parametrize("axes", [1, 2])
+def test_the_classifier_does_not_see_padding(axes: int) -> None:
+    """Features of a clip do not depend on how far it is padded, nor on what the padding holds."""
+    torch.manual_seed(0)
+    network = classifier_module.ClassifierNetwork(3, axes, 4, [2, 2, 2, 1]).eval()
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm1d | torch.nn.BatchNorm2d):
+            layer.running_mean = torch.randn_like(layer.running_mean)
+    x = torch.randn(2, 3, *([8] * (axes - 1)), 21)
+    mask = torch.ones(2, 21, dtype=torch.bool)
+    padded = torch.nn.functional.pad(x, (0, 24), value=5.0)
+    wider = torch.nn.functional.pad(mask, (0, 24))
+    for found, wanted in zip(network(padded, wider), network(x, mask), strict=True):
+        assert torch.allclose(found, wanted, atol=1e-5)
 
 
 def test_an_interval_narrows_with_samples(trained: Run) -> None:

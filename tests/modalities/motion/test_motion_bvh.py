@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from bvh_files import bvh_text
@@ -79,11 +81,15 @@ def test_position_channels_of_inner_joints_replace_their_offset(tmp_path):
         (lambda text: text.replace("OFFSET 0.0 2.0 0.5", "OFFSET 0.0 two 0.5"), "broken"),
         (lambda text: text.replace("Frames: 4", "Frames: 0"), "0 frames"),
         (lambda text: "", "no BVH file"),
+        (lambda text: re.sub(r"Frame Time: \S+", "Frame Time: 0.0.3", text), "Frame Time"),
+        (lambda text: re.sub(r"Frame Time: \S+", "Frame Time: 1e999", text), "no motion"),
+        (lambda text: text.rsplit(" ", 1)[0] + " 1-2\n", "no number"),
+        (lambda text: text.rsplit(" ", 1)[0] + " 1e999\n", "not finite"),
     ],
 )
 def test_broken_files_are_named(tmp_path, change, said):
     path = tmp_path / "broken.bvh"
     path.write_text(change(bvh_text(NODES, np.ones((4, 13)))))
     with pytest.raises(InputError, match=said) as raised:
-        read_bvh(path)
+        read_bvh(path).motion()
     assert "broken.bvh" in str(raised.value)
