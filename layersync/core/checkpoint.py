@@ -70,7 +70,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     path = checkpoint / "state.json"
     try:
         state = json.loads(path.read_text())
-        return {key: state[key] for key in ("step", "seconds", "data", "seed")}
+        return {key: state[key] for key in ("step", "seconds")}
     except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
         raise InputError(f"{path}: is missing or cut short; the checkpoint cannot be used") from None
 

@@ -87,8 +87,9 @@ class LatentCache:
                     _build(target, dataset, tokenizer, limit)
         cache = cls(target, tokenizer.latent)
         if cache.meta["skipped"]:
-            count = cache.meta["skipped"]
-            logger.warning("data: %d samples could not be read and are skipped", count)
+            skipped = cache.meta["skipped"]
+            total = skipped + len(cache)
+            logger.warning("data: %d of %d samples could not be read and were skipped", skipped, total)
         return cache
 
     def __len__(self) -> int:

@@ -278,7 +278,7 @@ class Trainer:
             }
             if any(True for _ in self.regularizer.parameters()):
                 tensors["regularizer"] = self.regularizer.state_dict()
-            state = {"step": step, "seconds": seconds, "data": self.parts.data.fingerprint, "seed": self.recipe.seed}
+            state = {"step": step, "seconds": seconds}
             save_checkpoint(run.checkpoint(step), tensors, state, self.recipe.train.keep)
         self.accelerator.wait_for_everyone()
 

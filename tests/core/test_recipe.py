@@ -173,7 +173,7 @@ def test_missing_files_name_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is a folder"):
         load_recipe(tmp_path)
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="no text file"):
+    with pytest.raises(InputError, match="text file"):
         load_recipe(tmp_path / "binary.yaml")
 
 
