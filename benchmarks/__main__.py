@@ -16,7 +16,19 @@ from pathlib import Path
 
 from benchmarks.measure import Bar, failed, say
 
-NAMES = ("regularizer-time", "regularizer-memory", "step-vs-eager", "guidance-interval", "cache-read", "help")
+NAMES = (
+    "regularizer-time",
+    "regularizer-memory",
+    "step-vs-eager",
+    "guidance-interval",
+    "cache-read",
+    "help",
+    "frechet-vs-sqrtm",
+    "frechet-vs-fidelity",
+    "frechet-small",
+    "fid-memory",
+    "precision-recall",
+)
 LIMIT_SECONDS = 600
 """After which one benchmark is stopped and reported as failed."""
 ROOT = Path(__file__).resolve().parent.parent

@@ -13,6 +13,7 @@ _HOMES = {
     "evaluate": "layersync.core.evaluation",
     "load": "layersync.core.generation",
     "load_recipe": "layersync.core.recipe",
+    "score_samples": "layersync.core.evaluation",
     "train": "layersync.core.session",
 }
 __all__ = [*_HOMES]

@@ -30,7 +30,13 @@ data_app = typer.Typer(help="Data sets that ship in packages.", no_args_is_help=
 app.add_typer(recipes_app, name="recipes", rich_help_panel=None)
 app.add_typer(data_app, name="data", rich_help_panel=None)
 
+USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
+"""click's ``UsageError``: of click itself, or of the copy that newer versions of typer carry."""
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
+ExtractorOption = Annotated[
+    list[str] | None,
+    typer.Option(help="NAME=PATH or NAME=HUB-ID: weights of a feature extractor; may be given again."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -78,6 +84,9 @@ def sample(
     latents_only: Annotated[
         bool, typer.Option("--latents-only", help="Write latents.npy; build no tokenizer.")
     ] = False,
+    npz: Annotated[
+        bool, typer.Option("--npz", help="Also write every sample into one samples.npz (ADM's layout for images).")
+    ] = False,
     step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
     weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
     out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples/step-...")] = None,
@@ -92,6 +101,7 @@ def sample(
         seed=seed,
         noise=noise,
         latents_only=latents_only,
+        archive=npz,
         step=step,
         weights=weights,
         out=out,
@@ -107,13 +117,30 @@ def evaluate(
     num_samples: Annotated[int | None, typer.Option(help="By default the recipe's.")] = None,
     step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
     weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    reference: Annotated[
+        Path | None, typer.Option(help="Samples or statistics (.npz) to compare with instead of the run's data.")
+    ] = None,
+    extractor: ExtractorOption = None,
+    replications: Annotated[int, typer.Option(help="Draw the set so often; mean and interval over the draws.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run."""
-    from layersync.core.evaluation import evaluate as score
+    from layersync.core.evaluation import evaluate as score_run
+    from layersync.core.results import score_table
 
-    names = metrics.split(",") if metrics else None
-    result = score(run, names, num_samples=num_samples, step=step, weights=weights, shown=True)
+    result = score_run(
+        run,
+        metrics.split(",") if metrics is not None else None,
+        num_samples=num_samples,
+        step=step,
+        weights=weights,
+        reference=reference,
+        extractors=_weights(extractor),
+        replications=replications,
+        shown=True,
+    )
+    if not _main_process():
+        return
     if as_json:
         print(json.dumps(result.to_mapping()))
         return
@@ -122,17 +149,45 @@ def evaluate(
         f"{result.run} at step {result.step}, {result.weights} weights; {sampling.num_samples} samples by "
         f"{sampling.solver} in {sampling.steps} steps, guidance {sampling.guidance}, seed {sampling.seed}"
     )
-    for name, found in result.metrics.items():
-        interval = f"  95 % [{found.interval[0]:.4g}, {found.interval[1]:.4g}]" if found.interval else ""
-        against = f"  vs {found.reference.count} of {found.reference.split}" if found.reference else ""
-        details = "  ".join(f"{key} {_short(value)}" for key, value in found.details.items() if key != "meaning")
-        print(f"  {name:18} {found.value:9.4g}{interval}{against}  ({found.extractor}; {details})")
+    print(score_table(result.metrics))
+
+
+@app.command()
+def score(
+    modality: Annotated[str, typer.Option(help="image, audio, motion or a plug-in.")],
+    generated: Annotated[list[Path], typer.Option(help="Folder or file of samples; given again, another replication.")],
+    metrics: Annotated[str, typer.Option(help="a,b, such as fid,sfid; layersync modalities lists them.")],
+    real: Annotated[Path | None, typer.Option(help="Samples, or statistics (.npz), to compare with.")] = None,
+    extractor: ExtractorOption = None,
+    save_statistics: Annotated[Path | None, typer.Option(help="Keep the statistics of --real in this .npz.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Score anybody's samples, without a run: folders, .npz or .npy."""
+    from layersync.core.evaluation import score_samples
+    from layersync.core.results import score_table
+
+    result = score_samples(
+        modality,
+        generated,
+        metrics.split(","),
+        real=real,
+        extractors=_weights(extractor),
+        save_statistics=save_statistics,
+        shown=True,
+    )
+    if not _main_process():
+        return
+    if as_json:
+        print(json.dumps(result.to_mapping()))
+        return
+    print(f"{', '.join(result.generated)}" + (f" against {result.real}" if result.real else ""))
+    print(score_table(result.metrics))
 
 
 @app.command()
 def modalities(as_json: JsonOption = False) -> None:
     """List modalities: their data sets, tokenizers, backbones and metrics."""
-    from layersync.core.catalogue import describe_modalities
+    from layersync.core.metric import KINDS, describe_modalities
 
     found = describe_modalities()
     if as_json:
@@ -142,6 +197,9 @@ def modalities(as_json: JsonOption = False) -> None:
         print(name)
         for part, names in parts.items():
             print(f"  {part:10} {', '.join(names)}")
+    print("Further metrics are KIND-EXTRACTOR, or KIND-EXTRACTOR.STREAM:")
+    for kind, (_, meaning) in KINDS.items():
+        print(f"  {kind:14} {meaning}")
 
 
 @recipes_app.command("list")
@@ -201,8 +259,20 @@ def _integers(text: str | None) -> list[int] | None:
         raise InputError(f"--labels: {text!r} is no list of numbers such as 0,1,2") from None
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _weights(options: list[str] | None) -> dict[str, str]:
+    from layersync.core.errors import InputError
+
+    found = {}
+    for option in options or ():
+        name, equals, where = option.partition("=")
+        if not (name and equals and where):
+            raise InputError(f"--extractor {option!r}: is not NAME=PATH, such as vggish=weights/vggish.pth")
+        found[name] = where
+    return found
+
+
+def _main_process() -> bool:
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _duration(seconds: float) -> str:
@@ -224,7 +294,7 @@ def main() -> None:
     from layersync.core.errors import InputError, Interrupted, TrainingError
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
-    logging.getLogger("layersync").setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    logging.getLogger("layersync").setLevel(logging.INFO if _main_process() else logging.WARNING)
     warnings.showwarning = _warn
     try:
         status = app(standalone_mode=False)
@@ -242,11 +312,10 @@ def main() -> None:
     except (KeyboardInterrupt, typer.Abort):
         _say("error: interrupted; what had been saved before is kept")
         status = 1
-    except Exception as error:
-        if not (hasattr(error, "format_message") and hasattr(error, "exit_code")):
-            raise
-        _say(f"error: {' '.join(error.format_message().split())}")  # click's usage errors, or those of typer's own copy
-        status = int(error.exit_code)
+    except USAGE_ERROR as error:
+        text = str(error.format_message())  # help, where a command was given nothing at all
+        _say(text if text.startswith("Usage:") else f"error: {' '.join(text.split())}")
+        status = 2
     sys.exit(status or 0)
 
 

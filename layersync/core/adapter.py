@@ -15,19 +15,21 @@ one sample through an adapter::
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from layersync.core.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from layersync.core.features import FeatureExtractorFactory, Metric
 
 MODALITY_GROUP = "layersync.modalities"
 Split = Literal["train", "test"]
@@ -213,13 +215,6 @@ class Tokenizer(ABC):
         return sample
 
 
-FeatureExtractor = Callable[[Sequence[Any]], np.ndarray]
-"""Samples to a float array (samples, features)."""
-FeatureExtractorFactory = Callable[[], FeatureExtractor]
-Metric = Callable[[Sequence[Any]], float]
-"""A score of generated samples alone, such as foot skating."""
-
-
 @runtime_checkable
 class ModalityAdapter(Protocol):
     """Everything that the core asks of a modality.
@@ -243,11 +238,26 @@ class ModalityAdapter(Protocol):
         ...
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:
-        """Feature extractors by name; each ``x`` becomes the metric ``fd-x``."""
+        """Feature extractors by name; an ``x`` brings the metrics ``fd-x``, ``precision-x`` and so on."""
         ...
 
     def metrics(self) -> Mapping[str, Metric]:
         """The modality's own scores of generated samples alone."""
+        ...
+
+    def aliases(self) -> Mapping[str, str]:
+        """What the field calls a metric: ``fid`` for ``fd-inception-v3``."""
+        ...
+
+    def open_samples(self, path: Path) -> ExampleDataset:
+        """Anybody's samples, all of them, in the order of their names: a folder or a file.
+
+        Examples carry ``text`` where captions lie beside the samples. InputError for what cannot be read.
+        """
+        ...
+
+    def archive(self, samples: Sequence[Any], labels: Sequence[int] | None, path: Path) -> None:
+        """Write all samples in one ``.npz``, which :meth:`open_samples` and other programs read."""
         ...
 
     def classifier_input(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor | None]:

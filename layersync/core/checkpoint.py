@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layersync.core.errors import InputError
+from layersync.core.paths import expand
 from layersync.core.run import CHECKPOINT_PREFIX, Run, sync_path
 
 
@@ -98,7 +99,7 @@ def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path)
 
 def find_weights(source: str) -> Path:
     """The weights file of a run (its newest checkpoint), of a checkpoint directory, or a file itself."""
-    path = Path(source).expanduser()
+    path = expand(source, "train.init")
     if path.is_file():
         return path
     if (path / "recipe.yaml").is_file():

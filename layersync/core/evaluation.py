@@ -1,139 +1,141 @@
-"""Scores of a run: samples -> features -> statistics -> score, with the reference side cached."""
+"""Scores of a run, and of anybody's samples: samples -> features -> score, the real side made once and kept."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from layersync.core.adapter import ExampleDataset, Split
-from layersync.core.catalogue import check_metrics, metric_names
-from layersync.core.classifier import DomainClassifier, Windows, domain_classifier
-from layersync.core.draws import generator
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, load_adapter
+from layersync.core.classifier import DomainClassifier, Windows, domain_classifier, labels_of
 from layersync.core.errors import InputError
-from layersync.core.generation import GenerativeModel, load, sampling_settings
-from layersync.core.packaged import cache_directory
+from layersync.core.features import FeatureExtractor
+from layersync.core.featureset import FeatureSet, extract, save_features
+from layersync.core.generation import Conditions, GenerativeModel, load, sampling_settings
+from layersync.core.metric import MetricName, Needs, metric_names, parse_metrics
+from layersync.core.parallel import Processes
 from layersync.core.recipe import Recipe
-from layersync.core.results import Evaluation, Reference, Score
-from layersync.core.run import atomic_write
-from layersync.metrics.frechet import frechet_between, gaussian
-from layersync.metrics.neighbours import nearest_distances
+from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
+from layersync.core.results import Evaluation, Reference, Score, SetScores
+from layersync.core.run import package_versions, writable_parent
+from layersync.core.scoring import combine, score
+from layersync.metrics import nearest_distances
 
-BOOTSTRAP = 100
 NEIGHBOUR_LIMIT = 10_000
 NEEDS_LABELS = ("fd-classifier", "label-agreement")
 
 
 @dataclass
-class _Scorer:
-    """Computes metrics of one set of generated samples; what several metrics need is computed once."""
+class RunScorer:
+    """Scores one set of samples of a run; what several metrics need is computed once.
+
+    ``examples`` are this process's share of the samples by number, ``real`` what they are compared with.
+    """
 
     model: GenerativeModel
-    samples: list[Any]
-    labels: np.ndarray
-    split: str
+    examples: Mapping[int, Example]
+    real: RealSet
+    extractors: Mapping[str, FeatureExtractor]
+    processes: Processes
+    shown: bool = False
+    _generated: dict[str, FeatureSet] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
+        """The run's."""
         return self.model.recipe
 
-    def dataset(self, split: str) -> ExampleDataset:
-        return self.recipe.adapter.dataset(self.recipe.data, split)  # type: ignore[arg-type]
-
-    @cached_property
-    def reference_set(self) -> ExampleDataset:
-        return self.dataset(self.split)
-
-    @cached_property
-    def reference(self) -> tuple[list[Any], np.ndarray]:
-        return Windows(self.reference_set, self.model.tokenizer).read()
+    def dataset(self, split: Split) -> ExampleDataset:
+        """A split of the run's own data."""
+        return self.recipe.adapter.dataset(self.recipe.data, split)
 
     @cached_property
     def classifier(self) -> DomainClassifier:
-        train = self.dataset("train")
-        held_out = self.dataset("test")
-        return domain_classifier(self.recipe.adapter, train, held_out if len(held_out) else None, self.model.tokenizer)
+        """The in-domain classifier of the run's data; the main process trains it when it is missing."""
+        train, held_out = self.dataset("train"), self.dataset("test")
 
-    @cached_property
-    def classified(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.classifier(self.samples)
+        def make() -> DomainClassifier:
+            found = held_out if len(held_out) else None
+            return domain_classifier(self.recipe.adapter, train, found, self.model.tokenizer)
 
-    def score(self, metric: str) -> Score:
-        if metric == "fd-classifier":
-            details = {"held_out_accuracy": self.classifier.accuracy}
-            return self._frechet(self.classifier.name, lambda s: self.classifier(s)[0], self.classified[0], details)
-        if metric == "label-agreement":
+        if self.processes.main:
+            make()
+        self.processes.wait()
+        return make()
+
+    def generated(self, extractor: FeatureExtractor) -> FeatureSet:
+        """Features of all samples."""
+        if extractor.name not in self._generated:
+            numbers = list(self.examples)
+            self._generated[extractor.name] = extract(
+                extractor, self.examples.__getitem__, numbers, self.processes, texts=False, shown=self.shown
+            )
+        return self._generated[extractor.name]
+
+    def score(self, metric: MetricName) -> Score:
+        """The score of one metric."""
+        if metric.kind == "fd-classifier":
+            fd = MetricName(metric.name, "fd", self.classifier.name, "features")
+            found = self._by_features(fd, self.classifier)
+            return replace(found, details={**found.details, "held_out_accuracy": self.classifier.accuracy})
+        if metric.kind == "label-agreement":
             return self._label_agreement()
-        if metric == "nearest-training":
+        if metric.kind == "nearest-training":
             return self._nearest_training()
-        own = self.recipe.adapter.metrics()
-        if metric in own:
-            return Score(float(own[metric](self.samples)), None, metric, None, {})
-        name = metric.removeprefix("fd-")
-        extractor = self.recipe.adapter.features()[name]()
-        return self._frechet(name, extractor, np.asarray(extractor(self.samples)), {})
+        if metric.extractor is None:
+            return own_score(self.recipe.adapter, metric, self.examples, self.processes)
+        return self._by_features(metric, self.extractors[metric.extractor])
 
-    def _frechet(
-        self, extractor: str, extract: Callable[[Sequence[Any]], np.ndarray], generated: np.ndarray, details: dict
-    ) -> Score:
-        real = self._reference_features(extractor, extract)
-        statistics = gaussian(real)
-        value = frechet_between(*gaussian(generated), *statistics)
-        draws = []
-        for number in range(BOOTSTRAP):
-            rows = generator(0, "probe", number, 1).integers(len(generated), size=len(generated))
-            draws.append(frechet_between(*gaussian(generated[rows]), *statistics))
-        spread = np.percentile(np.array(draws) - np.mean(draws), [2.5, 97.5])
-        interval = (float(max(0.0, value + spread[0])), float(value + spread[1]))
-        reference = Reference(self.recipe.data.name, self.split, len(real))
-        return Score(value, interval, extractor, reference, {**details, "features": int(generated.shape[1])})
-
-    def _reference_features(self, extractor: str, extract: Callable[[Sequence[Any]], np.ndarray]) -> np.ndarray:
-        tokenizer = self.model.tokenizer
-        shape = list(tokenizer.latent.shape)
-        parts = [self.reference_set.fingerprint, tokenizer.fingerprint, shape, extractor, self.split]
-        key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-        path = cache_directory() / "features" / f"{key}.npy"
-        if not path.is_file():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            features = np.asarray(extract(self.reference[0]))
-            with atomic_write(path) as partial, partial.open("wb") as stream:
-                np.save(stream, features)
-        return np.load(path)
+    def _by_features(self, metric: MetricName, extractor: FeatureExtractor) -> Score:
+        generated = self.generated(extractor)
+        if metric.needs not in (Needs.BOTH, Needs.BOTH_ROWS):
+            return score(metric, generated, None, None)
+        real = self.real.features(extractor, rows=metric.needs is Needs.BOTH_ROWS, shown=self.shown)
+        return score(metric, generated, real, self.real.reference(real))
 
     def _label_agreement(self) -> Score:
         from scipy.stats import binomtest
 
-        asked = self.labels >= 0
+        found = self.generated(self.classifier)
+        read = found.per_sample("logits").argmax(1)
+        wanted = np.concatenate(self.processes.gather([labels_of(self.examples.values())]))
+        asked = wanted >= 0
         if not asked.any():
             raise InputError("label-agreement: no sample was asked to be of a class")
-        hits = int((self.classified[1][asked] == self.labels[asked]).sum())
-        bounds = binomtest(hits, int(asked.sum())).proportion_ci(method="wilson")
+        hits, count = int((read[asked] == wanted[asked]).sum()), int(asked.sum())
+        bounds = binomtest(hits, count).proportion_ci(method="wilson")
         details = {
             "held_out_accuracy": self.classifier.accuracy,
             "chance": 1 / len(self.model.classes),
-            "samples": int(asked.sum()),
+            "samples": count,
+            "interval": "Wilson",
         }
-        interval = (float(bounds.low), float(bounds.high))
-        return Score(hits / int(asked.sum()), interval, self.classifier.name, None, details)
+        return Score(
+            hits / count,
+            (float(bounds.low), float(bounds.high)),
+            found.extractor,
+            None,
+            details,
+            found.checksum,
+            found.preprocessing,
+            count,
+        )
 
     def _nearest_training(self) -> Score:
-        training = self.reference[0] if self.split == "train" else Windows(
-            self.dataset("train"), self.model.tokenizer
-        ).read()[0]  # fmt: skip
-        unseen = Windows(self.dataset("test"), self.model.tokenizer, at_least=200).read()[0]
-        inputs = [self._masked(part) for part in (training[:NEIGHBOUR_LIMIT], self.samples, unseen[:1000])]
+        tokenizer = self.model.tokenizer
+        training = list(Windows(self.dataset("train"), tokenizer).read().values())[:NEIGHBOUR_LIMIT]
+        unseen = list(Windows(self.dataset("test"), tokenizer, at_least=200).read().values())[:1000]
+        inputs = [self._masked(part) for part in (training, list(self.examples.values()), unseen)]
         widest = max(x.shape[-1] for x in inputs)
         reference, drawn, held_out = (F.pad(x, (0, widest - x.shape[-1])).flatten(1).numpy() for x in inputs)
-        generated, real = nearest_distances(drawn, reference), nearest_distances(held_out, reference)
+        generated = np.concatenate(self.processes.gather([nearest_distances(drawn, reference)]))
+        real = nearest_distances(held_out, reference)
         details = {
             "generated": float(np.median(generated)),
             "held_out": float(np.median(real)),
@@ -142,11 +144,38 @@ class _Scorer:
         }
         reference_set = Reference(self.recipe.data.name, "train", len(reference))
         ratio = float(np.median(generated) / max(float(np.median(real)), 1e-12))
-        return Score(ratio, None, "classifier-input", reference_set, details)
+        return Score(ratio, None, "classifier-input", reference_set, details, num_samples=len(generated))
 
-    def _masked(self, samples: Sequence[Any]) -> Tensor:
-        x, mask = self.recipe.adapter.classifier_input(samples)
+    def _masked(self, examples: Sequence[Example]) -> Tensor:
+        x, mask = self.recipe.adapter.classifier_input([example.sample for example in examples])
         return x if mask is None else x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
+
+
+def own_score(
+    adapter: ModalityAdapter, metric: MetricName, examples: Mapping[int, Example], processes: Processes
+) -> Score:
+    """A modality's own score of generated samples: the mean of its values, and 1.96 sd / sqrt(n) around it."""
+    local = adapter.metrics()[metric.name](list(examples.values())) if examples else np.zeros(0)
+    values: NDArray[np.float64] = np.concatenate(processes.gather([local]))
+    if not np.isfinite(values).all():
+        raise InputError(f"metric {metric.name}: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite")
+    half = 1.96 * float(values.std(ddof=1)) / np.sqrt(len(values))
+    interval = (float(values.mean() - half), float(values.mean() + half))
+    details = {"interval": "1.96 sd / sqrt(n) over samples", "median": float(np.median(values))}
+    return Score(float(values.mean()), interval, "none", None, details, num_samples=len(values))
+
+
+def open_extractors(
+    modality: str, metrics: Sequence[MetricName], weights: Mapping[str, str]
+) -> dict[str, FeatureExtractor]:
+    """The extractors that ``metrics`` need, their weights found: ``weights`` maps names to paths or hub ids."""
+    known = load_adapter(modality).features()
+    for name in weights:
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise InputError(f"--extractor: {name!r} is no extractor of modality {modality}; there are: {there}")
+    wanted = list(dict.fromkeys(metric.extractor for metric in metrics if metric.extractor))
+    return {name: known[name](weights.get(name)) for name in wanted}
 
 
 def evaluate(
@@ -156,44 +185,202 @@ def evaluate(
     num_samples: int | None = None,
     step: int | None = None,
     weights: str = "ema",
+    reference: str | Path | None = None,
+    extractors: Mapping[str, str] | None = None,
+    replications: int = 1,
     shown: bool = False,
 ) -> Evaluation:
     """Draw samples from a run and score them.
 
     Args:
         run: run directory.
-        metrics: names as :func:`layersync.core.catalogue.metric_names` lists them; the recipe's own when left out.
+        metrics: names as :func:`layersync.core.metric.metric_names` lists them; the recipe's own when left out.
         num_samples: how many to draw; the recipe's own number when left out.
         step: checkpoint to take; the newest when left out.
         weights: ``ema`` or ``model``.
+        reference: samples or statistics to compare with instead of the run's own data.
+        extractors: weights of feature extractors by name, a path or a hub id each.
+        replications: draws of the whole set, with seeds that follow the recipe's; a score is then their mean with
+            the interval 1.96 sd / sqrt(n).
         shown: whether progress bars are drawn.
 
     Raises:
-        InputError: for an unknown metric, fewer than 2 samples, a run that does not exist, or data without labels
-            where a metric needs them.
+        InputError: for an unknown metric, fewer than 2 samples, a run that does not exist, weights that are missing,
+            or data without labels where a metric needs them.
     """
     model = load(run, step=step, weights=weights)
     recipe = model.recipe
-    chosen = list(metrics or recipe.evaluate.metrics)
-    check_metrics(recipe.modality, chosen)
+    chosen = parse_metrics(recipe.modality, metrics or recipe.evaluate.metrics)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
+    _check_run(model, chosen, count, replications)
+    made = open_extractors(recipe.modality, chosen, extractors or {})
+    processes = Processes.here()
+    real = _real_side(model, chosen, reference, processes)
+    found: list[dict[str, Score]] = []
+    for number in range(replications):
+        seed = recipe.evaluate.seed + number
+        examples = draw(model, count, seed, processes, shown=shown)
+        scorer = RunScorer(model, examples, real, made, processes, shown)
+        found.append({metric.name: scorer.score(metric) for metric in chosen})
+    scores = found[0] if replications == 1 else {name: combine([part[name] for part in found]) for name in found[0]}
+    settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed)
+    result = Evaluation(str(run), model.step, weights, settings, scores, package_versions())
+    if processes.main:
+        model.run.append("evaluation.jsonl", result.to_mapping())
+    return result
+
+
+def draw(
+    model: GenerativeModel, count: int, seed: int, processes: Processes, *, shown: bool = False
+) -> dict[int, Example]:
+    """This process's share of ``count`` samples, by number. A sample is the same whoever draws it."""
+    conditions = model.conditions(count, seed=seed)
+    share = processes.share(count)
+    part = Conditions(conditions.label[share.start : share.stop], conditions.frames[share.start : share.stop])
+    if not len(share):
+        return {}
+    latents, mask = model.sample_latents(part, seed=seed, start=share.start, shown=shown and processes.main)
+    return examples_of(model.decode(latents, mask), part.label.tolist(), share.start)
+
+
+def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:
+    recipe, names = model.recipe, [metric.kind for metric in metrics]
     if count < 2:
         raise InputError(f"--num-samples: {count}; a score needs at least 2")
-    if any(metric in NEEDS_LABELS for metric in chosen) and not model.classes:
+    if replications < 1:
+        raise InputError(f"--replications: {replications}; at least 1")
+    if any(name in NEEDS_LABELS for name in names) and not model.classes:
         other = [name for name in metric_names(recipe.modality) if name not in NEEDS_LABELS]
         raise InputError(
             f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
         )
-    held_out: list[Split] = ["test"] if "nearest-training" in chosen else []
-    for split in ("train", recipe.evaluate.reference, *held_out):
+    wordy = [metric.name for metric in metrics if metric.needs is Needs.TEXT]
+    if wordy:
+        raise InputError(
+            f"metric {wordy[0]} needs texts, and this run draws its samples without; write them out and give captions "
+            f"to layersync score"
+        )
+
+
+def _real_side(
+    model: GenerativeModel, metrics: Sequence[MetricName], reference: str | Path | None, processes: Processes
+) -> RealSet:
+    """What a run's samples are compared with; empty splits and unreadable files are found here."""
+    recipe, names = model.recipe, [metric.name for metric in metrics]
+    needed: list[Split] = ["train", "test"] if "nearest-training" in names else []
+    if any(name in NEEDS_LABELS for name in names):
+        needed.append("train")
+    if reference is None:
+        needed.append(recipe.evaluate.reference)
+    for split in dict.fromkeys(needed):
         if not len(recipe.adapter.dataset(recipe.data, split)):
-            raise InputError(f"data {recipe.data.name}: split {split} is empty, {', '.join(chosen)} cannot be scored")
-    seed = recipe.evaluate.seed
-    conditions = model.conditions(count, seed=seed)
-    latents, mask = model.sample_latents(conditions, seed=seed, shown=shown)
-    scorer = _Scorer(model, model.decode(latents, mask), conditions.label.numpy(), recipe.evaluate.reference)
-    scores = {metric: scorer.score(metric) for metric in chosen}
-    settings = sampling_settings(recipe.sample, count, seed)
-    result = Evaluation(str(run), model.step, weights, settings, scores)
-    model.run.append("evaluation.jsonl", result.to_mapping())
-    return result
+            raise InputError(f"data {recipe.data.name}: split {split} is empty, {', '.join(names)} cannot be scored")
+    if reference is not None:
+        files = SampleFiles(recipe.adapter, Path(reference), "--reference", processes)
+        files.check(metrics)
+        return files
+    split = recipe.evaluate.reference
+    dataset = recipe.adapter.dataset(recipe.data, split)
+    return RunData(dataset, model.tokenizer, recipe.data.name, split, processes)
+
+
+def score_samples(
+    modality: str,
+    generated: Sequence[str | Path],
+    metrics: Sequence[str],
+    *,
+    real: str | Path | None = None,
+    extractors: Mapping[str, str] | None = None,
+    save_statistics: str | Path | None = None,
+    shown: bool = False,
+) -> SetScores:
+    """Score anybody's samples: what ``layersync score`` does.
+
+    Args:
+        modality: which adapter reads them.
+        generated: folders or files of samples; several are replications of one experiment, whose scores are averaged
+            with the interval 1.96 sd / sqrt(n).
+        metrics: names as :func:`layersync.core.metric.metric_names` lists them, but for those that need a run.
+        real: samples or statistics to compare with; may be left out for metrics of generated samples alone.
+        extractors: weights of feature extractors by name.
+        save_statistics: a file for the statistics of ``real``, to be shared and given as ``real`` later.
+        shown: whether progress bars are drawn.
+
+    Raises:
+        InputError: before any work, for whatever cannot be read or compared.
+    """
+    chosen = parse_metrics(modality, metrics)
+    adapter, processes = load_adapter(modality), Processes.here()
+    for metric in chosen:
+        if metric.kind in ("fd-classifier", "label-agreement", "nearest-training"):
+            raise InputError(f"metric {metric.name} needs a run and its data: layersync evaluate RUN")
+        if real is None and metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
+            raise InputError(f"metric {metric.name} needs --real: samples or statistics to compare with")
+    sets = [SampleFiles(adapter, Path(path), "--generated", processes) for path in generated]
+    target = SampleFiles(adapter, Path(real), "--real", processes) if real is not None else None
+    for files in sets:
+        if files.statistics and any(metric.needs is not Needs.BOTH or metric.kind != "fd" for metric in chosen):
+            _ = files.examples
+    if target is not None:
+        target.check(chosen)
+    made = open_extractors(modality, chosen, extractors or {})
+    saved = _statistics_target(save_statistics, target, made)
+    found = [_score_set(adapter, chosen, files, target, made, processes, shown) for files in sets]
+    scores = found[0] if len(found) == 1 else {name: combine([part[name] for part in found]) for name in found[0]}
+    if saved is not None and target is not None and processes.main:
+        save_features(saved, target.features(next(iter(made.values())), rows=False), rows=False)
+    where = None if real is None else str(real)
+    return SetScores(modality, tuple(map(str, generated)), where, scores, package_versions())
+
+
+def _statistics_target(
+    path: str | Path | None, real: SampleFiles | None, extractors: Mapping[str, FeatureExtractor]
+) -> Path | None:
+    if path is None:
+        return None
+    target = Path(path)
+    if real is None or len(extractors) != 1:
+        raise InputError(
+            f"--save-statistics: needs --real and metrics of one extractor, not of {len(extractors)} "
+            f"({', '.join(extractors) or 'none'})"
+        )
+    if target.suffix != ".npz":
+        raise InputError(f"--save-statistics: {target} does not end in .npz")
+    if target.exists():
+        raise InputError(f"--save-statistics: {target} exists")
+    writable_parent(target, "--save-statistics")
+    return target
+
+
+def _score_set(
+    adapter: ModalityAdapter,
+    metrics: Sequence[MetricName],
+    generated: SampleFiles,
+    real: SampleFiles | None,
+    extractors: Mapping[str, FeatureExtractor],
+    processes: Processes,
+    shown: bool,
+) -> dict[str, Score]:
+    scores: dict[str, Score] = {}
+    features: dict[str, FeatureSet] = {}
+    wordy = {metric.extractor for metric in metrics if metric.needs is Needs.TEXT}
+    for metric in metrics:
+        if metric.extractor is None:
+            share = processes.share(len(generated.examples))
+            own = {number: generated.examples[number] for number in share}
+            scores[metric.name] = own_score(adapter, metric, own, processes)
+            continue
+        extractor = extractors[metric.extractor]
+        if extractor.name not in features:
+            only_statistics = generated.statistics and all(part.kind == "fd" for part in metrics)
+            features[extractor.name] = (
+                generated.features(extractor, rows=False)
+                if only_statistics
+                else generated.extracted(extractor, texts=metric.extractor in wordy, shown=shown)
+            )
+        against = None
+        if real is not None and metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
+            against = real.features(extractor, rows=metric.needs is Needs.BOTH_ROWS, shown=shown)
+        reference = real.reference(against) if real is not None and against is not None else None
+        scores[metric.name] = score(metric, features[extractor.name], against, reference)
+    return scores

@@ -92,10 +92,11 @@ class GenerativeModel:
         *,
         noise: Tensor | None = None,
         seed: int = 0,
+        start: int = 0,
         settings: Sample | None = None,
         shown: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Latents (count, ...) and their frame mask.
+        """Latents (count, ...) and their frame mask, of samples number ``start`` onwards.
 
         Sample ``i`` depends on ``seed`` and ``i`` alone, not on the batch it was drawn in (dopri5 apart).
 
@@ -112,13 +113,13 @@ class GenerativeModel:
             for first in range(0, count, settings.batch_size):
                 part = slice(first, min(first + settings.batch_size, count))
                 size = part.stop - part.start
-                start = sample_noise(seed, first, size, self.latent) if noise is None else noise[part]
+                x0 = sample_noise(seed, start + first, size, self.latent) if noise is None else noise[part]
                 label = conditions.label[part]
                 if self.condition.num_classes:
                     label = torch.where(label < 0, self.condition.num_classes, label)
                 condition = {"label": label} if self.condition.num_classes else {}
                 batch_mask = None if mask is None else mask[part].to(self.device)
-                parts.append(self._solve(start.float(), condition, batch_mask, settings, seed, first).cpu())
+                parts.append(self._solve(x0.float(), condition, batch_mask, settings, seed, start + first).cpu())
                 advance(size)
         return torch.cat(parts), mask
 
@@ -202,8 +203,10 @@ class GenerativeModel:
 
 def sampling_settings(settings: Sample, count: int, seed: int) -> SamplingSettings:
     """What a score has to say about how its samples were drawn."""
-    fields = {field.name for field in dataclasses.fields(SamplingSettings)} - {"num_samples", "seed"}
-    return SamplingSettings(**settings.model_dump(include=fields), num_samples=count, seed=seed)
+    fields = {field.name for field in dataclasses.fields(SamplingSettings)} - {"num_samples", "seed", "adaptive"}
+    chosen = settings.model_dump(include=fields)
+    adaptive = settings.model_dump(include={"atol", "rtol", "batch_size"}) if settings.solver == "dopri5" else None
+    return SamplingSettings(**chosen, num_samples=count, seed=seed, adaptive=adaptive)
 
 
 def default_device() -> torch.device:

@@ -19,9 +19,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter, registered
-from layersync.core.catalogue import check_metrics
 from layersync.core.errors import InputError, nearest
 from layersync.core.interpolant import INTERPOLANTS, Interpolant, Prediction
+from layersync.core.metric import parse_metrics
 from layersync.core.regularizer.base import RegularizerConfig, load_regularizer
 
 Count = Annotated[int, Field(ge=1)]
@@ -365,7 +365,7 @@ def _check_together(recipe: Recipe, where: str) -> None:
             f"{where}: train.batch_size: {train.batch_size} is no multiple of accumulate {train.accumulate}"
         )
     try:
-        check_metrics(recipe.modality, recipe.evaluate.metrics)
+        parse_metrics(recipe.modality, recipe.evaluate.metrics)
     except InputError as error:
         raise InputError(f"{where}: evaluate.metrics: {error}") from None
     for warning in (*recipe.regularizer.warnings(), *ineffective(recipe)):
@@ -390,6 +390,9 @@ def ineffective(recipe: Recipe) -> list[str]:
             lines.append(f"sample.{', sample.'.join(changed)}: no effect with solver {sample.solver}")
     if sample.solver != "dopri5" and (sample.atol, sample.rtol) != (defaults.atol, defaults.rtol):
         lines.append(f"sample.atol and sample.rtol have no effect with solver {sample.solver}")
+    delay = getattr(getattr(recipe.regularizer, "schedule", None), "delay", 0)
+    if delay >= train.steps:
+        lines.append(f"regularizer.schedule.delay: {delay} is not below train.steps, {train.steps}: a baseline run")
     if optimizer.warmup > train.steps:
         lines.append(f"optimizer.warmup: {optimizer.warmup} steps are more than train.steps, {train.steps}")
     return lines

@@ -191,8 +191,8 @@ def may_change_on_resume(key: str) -> bool:
     return key == "train.steps" or key.endswith("_every") or key.split(".")[0] in ("evaluate", "sample")
 
 
-def environment(device: torch.device, precision: str, reason: str, processes: int) -> dict[str, Any]:
-    """Versions, device, precision and why: ``RUN/environment.json``."""
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that numbers depend on."""
     packages = ("layersync", "torch", "torchaudio", "accelerate", "diffusers", "transformers", "numpy", "scipy")
     versions = {}
     for package in packages:
@@ -200,10 +200,15 @@ def environment(device: torch.device, precision: str, reason: str, processes: in
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed as a package"
+    return versions
+
+
+def environment(device: torch.device, precision: str, reason: str, processes: int) -> dict[str, Any]:
+    """Versions, device, precision and why: ``RUN/environment.json``."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),
-        "packages": versions,
+        "packages": package_versions(),
         "device": str(device),
         "device_name": name,
         "processes": processes,

@@ -40,12 +40,13 @@ def write_samples(
     seed: int = 0,
     noise: Path | None = None,
     latents_only: bool = False,
+    archive: bool = False,
     step: int | None = None,
     weights: str = "ema",
     out: Path | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Sample, render, and return the folder.
+    """Sample, render, and return the folder; with ``archive``, all samples in its ``samples.npz`` too.
 
     The folder appears when it is whole; one that exists is refused unless it is the run's own default, which is
     replaced. Raises :class:`InputError` before any work.
@@ -53,6 +54,8 @@ def write_samples(
     given = None if noise is None else read_noise(noise)
     if given is not None and num is not None and num != len(given):
         raise InputError(f"--num: {num}, but --noise holds {len(given)} samples")
+    if archive and latents_only:
+        raise InputError("--npz: holds samples, and --latents-only decodes none")
     count = num if num is not None else 64 if given is None else len(given)
     if count < 1:
         raise InputError(f"--num: {count}; at least 1")
@@ -79,7 +82,11 @@ def write_samples(
         if latents_only:
             np.save(partial / "latents.npy", latents.numpy())
         else:
-            model.recipe.adapter.render(model.decode(latents, mask), partial)
+            samples = model.decode(latents, mask)
+            model.recipe.adapter.render(samples, partial)
+            if archive:
+                chosen_labels = conditions.label.tolist() if bool((conditions.label >= 0).all()) else None
+                model.recipe.adapter.archive(samples, chosen_labels, partial / "samples.npz")
             np.savetxt(partial / "labels.txt", conditions.label.numpy(), fmt="%d")
         sync_path(partial)
         if target.exists():

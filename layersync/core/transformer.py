@@ -14,7 +14,7 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -389,6 +389,12 @@ class TransformerConfig(Section):
     qk_norm: bool = False
     learn_sigma: bool = False
     dropout: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _has_hidden_width(self) -> TransformerConfig:
+        if int(self.hidden_size * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio: {self.mlp_ratio} of {self.hidden_size} channels leaves the MLP without any")
+        return self
 
     def build(self, latent: LatentSpec, condition: ConditionSpec) -> DiffusionTransformer:
         """The network for latents of this shape and conditions of this kind."""

@@ -306,6 +306,13 @@ def test_other_wrong_commands_are_refused(command: Make, arguments: list[str]) -
     assert one_error(err)
 
 
+@pytest.mark.parametrize("arguments", [[], ["recipes"], ["data"]])
+def test_nothing_at_all_gets_help(command: Make, arguments: list[str]) -> None:
+    status, out, err = command(*arguments)
+    assert status == 2 and out == ""
+    assert err.startswith("Usage:") and "--help" in err and len(err.splitlines()) > 5
+
+
 def test_nan_loss_exits_with_1_and_keeps_the_last_checkpoint(command: Make, tiny_file: Path, tmp_path: Path) -> None:
     sets = ["--set", "optimizer.lr=1.0e+30", "--set", "train.checkpoint_every=1"]
     status, _, err = command("train", tiny_file, *sets, "--out", tmp_path / "run")

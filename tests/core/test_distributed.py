@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import layersync
@@ -20,7 +22,7 @@ from layersync import Run
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
 
-def launched(arguments: list[str]) -> tuple[int, str]:
+def launched(arguments: list[str], stdout: Path = Path(os.devnull)) -> tuple[int, str]:
     """Exit status and stderr of the command line under torchrun, with all its processes gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -28,13 +30,16 @@ def launched(arguments: list[str]) -> tuple[int, str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     command += ["-m", "layersync.cli", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-    try:
-        said = process.communicate(timeout=240)[1]
-        return process.returncode, said
-    finally:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    with stdout.open("w") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+        )
+        try:
+            said = process.communicate(timeout=240)[1]
+            return process.returncode, said
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +74,35 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(tiny
     status, said = launched(arguments)
     assert status != 0 and not (tmp_path / "run").exists()
     assert "15 is no multiple of accumulate x processes, 1 x 2" in said
+
+
+METRICS = ["fd-classifier", "label-agreement", "nearest-training"]
+
+
+def test_two_processes_score_a_run_as_one(alone: Run, tmp_path: Path) -> None:
+    """33 samples: the shares differ, a sample does not."""
+    one = layersync.evaluate(alone.path, METRICS, num_samples=33).metrics
+    arguments = ["evaluate", str(alone.path), "--metrics", ",".join(METRICS), "--num-samples", "33", "--json"]
+    status, said = launched(arguments, tmp_path / "out.json")
+    assert status == 0, said[-2000:]
+    two = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    for name in METRICS:
+        assert two[name]["value"] == pytest.approx(one[name].value, rel=1e-4), name
+        assert two[name]["num_samples"] == one[name].num_samples == 33
+
+
+def test_two_processes_score_files_as_one(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    joints = random.standard_normal((2, 35, 1, 22, 3)) + 0.1 * random.standard_normal((2, 35, 12, 22, 3)).cumsum(2)
+    for name, part in zip(("real", "generated"), joints, strict=True):
+        np.save(tmp_path / f"{name}.npy", part.astype(np.float32))
+    paths = [str(tmp_path / "generated.npy"), str(tmp_path / "real.npy")]
+    names = ["fd-kinetic", "recall-kinetic", "jitter"]
+    arguments = ["score", "--modality", "motion", "--generated", paths[0], "--real", paths[1], "--json"]
+    status, said = launched([*arguments, "--metrics", ",".join(names)], tmp_path / "out.json")
+    assert status == 0, said[-2000:]
+    two = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    one = layersync.score_samples("motion", paths[:1], names, real=paths[1]).metrics
+    for name in names:
+        assert two[name]["value"] == pytest.approx(one[name].value, rel=1e-6), name
+        assert two[name]["num_samples"] == 35

@@ -11,71 +11,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy import linalg
 
 import layersync
 from layersync import InputError, Run
 from layersync.core import classifier as classifier_module
-from layersync.metrics import frechet_distance, nearest_distances
-from layersync.metrics.frechet import frechet_between, gaussian
+from layersync.core.adapter import Split
+from layersync.core.evaluation import RunScorer
+from layersync.core.metric import parse_metric
+from layersync.core.parallel import Processes
+from layersync.core.reference import RunData, examples_of
 
 Make = Callable[..., Any]
 GENERIC = ["fd-classifier", "label-agreement", "nearest-training"]
-
-
-def random_gaussian(seed: int, size: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    factor = random.standard_normal((size, size))
-    return random.standard_normal(size), factor @ factor.T / size
-
-
-def test_frechet_distance_against_scipys_root() -> None:
-    (m1, c1), (m2, c2) = random_gaussian(0), random_gaussian(1)
-    wanted = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2 - 2 * linalg.sqrtm(c1 @ c2).real)
-    assert frechet_between(m1, c1, m2, c2) == pytest.approx(wanted, rel=1e-9)
-    assert frechet_between(m2, c2, m1, c1) == pytest.approx(wanted, rel=1e-9)
-
-
-def test_frechet_distance_of_axis_parallel_gaussians_by_hand() -> None:
-    mean, other = np.array([1.0, 2.0]), np.array([4.0, -2.0])
-    found = frechet_between(mean, np.diag([4.0, 9.0]), other, np.diag([1.0, 1.0]))
-    assert found == pytest.approx(3**2 + 4**2 + (2 - 1) ** 2 + (3 - 1) ** 2)
-
-
-def test_frechet_distance_of_samples() -> None:
-    random = np.random.default_rng(0)
-    x, y = random.standard_normal((50_000, 3)), 2 * random.standard_normal((50_000, 3)) + 1
-    assert frechet_distance(x, y) == pytest.approx(3 * (1 + 1), rel=0.03)
-    assert frechet_distance(x, y) == pytest.approx(frechet_distance(y, x), rel=1e-9)
-    assert frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert frechet_distance(x + 5, y + 5) == pytest.approx(frechet_distance(x, y), rel=1e-6)
-
-
-def test_fewer_samples_than_features_stay_real_and_right() -> None:
-    random = np.random.default_rng(0)
-    x, y = random.standard_normal((20, 64)), random.standard_normal((15, 64)) + 0.1
-    (m1, c1), (m2, c2) = gaussian(x), gaussian(y)
-    product = np.linalg.eigvals(c1 @ c2)
-    wanted = ((m1 - m2) ** 2).sum() + np.trace(c1 + c2) - 2 * np.sqrt(np.clip(product.real, 0, None)).sum()
-    assert frechet_distance(x, y) == pytest.approx(wanted, rel=1e-6)
-
-
-def test_covariance_is_unbiased_float64_and_input_checked() -> None:
-    x = np.random.default_rng(0).standard_normal((7, 2)).astype(np.float32)
-    mean, covariance = gaussian(x)
-    assert mean.dtype == covariance.dtype == np.float64
-    assert np.allclose(covariance, np.cov(x.astype(np.float64).T, ddof=1))
-    for wrong in (np.zeros((1, 3)), np.zeros(5), np.full((4, 2), np.nan)):
-        with pytest.raises(ValueError):
-            gaussian(wrong)
-    with pytest.raises(ValueError, match="3 and 2"):
-        frechet_distance(np.zeros((4, 3)), np.zeros((4, 2)))
-
-
-def test_nearest_distances_by_hand() -> None:
-    assert nearest_distances([[0.0, 0.0], [3.0, 3.0]], [[0.0, 1.0], [3.0, 7.0]]).tolist() == pytest.approx(
-        [1.0, np.sqrt(13)]
-    )
 
 
 @pytest.fixture(scope="module")
@@ -136,41 +83,66 @@ class TestConventions:
     """Generated sets that are known: what a score must say of them."""
 
     @pytest.fixture(scope="class")
-    def scorer(self, trained: Run, result: Any) -> Callable[[np.ndarray | list, Any], Any]:
-        from layersync.core.evaluation import _Scorer
-
+    def scorer(self, trained: Run, result: Any) -> Callable[..., Callable[[str], Any]]:
         model = layersync.load(trained.path)
-        return lambda samples, labels: _Scorer(model, list(samples), np.asarray(labels), "train")
 
-    def digits(self, trained: Run, split: str, count: int) -> tuple[list[Any], list[int]]:
+        def make(samples: Any, labels: Any, split: Split = "train") -> Callable[[str], Any]:
+            dataset = trained.recipe.adapter.dataset(trained.recipe.data, split)
+            real = RunData(dataset, model.tokenizer, "digits", split, Processes())
+            scorer = RunScorer(model, examples_of(list(samples), list(labels)), real, {}, Processes())
+            return lambda name: scorer.score(parse_metric("image", name))
+
+        return make
+
+    def digits(self, trained: Run, split: Split, count: int) -> tuple[list[Any], list[int]]:
         dataset = trained.recipe.adapter.dataset(trained.recipe.data, split)
         examples = [dataset[index] for index in range(count)]
-        return [e.sample for e in examples], [e.condition["label"] for e in examples]
+        return [e.sample for e in examples], [int(e.condition["label"]) for e in examples]
 
     def test_held_out_digits_score_well_and_noise_badly(self, trained: Run, scorer: Make) -> None:
         real, labels = self.digits(trained, "test", 300)
         noise = np.random.default_rng(0).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
         good, bad = scorer(real, labels), scorer(noise, labels)
-        assert good.score("label-agreement").value > 0.9 > 0.4 > bad.score("label-agreement").value
-        assert bad.score("fd-classifier").value > 5 * good.score("fd-classifier").value
+        assert good("label-agreement").value > 0.9 > 0.4 > bad("label-agreement").value
+        assert bad("fd-classifier").value > 5 * good("fd-classifier").value
         wrong = scorer(real, [(label + 1) % 10 for label in labels])
-        assert wrong.score("label-agreement").value < 0.1
+        assert wrong("label-agreement").value < 0.1
 
     def test_copies_show_as_copies(self, trained: Run, scorer: Make) -> None:
         copies, labels = self.digits(trained, "train", 100)
         fresh, fresh_labels = self.digits(trained, "test", 300)
-        assert scorer(copies, labels).score("nearest-training").value == pytest.approx(0, abs=1e-6)
-        assert scorer(fresh, fresh_labels).score("nearest-training").value == pytest.approx(1, abs=0.05)
+        assert scorer(copies, labels)("nearest-training").value == pytest.approx(0, abs=1e-6)
+        assert scorer(fresh, fresh_labels)("nearest-training").value == pytest.approx(1, abs=0.05)
 
     def test_reference_split_matters(self, trained: Run, scorer: Make) -> None:
-        from layersync.core.evaluation import _Scorer
-
         real, labels = self.digits(trained, "test", 100)
-        train = scorer(real, labels)
-        test = _Scorer(train.model, real, np.asarray(labels), "test")
-        scores = [s.score("fd-classifier") for s in (train, test)]
+        scores = [scorer(real, labels, split)("fd-classifier") for split in ("train", "test")]
         assert [s.reference.split for s in scores] == ["train", "test"]
         assert scores[0].reference.count > scores[1].reference.count and scores[0].value != scores[1].value
+
+
+def test_replications_draw_other_samples_and_give_the_published_interval(trained: Run) -> None:
+    once = layersync.evaluate(trained.path, ["fd-classifier"], num_samples=64).metrics["fd-classifier"]
+    often = layersync.evaluate(trained.path, ["fd-classifier"], num_samples=64, replications=3).metrics["fd-classifier"]
+    values = often.details["replications"]
+    assert len(set(values)) == 3 and values[0] == pytest.approx(once.value)
+    half = 1.96 * np.std(values) / np.sqrt(3)
+    assert often.interval == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+
+
+def test_a_run_is_scored_against_anybodys_samples(trained: Run, tmp_path: Path, command: Make) -> None:
+    arguments = ["evaluate", trained.path, "--num-samples", "8", "--metrics", "fd-classifier", "--reference"]
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    np.save(tmp_path / "coloured.npy", np.zeros((4, 8, 8, 3), np.uint8))
+    status, out, _ = command(*arguments, tmp_path / "grey.npy", "--json")
+    found = json.loads(out)["metrics"]["fd-classifier"]
+    assert status == 0 and found["reference"] == {"data": str(tmp_path / "grey.npy"), "split": "all", "count": 40}
+    own = layersync.evaluate(trained.path, ["fd-classifier"], num_samples=8).metrics["fd-classifier"]
+    assert found["value"] != pytest.approx(own.value, rel=0.01)
+    status, _, err = command(*arguments, tmp_path / "no.npz")
+    assert status == 2 and "--reference" in err and "does not exist" in err
+    status, _, err = command(*arguments, tmp_path / "coloured.npy")
+    assert status == 2 and "has 3 channels, the classifier of this data reads 1" in err
 
 
 def test_unlabelled_data_is_refused_naming_the_others(tiny: Make, tmp_path: Path, command: Make) -> None:

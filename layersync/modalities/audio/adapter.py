@@ -10,28 +10,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from layersync.core.adapter import (
-    ConditionSpec,
-    DataConfig,
-    ExampleDataset,
-    FeatureExtractorFactory,
-    LatentSpec,
-    Metric,
-    Section,
-    Split,
-)
+from layersync.core.adapter import ConditionSpec, DataConfig, ExampleDataset, LatentSpec, Section, Split
+from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync.modalities.audio.backbone import SpectrogramSiTConfig
 from layersync.modalities.audio.clip import Clip, resample
 from layersync.modalities.audio.data import FolderConfig
+from layersync.modalities.audio.features.clap import CLAP
+from layersync.modalities.audio.features.encodec import Encodec
+from layersync.modalities.audio.features.ge2e import GE2E
+from layersync.modalities.audio.features.vggish import VGGish
+from layersync.modalities.audio.features.wavlm import WavLM
 from layersync.modalities.audio.gm_notes import GmNotesConfig
 from layersync.modalities.audio.hub import HubConfig
 from layersync.modalities.audio.mel import LogMel
+from layersync.modalities.audio.samples import open_audio_samples, write_waveforms
 from layersync.modalities.audio.tokenizer import MelConfig, MelTokenizer
 
 CLASSIFIER_RATE = 16000
 CLASSIFIER_MELS = 64
 CLASSIFIER_HOP = 256
 
+_EXTRACTORS: Mapping[str, FeatureExtractorFactory] = {kind.name: kind for kind in (VGGish, CLAP, Encodec, WavLM, GE2E)}
 _CLASSIFIER_BAND = (80.0, 7600.0)
 _CLASSIFIER_FLOOR = 1e-3
 _CLASSIFIER_MEAN, _CLASSIFIER_DEVIATION = -1.5, 0.8
@@ -61,12 +60,25 @@ class AudioAdapter:
         return config.build(latent, condition)
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:
-        """None yet: every extractor in use for audio needs published weights."""
-        return {}
+        """The networks that fadtk takes its distances on, and a speaker encoder whose weights need no hub."""
+        return dict(_EXTRACTORS)
 
     def metrics(self) -> Mapping[str, Metric]:
-        """None yet."""
+        """None: audio is scored by features alone."""
         return {}
+
+    def aliases(self) -> Mapping[str, str]:
+        """Fréchet audio distances by their usual names (``fad`` is VGGish's), and the CLAP score."""
+        distances = {f"fad{kind}-{name}": f"fd{kind}-{name}" for kind in ("", "-inf", "-each") for name in _EXTRACTORS}
+        return {"fad": "fd-vggish", "fad-inf": "fd-inf-vggish", "clap-score": "similarity-clap.whole", **distances}
+
+    def open_samples(self, path: Path) -> ExampleDataset:
+        """Anybody's audio: a folder of files, with captions beside them, or an ``.npz`` of waveforms."""
+        return open_audio_samples(path)
+
+    def archive(self, samples: Sequence[Clip], labels: Sequence[int] | None, path: Path) -> None:
+        """``waveforms`` (n, samples) and ``sample_rate``; labels have no place in it."""
+        write_waveforms(path, samples)
 
     def classifier_input(self, samples: Sequence[Clip]) -> tuple[Tensor, Tensor]:
         """Log-mel spectrograms (batch, 1, 64, frames) at 16 kHz with 16 ms frames, and the mask (batch, frames).

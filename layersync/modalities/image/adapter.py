@@ -10,14 +10,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layersync.core.adapter import ConditionSpec, FeatureExtractorFactory, LatentSpec, Metric, Section, Split, Tokenizer
+from layersync.core.adapter import ConditionSpec, LatentSpec, Section, Split, Tokenizer
 from layersync.core.errors import InputError
+from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync.modalities.image.backbone import SiTConfig
 from layersync.modalities.image.data import SOURCES, ImageData, ImageDataset
+from layersync.modalities.image.features.clip import Clip
+from layersync.modalities.image.features.dinov2 import Dinov2
+from layersync.modalities.image.features.inception import InceptionV3
 from layersync.modalities.image.render import render_images
+from layersync.modalities.image.samples import ImageSamples, open_image_samples, write_adm_samples
 from layersync.modalities.image.tokenizer import Pixels, PixelsConfig, Vae, VaeConfig
 
 CLASSIFIER_SIZE = 64
+ALIASES = {
+    "fid": "fd-inception-v3.pool",
+    "sfid": "fd-inception-v3.spatial",
+    "is": "is-inception-v3.logits",
+    "kid": "kd-inception-v3.pool",
+    "precision": "precision-inception-v3.pool",
+    "recall": "recall-inception-v3.pool",
+    "density": "density-inception-v3.pool",
+    "coverage": "coverage-inception-v3.pool",
+    "clip-score": "similarity-clip",
+}
 
 
 class ImageAdapter:
@@ -40,10 +56,23 @@ class ImageAdapter:
         return config.build(latent, condition)
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:  # noqa: D102
+        return {InceptionV3.name: InceptionV3, Dinov2.name: Dinov2, Clip.name: Clip}
+
+    def metrics(self) -> Mapping[str, Metric]:
+        """None: every score of images is taken on features."""
         return {}
 
-    def metrics(self) -> Mapping[str, Metric]:  # noqa: D102
-        return {}
+    def aliases(self) -> Mapping[str, str]:
+        """What the field calls scores on the FID Inception, and the CLIP score."""
+        return ALIASES
+
+    def open_samples(self, path: Path) -> ImageSamples:
+        """A folder of images, an ADM ``.npz`` or an ``.npy``."""
+        return open_image_samples(path)
+
+    def archive(self, samples: Sequence[np.ndarray], labels: Sequence[int] | None, path: Path) -> None:
+        """ADM's layout: ``arr_0`` uint8 (n, height, width, 3), ``arr_1`` labels."""
+        write_adm_samples(path, samples, labels)
 
     def classifier_input(self, samples: Sequence[np.ndarray]) -> tuple[Tensor, None]:
         """Pixels in [-1, 1]; images larger than 64 pixels a side are averaged down to it."""

@@ -19,6 +19,7 @@ from layersync.core.adapter import LatentSpec, Section, Tokenizer
 from layersync.core.errors import InputError
 
 Rounding = Literal["nearest", "truncate"]
+ROUNDING = "How pixels become bytes. nearest: as SiT, DiT and EDM; truncate: as ADM and REPA, half a grey level darker."
 
 
 def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -54,8 +55,8 @@ def with_channels(image: np.ndarray, channels: int) -> np.ndarray:
 def to_bytes(images: Tensor, rounding: Rounding) -> np.ndarray:
     """(batch, channels, height, width) in [-1, 1] to uint8 (batch, height, width, channels).
 
-    ``nearest``: clamp(127.5 x + 128) truncated, as SiT and LayerSync sample. ``truncate``: 255 (x + 1) / 2
-    truncated, as REPA does: half a grey level darker.
+    ``nearest``: clamp(127.5 x + 128) truncated, as SiT, LayerSync, DiT and EDM sample. ``truncate``: 255 (x + 1) / 2
+    truncated, as ADM and REPA do: half a grey level darker.
     """
     scaled = 127.5 * images + 128 if rounding == "nearest" else 127.5 * (images + 1)
     return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
@@ -72,7 +73,7 @@ class PixelsConfig(Section):
     name: Literal["pixels"] = "pixels"
     image_size: int = Field(32, ge=1, description="Images are cropped and scaled to this many pixels a side.")
     channels: Literal[1, 3] = 3
-    rounding: Rounding = "nearest"
+    rounding: Rounding = Field("nearest", description=ROUNDING)
 
 
 class Pixels(Tokenizer):
@@ -100,7 +101,7 @@ class VaeConfig(Section):
     name: Literal["vae"] = "vae"
     path: str = Field("stabilityai/sd-vae-ft-ema", description="Hub id, or a local folder in diffusers' layout.")
     image_size: int = Field(256, ge=8)
-    rounding: Rounding = "nearest"
+    rounding: Rounding = Field("nearest", description=ROUNDING)
 
 
 class Vae(Tokenizer):

@@ -14,18 +14,21 @@ from layersync.core.adapter import (
     ConditionSpec,
     DataConfig,
     ExampleDataset,
-    FeatureExtractorFactory,
     LatentSpec,
-    Metric,
     Section,
     Split,
 )
+from layersync.core.errors import InputError
+from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync.modalities.motion.backbone import MotionTransformerConfig
 from layersync.modalities.motion.data import AmassConfig, BvhConfig
-from layersync.modalities.motion.features.geometric import geometric_features
-from layersync.modalities.motion.features.kinetic import kinetic_features
+from layersync.modalities.motion.features.geometric import GeometricFeatures
+from layersync.modalities.motion.features.kinetic import KineticFeatures
+from layersync.modalities.motion.features.plausibility import floor_penetration, foot_skating, jitter
+from layersync.modalities.motion.features.text_motion import TextMotion
 from layersync.modalities.motion.mocap import MocapClipsConfig
 from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.samples import open_motion_samples, write_joint_archive
 from layersync.modalities.motion.skeleton import NUM_JOINTS, STANDING_HEIGHT
 from layersync.modalities.motion.tokenizer import Smpl6dConfig, Smpl6dTokenizer
 
@@ -53,20 +56,39 @@ class MotionAdapter:
         return config.build(latent, condition)
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:
-        """AIST++'s kinetic and geometric features: no weights."""
-        return {"kinetic": lambda: kinetic_features, "geometric": lambda: geometric_features}
+        """AIST++'s kinetic and geometric features, without weights, and HumanML3D's text-motion evaluator."""
+        return {"kinetic": KineticFeatures, "geometric": GeometricFeatures, "text-motion": TextMotion}
 
     def metrics(self) -> Mapping[str, Metric]:
-        """None yet."""
-        return {}
+        """Whether bodies could move so."""
+        return {"foot-skating": foot_skating, "jitter": jitter, "floor-penetration": floor_penetration}
+
+    def aliases(self) -> Mapping[str, str]:
+        """What text-to-motion papers call scores on the text-motion evaluator."""
+        names = ("r-precision-1", "r-precision-2", "r-precision-3", "matching", "diversity", "multimodality")
+        return {"motion-fid": "fd-text-motion"} | {name: f"{name}-text-motion" for name in names}
+
+    def open_samples(self, path: Path) -> ExampleDataset:
+        """Folders of AMASS, BVH or HumanML3D files, or one array of joints."""
+        return open_motion_samples(path)
+
+    def archive(self, samples: Sequence[Any], labels: Sequence[int] | None, path: Path) -> None:
+        """``joints`` (n, frames, 24, 3) in metres, zeros behind the end, ``lengths``, ``fps``, ``labels``."""
+        write_joint_archive(path, samples, labels)
 
     def classifier_input(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """(batch, 72, frames): where each joint is, seen from the pelvis, and how the pelvis moves; and a frame mask.
 
         Axes are those of the first frame: Y up, Z where it faces. 23 joints give their offset from the pelvis in
         metres; the pelvis gives its velocity in x and z in m/s, and its height in metres above or below that of a
-        standing body.
+        standing body. Samples are :class:`Motion`: of joints alone it is not known how a body turns.
         """
+        for sample in samples:
+            if not isinstance(sample, Motion):
+                raise InputError(
+                    f"the domain classifier reads motions with rotations, as runs, AMASS and BVH files have; "
+                    f"{type(sample).__name__} has joints alone: fd-kinetic, fd-geometric and text-motion read these"
+                )
         longest = max(len(sample) for sample in samples)
         values = np.zeros((len(samples), NUM_JOINTS * 3, longest), dtype=np.float32)
         mask = np.zeros((len(samples), longest), dtype=bool)

@@ -232,8 +232,8 @@ class MotionFolder(ExampleDataset):
         self.on_error = config.on_error
         self._root = root
         self._records = self._of_split(records, split, config.test_fraction)
-        if not self._records:
-            raise InputError(f"data.path: {len(records)} files in {root} are too few for a {split} split")
+        if not self._records and split == "train":
+            raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
         digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split"}).encode())
         for record in self._records:
             digest.update(f"{record.path.relative_to(root)} {record.label} {file_digest(record.path)}".encode())

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy.interpolate import CubicSpline
 from scipy.spatial.transform import Rotation
 
 from layersync.modalities.motion.skeleton import MIRROR, NUM_JOINTS, forward_kinematics
@@ -36,6 +37,20 @@ def interpolate_rotations(matrices: np.ndarray, positions: np.ndarray) -> np.nda
     after = Rotation.from_matrix(matrices[np.minimum(start + 1, last)].reshape(-1, 3, 3))
     turn = Rotation.from_rotvec((before.inv() * after).as_rotvec() * share.reshape(-1, 1))
     return (before * turn).as_matrix().reshape(len(positions), *matrices.shape[1:])
+
+
+def resampled_joints(joints: np.ndarray, fps: float, to_fps: float) -> np.ndarray:
+    """Joints (..., frames, joints, 3) at ``fps`` read at ``to_fps``, from the first frame on, by cubic splines.
+
+    At a rate that divides ``fps`` these are frames of the motion itself. Straight lines between frames would shorten
+    limbs in the middle and so add a tremor.
+    """
+    frames = joints.shape[-3]
+    if abs(fps - to_fps) < 1e-3 or frames < 2:
+        return joints
+    positions = np.arange(int(np.floor((frames - 1) * to_fps / fps + 1e-6)) + 1) * fps / to_fps
+    resampled: np.ndarray = CubicSpline(np.arange(frames), joints, axis=joints.ndim - 3)(positions)
+    return resampled
 
 
 @dataclass(frozen=True)
@@ -109,3 +124,30 @@ def sample_at(motion: Motion, positions: np.ndarray, fps: float) -> Motion:
     translation = np.stack([np.interp(positions, frames, motion.translation[:, axis]) for axis in range(3)], axis=1)
     rotations = interpolate_rotations(motion.rotations.astype(np.float64), positions)
     return Motion(translation.astype(np.float32), rotations.astype(np.float32), fps)
+
+
+@dataclass(frozen=True)
+class JointMotion:
+    """A motion of which only the places of the joints are known.
+
+    ``positions`` (frames, 22 or 24, 3) float32: SMPL's first 22 joints or all 24, in metres, Y up, floor at 0.
+    ``fps``: frames a second.
+    """
+
+    positions: np.ndarray
+    fps: float = 20.0
+
+    def __post_init__(self) -> None:
+        if self.positions.ndim != 3 or self.positions.shape[1] not in (22, NUM_JOINTS) or self.positions.shape[2] != 3:
+            raise ValueError(f"joints of a motion are (frames, 22 or {NUM_JOINTS}, 3), not {self.positions.shape}")
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def joints(self) -> np.ndarray:
+        """Joint positions (frames, 22 or 24, 3) in metres."""
+        return self.positions
+
+    def cut(self, start: int, stop: int) -> JointMotion:
+        """Frames ``start`` to ``stop``, without ``stop``."""
+        return replace(self, positions=self.positions[start:stop])

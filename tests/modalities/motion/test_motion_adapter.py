@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
 from layersync.core.adapter import ConditionSpec, ModalityAdapter, load_adapter
+from layersync.core.errors import InputError
+from layersync.core.metric import parse_metric
 from layersync.modalities.motion.adapter import MotionAdapter
 from layersync.modalities.motion.io.amass import read_amass
-from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.sample import JointMotion, Motion
 from layersync.modalities.motion.skeleton import STANDING_HEIGHT
 
 
@@ -37,9 +40,21 @@ def test_the_backbone_takes_the_latents_and_a_mask(make_motion):
     assert output.features[2].shape == (2, 4, 32)
 
 
-def test_features_have_factories(make_motion):
-    sizes = {name: make()([make_motion()]).shape for name, make in MotionAdapter().features().items()}
-    assert sizes == {"kinetic": (1, 72), "geometric": (1, 32)}
+def test_aliases_stand_for_scores_on_extractors_that_there_are():
+    adapter = MotionAdapter()
+    assert adapter.aliases()["motion-fid"] == "fd-text-motion"
+    assert adapter.aliases()["r-precision-3"] == "r-precision-3-text-motion"
+    for name in adapter.aliases():
+        metric = parse_metric("motion", name)
+        assert metric.extractor == "text-motion"
+    assert {parse_metric("motion", f"fd-{name}").extractor for name in adapter.features()} == set(adapter.features())
+    assert {parse_metric("motion", name).extractor for name in adapter.metrics()} == {None}
+
+
+def test_classifier_input_takes_motions_with_rotations_only(make_motion):
+    motion = make_motion(frames=8)
+    with pytest.raises(InputError, match=r"JointMotion has joints alone.*fd-kinetic"):
+        MotionAdapter().classifier_input([motion, JointMotion(motion.joints(), 30.0)])
 
 
 def test_classifier_input_does_not_depend_on_place_and_heading(make_motion):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from layersync.core.adapter import Example
+from layersync.core.errors import InputError
+from layersync.modalities.motion.adapter import MotionAdapter
 from layersync.modalities.motion.features.geometric import HIP_WIDTH, HUMERUS, SHOULDER_WIDTH, geometric_features
 from layersync.modalities.motion.features.kinetic import kinetic_features
-from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.sample import JointMotion, Motion
 from layersync.modalities.motion.skeleton import INDEX
 
 
@@ -139,3 +142,52 @@ def test_motions_of_any_length_have_the_same_number_of_features(make_motion, fea
     assert values.shape == (4, 72 if features is kinetic_features else 32)
     assert np.isfinite(values).all()
     assert not values[0].any()
+
+
+@pytest.mark.parametrize(("name", "formula"), [("kinetic", kinetic_features), ("geometric", geometric_features)])
+def test_extractors_give_one_row_a_motion_by_these_formulas(make_motion, name, formula):
+    extractor = MotionAdapter().features()[name](None)
+    motions = [make_motion(frames=frames, seed=frames) for frames in (20, 50)]
+    rows = extractor([Example(motion, {}, str(number)) for number, motion in enumerate(motions)])["features"]
+    np.testing.assert_allclose(np.concatenate(rows), formula(motions), rtol=1e-6)
+    assert (extractor.name, extractor.checksum, extractor.streams) == (name, "", ("features",))
+    with pytest.raises(InputError, match=f"{name} is a formula"):
+        MotionAdapter().features()[name]("weights.pt")
+
+
+def test_motions_of_joints_alone_have_features_and_sets_do_not_mix(make_motion):
+    motion = make_motion(frames=40)
+    body = Example(JointMotion(motion.joints()[:, :22], motion.fps), {}, "body.npy")
+    whole = Example(JointMotion(motion.joints(), motion.fps), {}, "whole.npy")
+    features = MotionAdapter().features()
+    np.testing.assert_array_equal(
+        features["kinetic"](None)([body])["features"][0], kinetic_features([motion])[:, :66].astype(np.float32)
+    )
+    assert np.abs(features["geometric"](None)([body])["features"][0] - geometric_features([motion])).max() < 0.2
+    for name in ("kinetic", "geometric"):
+        extractor = features[name](None)
+        extractor([whole])
+        with pytest.raises(InputError, match=rf"body\.npy has 22 joints and whole\.npy 24.*--extractor {name}=22"):
+            extractor([body])
+        first_22 = features[name]("22")
+        rows = first_22([whole, body])["features"]
+        np.testing.assert_array_equal(rows[0], rows[1])
+        assert first_22.preprocessing != extractor.preprocessing
+
+
+def test_other_rates_are_said_once(make_motion, caplog):
+    extractor = MotionAdapter().features()["kinetic"](None)
+    extractor([Example(make_motion(frames=30, fps=fps), {}, f"{fps:g}") for fps in (30.0, 20.0, 20.0)])
+    assert sum("frames a second" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("sample", "message"),
+    [("walk", "no motion"), (np.zeros((5, 24, 3)), "no motion"), (JointMotion(np.zeros((0, 24, 3))), "joints are")],
+)
+def test_what_is_no_motion_is_refused(sample, message):
+    with pytest.raises(InputError, match=f"odd.*{message}"):
+        MotionAdapter().features()["kinetic"](None)([Example(sample, {}, "odd")])
+    broken = JointMotion(np.full((5, 22, 3), np.nan))
+    with pytest.raises(InputError, match=r"odd.*330 coordinates"):
+        MotionAdapter().features()["kinetic"](None)([Example(broken, {}, "odd")])

@@ -1,1 +1,1 @@
-"""Features that motion scores are taken on: plain functions of joint positions, without weights."""
+"""What motion scores are taken on: formulas of joint positions, without weights, and the text-motion evaluator."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.features.joints import JointFeatures, joints_of
 from layersync.modalities.motion.skeleton import INDEX
 
 HUMERUS = 0.2568
@@ -75,22 +75,29 @@ def geometric_features(samples: Sequence[Any]) -> np.ndarray:
 
     Motions may have any length; one of a single frame fulfils none.
     """
-    return np.stack([_of_one(sample) for sample in samples])
+    return np.stack([geometric_of(joints_of(sample), sample.fps) for sample in samples])
 
 
-def _of_one(motion: Motion) -> np.ndarray:
-    joints = motion.joints().astype(np.float64)
+def geometric_of(joints: np.ndarray, fps: float) -> np.ndarray:
+    """(32,) float64 of joints (frames, 22 or 24, 3) in metres."""
     if len(joints) < 2:
         return np.zeros(len(RELATIONS))
     before, now = _points(joints[:-1]), _points(joints[1:])
-    return np.array([_holds(relation, before, now, motion.fps).mean() for relation in RELATIONS])
+    return np.array([_holds(relation, before, now, fps).mean() for relation in RELATIONS])
+
+
+class GeometricFeatures(JointFeatures):
+    """The extractor ``geometric``."""
+
+    name = "geometric"
+    formula = staticmethod(geometric_of)
 
 
 def _points(joints: np.ndarray) -> dict[str, np.ndarray]:
     """(frames, 3) places by name: the joints, the origin, a metre above and below it, and the height of the lowest
     joint.
     """
-    points = {name: joints[:, index] for name, index in INDEX.items()}
+    points = {name: joints[:, index] for name, index in INDEX.items() if index < joints.shape[1]}
     lowest = np.zeros((len(joints), 3))
     lowest[:, 1] = joints[..., 1].min(1)
     vertical = np.tile([0.0, 1.0, 0.0], (len(joints), 1))

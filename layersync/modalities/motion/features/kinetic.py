@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.features.joints import JointFeatures, joints_of
 
 REACH = 2
 """Frames before and after a frame over which its velocity is averaged."""
@@ -22,19 +22,20 @@ REACH = 2
 def kinetic_features(samples: Sequence[Any]) -> np.ndarray:
     """(samples, 72) float64: for each of 24 joints horizontal and vertical energy (m2/s2) and expenditure (m/s2).
 
-    Speeds are per second at each motion's own frame rate. Motions may have any length; one of a single frame rests.
+    66 where all samples have 22 joints. Speeds are per second at each motion's own frame rate. Motions may have any
+    length; one of a single frame rests.
     """
-    return np.stack([_of_one(sample) for sample in samples])
+    return np.stack([kinetic_of(joints_of(sample), sample.fps) for sample in samples])
 
 
-def _of_one(motion: Motion) -> np.ndarray:
-    joints = motion.joints().astype(np.float64)
+def kinetic_of(joints: np.ndarray, fps: float) -> np.ndarray:
+    """(joints * 3,) float64 of joints (frames, joints, 3) in metres."""
     frames = len(joints)
     if frames < 2:
         return np.zeros(joints.shape[1] * 3)
     # Row n is the step from frame n to frame n + 1, so that the velocity of frame i is row i - 1.
-    velocity = np.diff(joints, axis=0) * motion.fps
-    acceleration = np.diff(velocity, axis=0) * motion.fps
+    velocity = np.diff(joints, axis=0) * fps
+    acceleration = np.diff(velocity, axis=0) * fps
     centres = np.arange(frames - 1)
     smooth_velocity = _windowed_mean(velocity, centres)
     smooth_acceleration = _windowed_mean(acceleration, centres)
@@ -42,6 +43,13 @@ def _of_one(motion: Motion) -> np.ndarray:
     vertical = np.square(smooth_velocity[..., 1]).mean(0)
     expenditure = np.linalg.norm(smooth_acceleration, axis=-1).mean(0)
     return np.stack([horizontal, vertical, expenditure], axis=1).reshape(-1)
+
+
+class KineticFeatures(JointFeatures):
+    """The extractor ``kinetic``."""
+
+    name = "kinetic"
+    formula = staticmethod(kinetic_of)
 
 
 def _windowed_mean(rows: np.ndarray, centres: np.ndarray) -> np.ndarray:

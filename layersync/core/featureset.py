@@ -1,0 +1,240 @@
+"""Features of a set of samples: extracted once, in one pass, shared over processes, kept on disk."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layersync.core.adapter import Example
+from layersync.core.errors import InputError
+from layersync.core.features import FeatureExtractor, Rows
+from layersync.core.parallel import Processes
+from layersync.core.progress import progress
+from layersync.core.run import atomic_write
+from layersync.metrics.frechet import GaussianStatistics
+
+SUFFIXES = {"spatial": "_s"}
+"""How ADM's reference files name the statistics of a stream that is not the first: ``mu_s``, ``sigma_s``."""
+
+
+@dataclass(frozen=True)
+class StreamFeatures:
+    """One stream of a set: statistics of all its rows, and the rows (n, d) with the sample (n,) that each is of.
+
+    ``rows`` and ``owner`` are ``None`` for statistics that were read from a file.
+    """
+
+    statistics: GaussianStatistics
+    rows: Rows | None = None
+    owner: NDArray[np.int64] | None = None
+
+
+@dataclass(frozen=True)
+class FeatureSet:
+    """Features of ``num_samples`` samples (``None`` where a file does not say) by stream."""
+
+    extractor: str
+    checksum: str
+    preprocessing: str
+    streams: dict[str, StreamFeatures]
+    num_samples: int | None
+    texts: tuple[str, ...] | None = None
+
+    def stream(self, name: str | None) -> StreamFeatures:
+        """The stream of that name, the first for ``None``. Raises :class:`InputError` for one that is not there."""
+        chosen = next(iter(self.streams)) if name is None else name
+        if chosen not in self.streams:
+            raise InputError(f"extractor {self.extractor} has no {chosen!r} here; it has: {', '.join(self.streams)}")
+        return self.streams[chosen]
+
+    def per_sample(self, name: str | None) -> Rows:
+        """(samples, d) mean row of each sample, in order."""
+        found = self.stream(name)
+        if found.rows is None or found.owner is None:
+            raise InputError(f"extractor {self.extractor}: statistics alone are not enough for this metric")
+        _, sample, counts = np.unique(found.owner, return_inverse=True, return_counts=True)
+        if len(found.rows) == len(counts):
+            return found.rows
+        sums = np.zeros((len(counts), found.rows.shape[1]), dtype=np.float64)
+        np.add.at(sums, sample, found.rows)
+        return (sums / counts[:, None]).astype(np.float32)
+
+
+def extract(
+    extractor: FeatureExtractor,
+    read: Callable[[int], Example],
+    numbers: Sequence[int],
+    processes: Processes,
+    *,
+    texts: bool,
+    shown: bool = False,
+) -> FeatureSet:
+    """Features of the samples ``numbers``, this process's share of the whole set; the same whole set on all.
+
+    Args:
+        extractor: what to run.
+        read: gives the sample of a number; called once for each, in order.
+        numbers: numbers of this process's samples in the whole set.
+        processes: who else is at it.
+        texts: whether the samples' texts go through the extractor too; every sample has to have one then.
+        shown: whether a progress bar is drawn.
+
+    Raises:
+        InputError: for features that are not finite (which extractor, how many, the first sample), and whatever
+            ``read`` and the extractor raise.
+    """
+    parts: dict[str, list[Rows]] = {}
+    owners: dict[str, list[NDArray[np.int64]]] = {}
+    found_texts: list[str] = []
+    with progress(f"features of {extractor.name}", len(numbers), shown=shown) as advance:
+        for first in range(0, len(numbers), extractor.batch_size):
+            batch = numbers[first : first + extractor.batch_size]
+            examples = [_with_text(read(number), texts) for number in batch]
+            streams = extractor(examples)
+            _check_finite(extractor, streams, examples)
+            for name, rows in streams.items():
+                parts.setdefault(name, []).extend(np.asarray(part, dtype=np.float32) for part in rows)
+                owners.setdefault(name, []).extend(
+                    np.full(len(part), number, dtype=np.int64) for number, part in zip(batch, rows, strict=True)
+                )
+            if texts:
+                found_texts += [str(example.condition["text"]) for example in examples]
+            advance(len(batch))
+    return _gathered(extractor, parts, owners, list(numbers), found_texts if texts else None, processes)
+
+
+def _with_text(example: Example, wanted: bool) -> Example:
+    """The example, without its text where that is not wanted. InputError where it is and there is none."""
+    if wanted and "text" not in example.condition:
+        raise InputError(f"{example.source}: has no text, which this metric needs; put one beside it, as NAME.txt")
+    condition = {key: value for key, value in example.condition.items() if wanted or key != "text"}
+    return replace(example, condition=condition)
+
+
+def _check_finite(extractor: FeatureExtractor, streams: dict[str, list[Rows]], examples: Sequence[Example]) -> None:
+    for name, rows in streams.items():
+        bad = [example.source for example, part in zip(examples, rows, strict=True) if not np.isfinite(part).all()]
+        if bad:
+            raise InputError(
+                f"extractor {extractor.name}: {name} of {len(bad)} of {len(examples)} samples hold values that are not "
+                f"finite numbers, the first of {bad[0]}"
+            )
+
+
+def _gathered(
+    extractor: FeatureExtractor,
+    parts: dict[str, list[Rows]],
+    owners: dict[str, list[NDArray[np.int64]]],
+    numbers: list[int],
+    texts: list[str] | None,
+    processes: Processes,
+) -> FeatureSet:
+    """Put the shares of all processes together, in the order of the samples."""
+    names = max(processes.gather([tuple(parts)]), key=len)  # a process without a sample of its own knows none
+    streams = {}
+    for name in names:
+        local = [(np.concatenate(parts[name]), np.concatenate(owners[name]))] if name in parts else []
+        shares = processes.gather(local)
+        rows, owner = (np.concatenate([share[column] for share in shares]) for column in (0, 1))
+        order = np.argsort(owner, kind="stable")
+        rows, owner = rows[order], owner[order]
+        if len(rows) < 2:
+            raise InputError(f"extractor {extractor.name}: {len(rows)} row of {name}; a score needs at least 2")
+        statistics = GaussianStatistics.of(rows)
+        streams[name] = StreamFeatures(statistics, rows, owner)
+    whole = None
+    if texts is not None:
+        found = dict(pair for share in processes.gather([list(zip(numbers, texts, strict=True))]) for pair in share)
+        whole = tuple(found[number] for number in sorted(found))
+    count = sum(processes.gather([len(numbers)]))
+    return FeatureSet(extractor.name, extractor.checksum, extractor.preprocessing, streams, count, whole)
+
+
+def save_features(path: Path, features: FeatureSet, *, rows: bool = True) -> None:
+    """Write a set as ``.npz``; without ``rows``, statistics alone, named as ADM's and pytorch-fid's files name them.
+
+    ``mu`` and ``sigma`` are the first stream's, ``mu_s`` and ``sigma_s`` those of ``spatial``; ``layersync`` holds
+    what they were made with, as JSON.
+    """
+    arrays: dict[str, Any] = {}
+    counts = {}
+    for number, (name, stream) in enumerate(features.streams.items()):
+        suffix = _suffix(number, name)
+        arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"] = stream.statistics.mean, stream.statistics.covariance
+        counts[name] = stream.statistics.count
+        if rows and stream.rows is not None and stream.owner is not None:
+            arrays[f"rows{suffix}"], arrays[f"owner{suffix}"] = stream.rows, stream.owner
+    about = {
+        "extractor": features.extractor,
+        "checksum": features.checksum,
+        "preprocessing": features.preprocessing,
+        "num_samples": features.num_samples,
+        "counts": counts,
+    }
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        np.savez(file, layersync=np.array(json.dumps(about)), **arrays)
+
+
+def load_features(path: Path, extractor: FeatureExtractor) -> FeatureSet:
+    """Read what :func:`save_features` wrote, or statistics that another program did (``mu``, ``sigma``).
+
+    Raises:
+        InputError: for a file that is damaged, holds no statistics, or was made with another extractor, other weights
+            or another preprocessing, naming both.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files if not name.startswith("arr_")}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]})") from None
+    if "mu" not in arrays or "sigma" not in arrays:
+        raise InputError(f"{path}: holds no statistics mu and sigma, but {', '.join(arrays) or 'nothing'}")
+    about = _about(path, arrays)
+    for key in ("extractor", "checksum", "preprocessing"):
+        ours = {"extractor": extractor.name, "checksum": extractor.checksum, "preprocessing": extractor.preprocessing}
+        if about and about[key] != ours[key]:
+            raise InputError(f"{path}: was made with {key} {about[key]!r}, not {ours[key]!r}: not to be compared")
+    streams = {}
+    for number, name in enumerate(about["counts"] if about else extractor.streams):
+        suffix = _suffix(number, name)
+        if f"mu{suffix}" not in arrays:
+            continue
+        mean, covariance = arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"]
+        if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+            shapes = f"{list(mean.shape)} and {list(covariance.shape)}"
+            raise InputError(f"{path}: mu{suffix} and sigma{suffix} are {shapes}, not [d] and [d, d]")
+        count = about["counts"][name] if about else None
+        statistics = GaussianStatistics(mean, covariance, count)
+        streams[name] = StreamFeatures(statistics, arrays.get(f"rows{suffix}"), arrays.get(f"owner{suffix}"))
+    samples = about["num_samples"] if about else None
+    return FeatureSet(extractor.name, extractor.checksum, extractor.preprocessing, streams, samples)
+
+
+def holds_statistics(path: Path) -> bool:
+    """Whether ``path`` is an ``.npz`` with ``mu`` and ``sigma``."""
+    if path.suffix != ".npz" or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+
+
+def _about(path: Path, arrays: dict[str, Any]) -> dict[str, Any]:
+    """What the file says it was made with; empty for a file of another program."""
+    if "layersync" not in arrays:
+        return {}
+    try:
+        about = json.loads(str(arrays["layersync"]))
+        return {key: about[key] for key in ("extractor", "checksum", "preprocessing", "num_samples", "counts")}
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{path}: what it says of itself is damaged; make it anew") from None
+
+
+def _suffix(number: int, name: str) -> str:
+    return "" if number == 0 else SUFFIXES.get(name, f"_{name}")

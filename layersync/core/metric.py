@@ -1,0 +1,114 @@
+"""Names of metrics. ``fd-inception-v3.pool`` is a kind (Fréchet distance), an extractor and one of its streams.
+
+Every extractor of a modality goes with every kind that fits its streams; a modality adds what the field calls some of
+them (``fid``) and scores of its own (``foot-skating``). Three more come with any labelled data set, see ``evaluation``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from layersync.core.adapter import MODALITY_GROUP, ModalityAdapter, load_adapter, registered
+from layersync.core.errors import InputError, nearest
+
+
+class Needs(Enum):
+    """What a kind of metric is computed from."""
+
+    BOTH = "generated and real samples"
+    BOTH_ROWS = "generated and real samples, not statistics alone"
+    GENERATED = "generated samples"
+    TEXT = "generated samples and their texts"
+
+
+KINDS: dict[str, tuple[Needs, str]] = {
+    "fd": (Needs.BOTH, "Fréchet distance (FID, FAD); 0 is best"),
+    "fd-inf": (Needs.BOTH, "Fréchet distance extrapolated to endless samples (FAD-infinity)"),
+    "fd-each": (Needs.BOTH, "Fréchet distance of each generated sample's own rows: per-file FAD"),
+    "kd": (Needs.BOTH_ROWS, "kernel distance, cubic and unbiased (KID)"),
+    "kad": (Needs.BOTH_ROWS, "kernel audio distance: Gaussian, median bandwidth of the reference, times 100"),
+    "precision": (Needs.BOTH_ROWS, "share of generated samples inside the real manifold (k = 3)"),
+    "recall": (Needs.BOTH_ROWS, "share of real samples inside the generated manifold (k = 3)"),
+    "density": (Needs.BOTH_ROWS, "how densely generated samples lie around real ones (k = 5)"),
+    "coverage": (Needs.BOTH_ROWS, "share of real samples with a generated one near (k = 5)"),
+    "is": (Needs.GENERATED, "inception score of the class probabilities"),
+    "diversity": (Needs.GENERATED, "mean distance of 300 random pairs"),
+    "multimodality": (Needs.TEXT, "mean distance of samples of the same text"),
+    "similarity": (Needs.TEXT, "mean cosine of a sample and its text (CLAP and CLIP score)"),
+    "matching": (Needs.TEXT, "mean distance of a motion and its text"),
+    "r-precision-1": (Needs.TEXT, "share of texts whose motion is nearest, in batches of 32"),
+    "r-precision-2": (Needs.TEXT, "likewise among the two nearest"),
+    "r-precision-3": (Needs.TEXT, "likewise among the three nearest"),
+}
+"""Kinds of metrics: what each needs, and what it says."""
+
+DOMAIN_METRICS = ("fd-classifier", "label-agreement", "nearest-training")
+"""Metrics of a run that come with every labelled data set."""
+
+
+@dataclass(frozen=True)
+class MetricName:
+    """A metric taken apart. ``kind`` is a key of :data:`KINDS`, or the whole name for a score of another sort."""
+
+    name: str
+    kind: str
+    extractor: str | None = None
+    stream: str | None = None
+
+    @property
+    def needs(self) -> Needs:
+        """What it is computed from."""
+        return KINDS[self.kind][0] if self.extractor else Needs.GENERATED
+
+
+def metric_names(modality: str) -> list[str]:
+    """What a run or a set of samples of this modality can be asked for, in the shortest names."""
+    adapter = load_adapter(modality)
+    distances = [f"fd-{name}" for name in adapter.features()]
+    return [*DOMAIN_METRICS, *adapter.aliases(), *adapter.metrics(), *distances]
+
+
+def parse_metric(modality: str, name: str) -> MetricName:
+    """Take ``name`` apart. Raises :class:`InputError` for one that the modality does not have."""
+    adapter = load_adapter(modality)
+    if name in DOMAIN_METRICS or name in adapter.metrics():
+        return MetricName(name, name)
+    full = adapter.aliases().get(name, name)
+    for kind in sorted(KINDS, key=len, reverse=True):
+        if full.startswith(f"{kind}-"):
+            extractor, _, stream = full.removeprefix(f"{kind}-").partition(".")
+            if extractor in adapter.features():
+                return MetricName(name, kind, extractor, stream or None)
+    raise InputError(f"metric {name!r} is unknown to modality {modality}; {_there_are(adapter, name)}")
+
+
+def parse_metrics(modality: str, names: Sequence[str]) -> list[MetricName]:
+    """Take every name apart; a name given twice is refused, as is an empty list."""
+    found = [parse_metric(modality, name.strip()) for name in names]
+    for metric in found:
+        if [other.name for other in found].count(metric.name) > 1:
+            raise InputError(f"metric {metric.name!r} is given twice")
+    if not found:
+        raise InputError(f"--metrics: none is named; {nearest('', metric_names(modality))}")
+    return found
+
+
+def describe_modalities() -> dict[str, dict[str, list[str]]]:
+    """Data sets, tokenizers, backbones, metrics and extractors of each modality that is installed."""
+    found = {}
+    for name in sorted(registered(MODALITY_GROUP)):
+        adapter = load_adapter(name)
+        parts = {section: list(kinds) for section, kinds in adapter.sections.items()}
+        found[name] = {**parts, "metrics": metric_names(name), "extractors": list(adapter.features())}
+    return found
+
+
+def _there_are(adapter: ModalityAdapter, name: str) -> str:
+    """The nearest name of all there are, and how the rest are made."""
+    short = metric_names(adapter.name)
+    combined = [f"{kind}-{extractor}" for kind in KINDS for extractor in adapter.features()]
+    hint = nearest(name, [*short, *combined]).partition("there are: ")[0]
+    made = f"; or KIND-EXTRACTOR with {', '.join(KINDS)} and {', '.join(adapter.features())}" if combined else ""
+    return f"{hint}there are: {', '.join(short)}{made}"

@@ -1,0 +1,121 @@
+"""The real side of a score: the data of a run, or anybody's samples or statistics. Features are made once and kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tokenizer
+from layersync.core.classifier import Windows
+from layersync.core.errors import InputError
+from layersync.core.features import FeatureExtractor, identity
+from layersync.core.featureset import FeatureSet, extract, holds_statistics, load_features, save_features
+from layersync.core.metric import MetricName, Needs
+from layersync.core.packaged import cache_directory
+from layersync.core.parallel import Processes
+from layersync.core.results import Reference
+
+
+class RealSet(Protocol):
+    """What generated samples are compared with."""
+
+    def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
+        """Its features; with ``rows``, not statistics alone."""
+        ...
+
+    def reference(self, features: FeatureSet) -> Reference:
+        """How a score names it."""
+        ...
+
+
+class RunData:
+    """A split of the data that a run was trained on, cut to windows as the run's latents are."""
+
+    def __init__(self, dataset: ExampleDataset, tokenizer: Tokenizer, name: str, split: str, processes: Processes):
+        self.windows, self.name, self.split, self.processes = Windows(dataset, tokenizer), name, split, processes
+        self._key = [dataset.fingerprint, tokenizer.fingerprint, list(tokenizer.latent.shape), split]
+
+    def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
+        """Its features, with rows in any case."""
+
+        def make() -> FeatureSet:
+            part = self.windows.read(self.processes.share(len(self.windows)))
+            return extract(extractor, part.__getitem__, list(part), self.processes, texts=False, shown=shown)
+
+        return _kept(self._key, extractor, self.processes, make)
+
+    def reference(self, features: FeatureSet) -> Reference:
+        """Data, split and number of windows."""
+        return Reference(self.name, self.split, features.num_samples)
+
+
+class SampleFiles:
+    """Anybody's samples, by :meth:`ModalityAdapter.open_samples`, or statistics in an ``.npz``, or a file of both."""
+
+    def __init__(self, adapter: ModalityAdapter, path: Path, option: str, processes: Processes):
+        if not path.exists():
+            raise InputError(f"{option}: {path} does not exist")
+        self.adapter, self.path, self.option, self.processes = adapter, path, option, processes
+        self.statistics = holds_statistics(path)
+        self._examples: ExampleDataset | None = None
+
+    @property
+    def examples(self) -> ExampleDataset:
+        """The samples. InputError for what holds none."""
+        if self._examples is None:
+            self._examples = self.adapter.open_samples(self.path)
+            if len(self._examples) < 2:
+                raise InputError(
+                    f"{self.option}: {self.path} holds {len(self._examples)} sample; at least 2 are needed"
+                )
+        return self._examples
+
+    def check(self, metrics: Sequence[MetricName]) -> None:
+        """Raise :class:`InputError` for metrics that this cannot serve, and for samples that cannot be opened."""
+        wanting = [metric.name for metric in metrics if not self.statistics or metric.needs is not Needs.BOTH]
+        if wanting:
+            _ = self.examples
+
+    def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
+        """Its features. A file that holds statistics and samples gives the statistics unless ``rows`` are wanted."""
+        if self.statistics and not rows:
+            return load_features(self.path, extractor)
+        return _kept(
+            [self.examples.fingerprint], extractor, self.processes, lambda: self.extracted(extractor, shown=shown)
+        )
+
+    def extracted(self, extractor: FeatureExtractor, *, texts: bool = False, shown: bool = False) -> FeatureSet:
+        """Features of the samples, made anew; with ``texts`` those of their captions too."""
+        share = self.processes.share(len(self.examples))
+        return extract(extractor, self.examples.__getitem__, share, self.processes, texts=texts, shown=shown)
+
+    def reference(self, features: FeatureSet) -> Reference:
+        """The file's own name, whether all of it or statistics alone, and how many."""
+        return Reference(str(self.path), "statistics" if self.statistics else "all", features.num_samples)
+
+
+def _kept(
+    key: Sequence[object], extractor: FeatureExtractor, processes: Processes, make: Callable[[], FeatureSet]
+) -> FeatureSet:
+    """Features out of the cache; made and put there when they are missing."""
+    digest = hashlib.sha256(json.dumps([*key, identity(extractor)]).encode()).hexdigest()[:24]
+    path = cache_directory() / "features" / f"{digest}.npz"
+    if all(processes.gather([path.is_file()])):
+        return load_features(path, extractor)
+    found = make()
+    if processes.main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_features(path, found)
+    processes.wait()
+    return found
+
+
+def examples_of(samples: Sequence[object], labels: Sequence[int], start: int = 0) -> dict[int, Example]:
+    """Generated samples by number, with the labels that they were asked for (-1: none)."""
+    return {
+        start + row: Example(sample, {"label": label} if label >= 0 else {}, f"generated sample {start + row}")
+        for row, (sample, label) in enumerate(zip(samples, labels, strict=True))
+    }

@@ -1,0 +1,1 @@
+"""What audio scores are taken on: published networks behind the preprocessing that they were published with."""

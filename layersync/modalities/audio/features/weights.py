@@ -1,0 +1,110 @@
+"""From published files of weights to networks, without unpickling, each failure one clear line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersync.core.errors import InputError
+
+
+def read_tensors(path: Path, extractor: str) -> dict[str, Any]:
+    """What ``torch.save`` wrote, tensors and plain containers only. Raises :class:`InputError` for anything else."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError):
+        raise InputError(
+            f"extractor {extractor}: {path} cannot be read as a file of tensors (cut short, damaged, or it holds code)"
+        ) from None
+    if not isinstance(stored, dict):
+        raise InputError(f"extractor {extractor}: {path} holds a {type(stored).__name__}, not tensors by name")
+    return stored
+
+
+def fill(network: nn.Module, state: dict[str, Any], path: Path, extractor: str) -> None:
+    """Give ``network``, made on the meta device, the tensors of ``state``, which must be exactly its own.
+
+    Raises :class:`InputError` saying how many are missing, foreign or misshapen, and names one.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in state.items() if isinstance(tensor, Tensor)}
+    wrong = [name for name, shape in wanted.items() if found.get(name) != shape] + [n for n in state if n not in wanted]
+    if wrong:
+        first = wrong[0]
+        raise InputError(
+            f"extractor {extractor}: {path} holds other weights: {len(wrong)} of {len(wanted)} tensors do not fit, "
+            f"such as {first} ({list(found[first]) if first in found else 'missing'}, "
+            f"wanted {list(wanted[first]) if first in wanted else 'none'})"
+        )
+    network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
+
+
+def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: str) -> Any:
+    """The transformers model of ``folder``, ready for inference, every weight of it from the file.
+
+    transformers starts what a file lacks at random and merely logs it; here that is an error.
+
+    Args:
+        kind: the transformers class.
+        model_type: what ``config.json`` must call it.
+        folder: holds ``config.json`` and ``model.safetensors``.
+        extractor: for messages.
+
+    Raises:
+        InputError: for another model, missing or misshapen weights, or files that cannot be read.
+    """
+    from safetensors import SafetensorError
+
+    stated = read_config(folder, extractor).get("model_type")
+    if stated != model_type:
+        raise InputError(f"extractor {extractor}: {folder} holds a model of type {stated!r}, not {model_type!r}")
+    try:
+        with _quiet():
+            model, info = kind.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
+    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"extractor {extractor}: {folder} cannot be loaded ({reason})") from None
+    wrong = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
+    if wrong:
+        raise InputError(
+            f"extractor {extractor}: {folder / 'model.safetensors'} holds other weights: {len(wrong)} tensors are "
+            f"missing or misshapen, such as {wrong[0]}"
+        )
+    return model.float().eval()
+
+
+def read_config(folder: Path, extractor: str, name: str = "config.json") -> dict[str, Any]:
+    """A JSON object of ``folder``. Raises :class:`InputError` where it is missing or none."""
+    file = folder / name
+    try:
+        config = json.loads(file.read_text())
+    except (OSError, ValueError):
+        raise InputError(f"extractor {extractor}: {file} is missing or no JSON") from None
+    if not isinstance(config, dict):
+        raise InputError(f"extractor {extractor}: {file} holds no JSON object")
+    return config
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' bar and table of weights: a head that is not used is nothing to report."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,142 @@
+"""Anybody's audio samples, such as another project's outputs: a folder of files, or arrays in an ``.npz``."""
+
+from __future__ import annotations
+
+import warnings
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from layersync.core.adapter import Example, ExampleDataset
+from layersync.core.errors import InputError
+from layersync.core.paths import fingerprint_files
+from layersync.core.run import atomic_write
+from layersync.modalities.audio.clip import SILENCE, Clip, check_header, read_clip
+
+EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg")
+"""What is taken from a folder."""
+
+
+def open_audio_samples(path: Path) -> ExampleDataset:
+    """The clips of a folder (any depth, by relative name), or of an ``.npz`` with ``waveforms`` and ``sample_rate``.
+
+    A text file ``NAME.txt`` beside an audio file is its caption. Files of several sample rates are warned of, since
+    every score converts them to its own. Raises :class:`InputError` for what holds no audio or cannot be read.
+    """
+    path = path.expanduser()
+    if path.is_dir():
+        return AudioFiles(path)
+    if not path.exists():
+        raise InputError(f"{path}: there is no such file or folder")
+    if path.suffix.lower() == ".npz":
+        return WaveformArray(path)
+    if path.suffix.lower() == ".npy":
+        raise InputError(
+            f"{path}: an .npy holds no sample rate; write numpy.savez(FILE, waveforms=..., sample_rate=...) instead"
+        )
+    raise InputError(f"{path}: is neither a folder of audio files ({', '.join(EXTENSIONS)}) nor an .npz of waveforms")
+
+
+def write_waveforms(path: Path, clips: Sequence[Clip]) -> None:
+    """Write clips as one ``.npz`` that :func:`open_audio_samples` reads. InputError for clips of differing lengths."""
+    kinds = {(len(clip.waveform), clip.sample_rate) for clip in clips}
+    if len(kinds) > 1:
+        lengths = sorted({length for length, _ in kinds})
+        raise InputError(f"{path}: clips of {lengths[0]} to {lengths[-1]} samples do not fit one array; take the WAVs")
+    with atomic_write(path) as partial, partial.open("wb") as stream:
+        np.savez(stream, waveforms=np.stack([clip.waveform for clip in clips]), sample_rate=clips[0].sample_rate)
+
+
+class AudioFiles(ExampleDataset):
+    """Every audio file below a folder, decoded when asked for. Headers are checked at once."""
+
+    def __init__(self, root: Path) -> None:
+        found = (file for file in root.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
+        visible = (file for file in found if not any(part.startswith(".") for part in file.relative_to(root).parts))
+        self._files = sorted(visible, key=lambda file: file.relative_to(root).as_posix())
+        if not self._files:
+            raise InputError(f"{root}: holds no audio file ({', '.join(EXTENSIONS)})")
+        _warn_of_rates(root, {_sample_rate(file) for file in self._files})
+        captions = [caption for file in self._files if (caption := file.with_suffix(".txt")).is_file()]
+        self._captions = {caption.with_suffix(""): _read_caption(caption) for caption in captions}
+        self.fingerprint = f"audio-files-{fingerprint_files(root, [*self._files, *captions], None)}"
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Example:
+        file = self._files[index]
+        caption = self._captions.get(file.with_suffix(""))
+        return Example(read_clip(file, str(file)), {} if caption is None else {"text": caption}, str(file))
+
+
+class WaveformArray(ExampleDataset):
+    """``waveforms`` (clips, samples), floating, full scale 1, at ``sample_rate`` Hz, of one ``.npz`` file.
+
+    As with files, a clip beyond full scale is scaled down to a peak of 1, and a silent one is refused.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waveforms, self._sample_rate = _read_arrays(path)
+        self.fingerprint = f"audio-array-{fingerprint_files(path.parent, [path], None)}"
+
+    def __len__(self) -> int:
+        return len(self._waveforms)
+
+    def __getitem__(self, index: int) -> Example:
+        source = f"{self._path} clip {index}"
+        waveform = self._waveforms[index].astype(np.float32)
+        if not np.isfinite(waveform).all():
+            raise InputError(f"{source}: holds samples that are not finite numbers")
+        peak = float(np.abs(waveform).max())
+        if peak < SILENCE:
+            raise InputError(f"{source}: is silent (peak {peak:.1e}, at least {SILENCE:.0e} is wanted)")
+        return Example(Clip(waveform / np.float32(max(peak, 1.0)), self._sample_rate), {}, source)
+
+
+def _sample_rate(file: Path) -> int:
+    import soundfile
+
+    check_header(file)
+    return int(soundfile.info(file).samplerate)
+
+
+def _warn_of_rates(root: Path, rates: set[int]) -> None:
+    if len(rates) > 1:
+        listed = ", ".join(str(rate) for rate in sorted(rates))
+        warnings.warn(f"{root}: files of different sample rates ({listed} Hz); each is converted", stacklevel=4)
+
+
+def _read_caption(file: Path) -> str:
+    try:
+        text = " ".join(file.read_text(encoding="utf-8").split())
+    except (OSError, UnicodeDecodeError):
+        raise InputError(f"{file}: cannot be read as a caption (UTF-8 text is wanted)") from None
+    if not text:
+        raise InputError(f"{file}: is an empty caption")
+    return text
+
+
+def _read_arrays(path: Path) -> tuple[NDArray[np.floating], int]:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in ("waveforms", "sample_rate") if name in stored.files}
+            names = ", ".join(stored.files) or "nothing"
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]})") from None
+    if len(arrays) < 2:
+        raise InputError(f"{path}: holds {names}; waveforms (clips, samples) and sample_rate are wanted")
+    waveforms, rate = arrays["waveforms"], arrays["sample_rate"]
+    if waveforms.ndim != 2 or not np.issubdtype(waveforms.dtype, np.floating) or 0 in waveforms.shape:
+        raise InputError(
+            f"{path}: waveforms is {waveforms.dtype} of shape {list(waveforms.shape)}; floating numbers of shape "
+            f"[clips, samples] and full scale 1 are wanted"
+        )
+    real = np.issubdtype(rate.dtype, np.integer) or np.issubdtype(rate.dtype, np.floating)
+    if rate.size != 1 or not real or not float(rate.item()).is_integer() or rate.item() < 1:
+        raise InputError(f"{path}: sample_rate is {rate.tolist()}; one positive whole number (Hz) is wanted")
+    return waveforms, int(rate.item())

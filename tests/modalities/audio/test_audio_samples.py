@@ -1,0 +1,149 @@
+"""Anybody's audio samples: folders and arrays in, clips out, and what is refused."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from layersync.core.errors import InputError
+from layersync.modalities.audio.adapter import AudioAdapter
+from layersync.modalities.audio.samples import open_audio_samples
+
+WriteAudio = Callable[..., Path]
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(InputError) as raised:
+        dataset = open_audio_samples(path)
+        for index in range(len(dataset)):
+            dataset[index]
+    assert "\n" not in str(raised.value)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_a_folder_is_read_at_any_depth_in_the_order_of_names(write_audio: WriteAudio, tmp_path: Path) -> None:
+    for number, name in enumerate(["b.wav", "a/z.flac", "a/c.ogg", "c.mp3", "a.wav", ".hidden/x.wav"]):
+        write_audio(name, frequency=200.0 + 100 * number)
+    (tmp_path / "notes.md").write_text("not audio")
+    dataset = AudioAdapter().open_samples(tmp_path)
+    sources = [Path(dataset[index].source).relative_to(tmp_path).as_posix() for index in range(len(dataset))]
+    assert sources == ["a.wav", "a/c.ogg", "a/z.flac", "b.wav", "c.mp3"]
+    clip = dataset[3].sample
+    expected, rate = soundfile.read(tmp_path / "b.wav", dtype="float32")
+    assert clip.sample_rate == rate == 16000
+    np.testing.assert_array_equal(clip.waveform, expected)
+    assert dataset.classes == () and not dataset[0].condition
+
+
+def test_captions_beside_the_files_become_texts(write_audio: WriteAudio, tmp_path: Path) -> None:
+    write_audio("a.wav")
+    write_audio("deep/b.wav")
+    (tmp_path / "deep/b.txt").write_text("  ein Hund\nbellt  \n", encoding="utf-8")
+    dataset = open_audio_samples(tmp_path)
+    assert [dict(dataset[index].condition) for index in range(2)] == [{}, {"text": "ein Hund bellt"}]
+
+
+def test_an_empty_or_binary_caption_is_named(write_audio: WriteAudio, tmp_path: Path) -> None:
+    write_audio("a.wav")
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    refused(tmp_path, "a.txt", "UTF-8")
+    (tmp_path / "a.txt").write_text(" \n")
+    refused(tmp_path, "a.txt", "empty")
+
+
+def test_different_sample_rates_are_said_once(write_audio: WriteAudio, tmp_path: Path) -> None:
+    for name, rate in (("a.wav", 16000), ("b.wav", 44100), ("c.wav", 16000)):
+        write_audio(name, rate=rate)
+    with pytest.warns(UserWarning, match="16000, 44100 Hz") as said:
+        dataset = open_audio_samples(tmp_path)
+    assert len(said) == 1 and [dataset[index].sample.sample_rate for index in range(3)] == [16000, 44100, 16000]
+    (tmp_path / "b.wav").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_audio_samples(tmp_path)
+
+
+def test_the_fingerprint_follows_contents_names_and_captions(write_audio: WriteAudio, tmp_path: Path) -> None:
+    file = write_audio("a.wav")
+    write_audio("b.wav")
+    prints = [open_audio_samples(tmp_path).fingerprint for _ in range(2)]
+    write_audio("a.wav", seed=1)
+    prints.append(open_audio_samples(tmp_path).fingerprint)
+    file.rename(tmp_path / "c.wav")
+    prints.append(open_audio_samples(tmp_path).fingerprint)
+    (tmp_path / "c.txt").write_text("a tone")
+    prints.append(open_audio_samples(tmp_path).fingerprint)
+    assert prints[0] == prints[1] and len(set(prints)) == 4
+
+
+def test_what_cannot_be_read_is_named(write_audio: WriteAudio, tmp_path: Path) -> None:
+    refused(tmp_path / "nowhere", "nowhere", "no such")
+    refused(tmp_path, str(tmp_path), "no audio file", ".wav")
+    good = write_audio("a.wav")
+    refused(good, "a.wav", "folder")
+    (tmp_path / "b.wav").write_text("not audio")
+    refused(tmp_path, "b.wav", "cannot be read as audio")
+    soundfile.write(tmp_path / "b.wav", np.zeros(100), 16000)
+    refused(tmp_path, "b.wav", "silent")
+    soundfile.write(tmp_path / "b.wav", np.zeros(0), 16000)
+    refused(tmp_path, "b.wav", "no samples")
+
+
+class TestArrays:
+    def test_rows_of_an_npz_are_clips(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.npz"
+        waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 800))
+        waveforms[2] *= 4
+        np.savez(path, waveforms=waveforms, sample_rate=22050)
+        dataset = open_audio_samples(path)
+        assert len(dataset) == 3 and dataset[1].sample.sample_rate == 22050
+        assert dataset[1].sample.waveform.dtype == np.float32
+        np.testing.assert_allclose(dataset[1].sample.waveform, waveforms[1], atol=1e-7)
+        assert np.abs(dataset[2].sample.waveform).max() == pytest.approx(1)
+        assert "clip 1" in dataset[1].source
+
+    def test_the_fingerprint_follows_the_contents(self, tmp_path: Path) -> None:
+        path, prints = tmp_path / "out.npz", []
+        for level in (0.1, 0.2):
+            np.savez(path, waveforms=np.full((2, 100), level), sample_rate=16000)
+            prints.append(open_audio_samples(path).fingerprint)
+        assert prints[0] != prints[1]
+
+    def test_an_npy_has_no_sample_rate(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "out.npy", np.full((2, 100), 0.1))
+        refused(tmp_path / "out.npy", "out.npy", "sample_rate=", "savez")
+
+    @pytest.mark.parametrize(
+        ("arrays", "words"),
+        [
+            ({"waveforms": np.full((2, 9), 0.1)}, ["sample_rate", "holds waveforms"]),
+            ({"sample_rate": 16000}, ["waveforms"]),
+            ({"waveforms": np.full(9, 0.1), "sample_rate": 16000}, ["[9]"]),
+            ({"waveforms": np.ones((2, 9), np.int16), "sample_rate": 16000}, ["int16", "floating"]),
+            ({"waveforms": np.ones((0, 9)), "sample_rate": 16000}, ["[0, 9]"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 0}, ["positive"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 16000.5}, ["whole"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": "fast"}, ["sample_rate"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": np.nan}, ["sample_rate"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": [1, 2]}, ["sample_rate"]),
+            ({"waveforms": np.array([[0.1, np.nan]]), "sample_rate": 16000}, ["clip 0", "not finite"]),
+            ({"waveforms": np.array([[0.1, 0.2], [0, 0]]), "sample_rate": 16000}, ["clip 1", "silent"]),
+            ({"waveforms": np.array([[None]]), "sample_rate": 16000}, ["cannot be read"]),
+        ],
+    )
+    def test_bad_arrays_are_refused(self, arrays: dict[str, object], words: list[str], tmp_path: Path) -> None:
+        path = tmp_path / "out.npz"
+        np.savez(path, **arrays)
+        refused(path, str(path), *words)
+
+    def test_a_damaged_file_is_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.npz"
+        np.savez(path, waveforms=np.full((2, 100), 0.1), sample_rate=16000)
+        path.write_bytes(path.read_bytes()[:200])
+        refused(path, "out.npz", "cannot be read")
