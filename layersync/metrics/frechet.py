@@ -77,15 +77,14 @@ def between(x: Fitted, y: Fitted) -> float:
     distance = float(difference @ difference) + x.trace + y.trace
     left, right = (x, y) if x.rank < y.rank else (y, x)
     if left.rank > SMALL:
-        squares = torch.linalg.eigvalsh(right.within(left.factor)).clamp(min=0)
-        roots = squares.sqrt()
+        roots = torch.linalg.eigvalsh(torch.from_numpy(right.within(left))).clamp(min=0).sqrt()
         # Eigenvalues have an absolute error, which their roots magnify where they are small.
         noise = EPS * left.norm * right.norm
         error = float((noise / (2 * roots).clamp(min=noise**0.5)).sum())
         result = distance - 2 * float(roots.sum())
         if 2 * error <= TOLERANCE * result:
             return result
-    return max(0.0, distance - 2 * float(torch.linalg.svdvals(left.factor.T @ right.factor).sum()))
+    return max(0.0, distance - 2 * float(np.linalg.svd(left.factor.T @ right.factor, compute_uv=False).sum()))
 
 
 @dataclass(frozen=True)

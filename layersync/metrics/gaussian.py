@@ -13,9 +13,9 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from scipy.linalg import blas, lapack
 
-from layersync.metrics.arrays import Features, Floats, blocks, checked, doubled, same_width
+from layersync.metrics.arrays import Features, Floats, blocks, checked, same_width
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
@@ -38,7 +38,7 @@ class GaussianStatistics:
         self, mean: ArrayLike | None = None, covariance: ArrayLike | None = None, count: int | None = None
     ) -> None:
         self._count: int | None = 0
-        self._mean: Tensor | None = None
+        self._mean: Array | None = None
         self._fitted: Fitted | None = None
         if mean is not None and covariance is not None:
             self._mean, self._scatter = _stored(mean, covariance)
@@ -66,30 +66,31 @@ class GaussianStatistics:
     @property
     def mean(self) -> Array:
         """(d,)."""
-        return self.fitted.mean.numpy().copy()
+        return self._need_two().copy()
 
     @property
     def covariance(self) -> Array:
         """(d, d), the sum of products divided by n - 1."""
         self._need_two()
-        return (self._scatter / self._divisor).numpy()
+        lower = np.tril(self._scatter)
+        lower /= self._divisor
+        return lower + np.tril(lower, -1).T
 
     @property
     def fitted(self) -> Fitted:
         """The form that the Fréchet distance takes, made once. Raises ValueError for fewer than 2 samples."""
         if self._fitted is None:
-            mean = self._need_two()
-            self._fitted = FittedCovariance(mean, self._scatter / self._divisor, self._count)
+            self._fitted = FittedCovariance(self._need_two(), self.covariance, self._count)
         return self._fitted
 
     def update(self, features: Features) -> None:
         """Add a batch of features (n, d), of one row or more."""
         for block in blocks(checked(features, "features", least=1)):
-            x_ND = doubled(block)
-            mean = x_ND.mean(0)
+            x_ND = np.array(block, dtype=np.float64, order="C")
+            mean = x_ND.mean(axis=0)
             x_ND -= mean
             self._move(mean, len(x_ND))
-            self._scatter.addmm_(x_ND.T, x_ND)
+            self._scatter = blas.dsyrk(1.0, x_ND.T, beta=1.0, c=self._scatter, lower=1, overwrite_c=1)
 
     def merge(self, other: GaussianStatistics) -> None:
         """Add what ``other`` gathered; ``other`` stays as it is."""
@@ -97,47 +98,51 @@ class GaussianStatistics:
             raise ValueError("statistics without a count cannot be merged")
         if other._mean is None:
             return
-        factor = (other._count - 1) / other._divisor if other._divisor != other._count - 1 else 1.0
-        scatter = other._scatter.clone() if other is self else other._scatter
+        scatter = other._scatter * other._rescaling()
         self._move(other._mean, other._count)
-        self._scatter.add_(scatter, alpha=factor)
+        self._scatter += scatter
 
-    def _need_two(self) -> Tensor:
+    def _need_two(self) -> Array:
         """The mean. Raises ValueError where it is not that of two samples or more."""
         if self._mean is None or (self._count is not None and self._count < 2):
             raise ValueError(f"statistics of {self._count} samples; at least 2 are needed")
         return self._mean
 
-    def _move(self, mean: Tensor, count: int) -> None:
-        """Count ``count`` more samples of mean ``mean``; their own scatter is left to the caller."""
+    def _rescaling(self) -> float:
+        """What makes the stored matrix the sum of products: 1 for gathered statistics."""
+        assert self._count is not None
+        return 1.0 if self._divisor == self._count - 1 else (self._count - 1) / self._divisor
+
+    def _move(self, mean: Array, count: int) -> None:
+        """Count ``count`` more samples of mean ``mean``; their own products are left to the caller."""
         if self._count is None:
             raise ValueError("statistics without a count cannot be added to")
         self._fitted = None
         total = self._count + count
         if self._mean is None:
-            self._mean, self._scatter = mean, torch.zeros(len(mean), len(mean), dtype=torch.float64)
+            self._mean, self._scatter = mean, np.zeros((len(mean), len(mean)), order="F")
         else:
             same_width(len(self._mean), len(mean))
-            if self._divisor != self._count - 1:
-                self._scatter = self._scatter * ((self._count - 1) / self._divisor)
+            self._scatter *= self._rescaling()
             difference = mean - self._mean
-            self._scatter.addr_(difference, difference, alpha=self._count * count / total)
+            weight = self._count * count / total
+            self._scatter = blas.dsyr(weight, difference, a=self._scatter, lower=1, overwrite_a=1)
             self._mean = self._mean + difference * (count / total)
         self._count, self._divisor = total, float(total - 1)
 
 
-def _stored(mean: ArrayLike, covariance: ArrayLike) -> tuple[Tensor, Tensor]:
-    """Both as float64 tensors, checked."""
-    first, second = doubled(np.asarray(mean)), doubled(np.asarray(covariance))
+def _stored(mean: ArrayLike, covariance: ArrayLike) -> tuple[Array, Array]:
+    """Copies of both as float64, the covariance by column, checked."""
+    first, second = np.array(mean, dtype=np.float64), np.array(covariance, dtype=np.float64, order="F")
     if first.ndim != 1 or second.shape != (len(first), len(first)):
         raise ValueError(
             f"statistics must be a mean (d,) and a covariance (d, d), not {list(first.shape)} and {list(second.shape)}"
         )
-    if not (first.isfinite().all() and second.isfinite().all()):
+    if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("statistics have values that are not finite")
-    if (second - second.T).abs().max() > INDEFINITE * second.abs().max():
+    if abs(second - second.T).max() > INDEFINITE * abs(second).max():
         raise ValueError("statistics have a covariance that is not symmetric")
-    return first, (second + second.T) / 2
+    return first, second
 
 
 @dataclass
@@ -147,7 +152,7 @@ class Fitted(ABC):
     Mean (d,), number of samples if known, trace and Frobenius norm of the covariance, and a bound of its rank.
     """
 
-    mean: Tensor
+    mean: Array
     count: int | None
     trace: float
     norm: float
@@ -155,65 +160,71 @@ class Fitted(ABC):
 
     @property
     @abstractmethod
-    def factor(self) -> Tensor:
+    def factor(self) -> Array:
         """F (d, r) with covariance = F F^T; r is at most :attr:`rank`."""
 
     @abstractmethod
-    def within(self, factor: Tensor) -> Tensor:
-        """F^T covariance F, (r, r), for the factor of another."""
+    def within(self, other: Fitted) -> Array:
+        """F^T covariance F, (r, r), F the factor of ``other``; the lower triangle alone is set."""
 
 
 class FittedSamples(Fitted):
     """Fewer samples than features: the centred samples over sqrt(n - 1) are the factor, no covariance is formed."""
 
     def __init__(self, features: Floats) -> None:
-        x_ND = doubled(features)
-        mean = x_ND.mean(0)
-        self._rows_ND = x_ND.sub_(mean).div_(math.sqrt(len(x_ND) - 1))
-        gram_NN = self._rows_ND @ self._rows_ND.T
-        norm = float(torch.linalg.matrix_norm(gram_NN))
-        super().__init__(mean, len(x_ND), float(gram_NN.trace()), norm, len(x_ND))
+        x_ND = np.array(features, dtype=np.float64)
+        mean = x_ND.mean(axis=0)
+        x_ND -= mean
+        x_ND /= math.sqrt(len(x_ND) - 1)
+        self._rows_ND = x_ND
+        gram_NN = x_ND @ x_ND.T
+        super().__init__(mean, len(x_ND), float(gram_NN.trace()), float(np.linalg.norm(gram_NN)), len(x_ND))
 
     @property
-    def factor(self) -> Tensor:
+    def factor(self) -> Array:
         """(d, n)."""
         return self._rows_ND.T
 
-    def within(self, factor: Tensor) -> Tensor:
+    def within(self, other: Fitted) -> Array:
         """(r, r), as a product with its own transpose."""
-        product_NR = self._rows_ND @ factor
+        product_NR = self._rows_ND @ other.factor
         return product_NR.T @ product_NR
 
 
 class FittedCovariance(Fitted):
     """A covariance (d, d). Its factor is Cholesky's where it has full rank, else of its eigenvectors."""
 
-    def __init__(self, mean: Tensor, covariance: Tensor, count: int | None) -> None:
-        width = len(mean)
-        rank = width if count is None else min(width, count - 1)
-        norm = float(torch.linalg.matrix_norm(covariance))
-        super().__init__(mean, count, float(covariance.trace()), norm, rank)
+    def __init__(self, mean: Array, covariance: Array, count: int | None) -> None:
+        rank = len(mean) if count is None else min(len(mean), count - 1)
+        super().__init__(mean, count, float(covariance.trace()), float(np.linalg.norm(covariance)), rank)
         self._covariance = covariance
 
-    @cached_property
-    def factor(self) -> Tensor:
+    @property
+    def factor(self) -> Array:
         """(d, r), made once."""
+        return self._factored[0]
+
+    @cached_property
+    def _factored(self) -> tuple[Array, bool]:
+        """The factor, and whether it is Cholesky's."""
         width = len(self.mean)
         if self.rank == width:
-            factor, failed = torch.linalg.cholesky_ex(self._covariance)
+            factor, failed = lapack.dpotrf(self._covariance, lower=1)
             # A pivot is what a feature varies given those before it; one lost in rounding means a singular covariance.
-            if not failed and bool((factor.diagonal() ** 2 > width * EPS * self._covariance.diagonal()).all()):
-                return factor
-        values, vectors = torch.linalg.eigh(self._covariance)
-        largest = float(values[-1])
-        if values[0] < -INDEFINITE * max(largest, 0.0):
-            raise ValueError(f"statistics have no covariance: eigenvalues from {float(values[0]):.3g} to {largest:.3g}")
-        kept = values > width * EPS * largest
-        return vectors[:, kept] * values[kept].sqrt()
+            if not failed and (factor.diagonal() ** 2 > width * EPS * self._covariance.diagonal()).all():
+                return factor, True
+        values, vectors = (found.numpy() for found in torch.linalg.eigh(torch.from_numpy(self._covariance)))
+        if values[0] < -INDEFINITE * max(values[-1], 0.0):
+            raise ValueError(f"statistics have no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}")
+        kept = values > width * EPS * values[-1]
+        return vectors[:, kept] * np.sqrt(values[kept]), False
 
-    def within(self, factor: Tensor) -> Tensor:
-        """(r, r)."""
-        return factor.T @ (self._covariance @ factor)
+    def within(self, other: Fitted) -> Array:
+        """(r, r); at a third of the products where the factor is triangular."""
+        if isinstance(other, FittedCovariance) and other._factored[1]:
+            product, _ = lapack.dsygst(self._covariance, other.factor, itype=2, lower=1)
+            return product
+        return other.factor.T @ (self._covariance @ other.factor)
 
 
 def fitted(features: Floats) -> Fitted:

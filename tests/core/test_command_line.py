@@ -55,7 +55,9 @@ def refused(command: Make, tiny_file: Path, tmp_path: Path) -> Make:
         ("regularizer.pairs=[[2, 2]]", ["[2, 2]", "4"]),
         ("regularizer.pairs=[[1, 9]]", ["[1, 9]", "4 blocks"]),
         ("regularizer.weight=-1", ["-1"]),
-        ("evaluate.metrics=[fid]", ["'fid'", "fd-classifier", "nearest-training"]),
+        ("evaluate.metrics=[fidd]", ["'fidd'", "did you mean 'fid'", "fd-classifier", "nearest-training"]),
+        ("backbone.mlp_ratio=0.01", ["mlp_ratio", "0.01 of 32 channels"]),
+        ("train.init=~nobody/run", ["train.init", "~nobody/run"]),
         ("sample.solver=leapfrog", ["'leapfrog'", "heun"]),
         ("backbone.patch_size=3", ["patch_size", "[3, 3]", "[8, 8]"]),
         ("backbone.num_heads=5", ["32", "num_heads, 5"]),
@@ -279,7 +281,9 @@ def test_wrong_sampling_options_are_refused(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--metrics", "fid"], ["'fid'", "fd-classifier"]),
+        (["--metrics", "fad"], ["'fad'", "fd-classifier"]),
+        (["--metrics", "clip-score"], ["clip-score", "texts", "layersync score"]),
+        (["--replications", "0"], ["--replications: 0"]),
         (["--num-samples", "0"], ["0"]),
         (["--num-samples", "1"], ["at least 2"]),
         (["--step", "3"], ["step 3", "[40]"]),
@@ -330,7 +334,7 @@ def test_warnings_are_one_line_each(command: Make, tiny_file: Path, tmp_path: Pa
 def test_json_is_all_there_is_on_stdout(command: Make, trained: Run, tmp_path: Path) -> None:
     status, out, _ = command("modalities", "--json")
     assert status == 0 and set(json.loads(out)) >= {"image", "audio", "motion"}
-    assert set(json.loads(out)["image"]) == {"data", "tokenizer", "backbone", "metrics"}
+    assert set(json.loads(out)["image"]) == {"data", "tokenizer", "backbone", "metrics", "extractors"}
 
 
 def test_an_error_in_a_process_of_its_own(tmp_path: Path) -> None:

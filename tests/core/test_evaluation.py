@@ -56,6 +56,12 @@ def test_json_keys_are_the_designs(command: Make, trained: Run) -> None:
     assert logged["metrics"].keys() == found["metrics"].keys()
 
 
+def test_an_adaptive_solver_says_what_its_samples_depend_on(tiny: Make, tmp_path: Path) -> None:
+    adaptive = layersync.train(tiny("sample.solver=dopri5", "sample.rtol=0.01", "train.steps=1"), tmp_path / "run")
+    found = layersync.evaluate(adaptive.path, ["nearest-training"], num_samples=4).sampling
+    assert found.adaptive == {"atol": 1e-6, "rtol": 0.01, "batch_size": 8}
+
+
 def test_people_read_how_a_score_was_made(command: Make, trained: Run) -> None:
     status, out, _ = command("evaluate", trained.path, "--metrics", "fd-classifier", "--num-samples", "32")
     assert status == 0

@@ -146,21 +146,20 @@ def _open_folder(root: Path) -> ImageSamples:
 
 def _check_headers(root: Path, files: Sequence[Path]) -> None:
     """Refuse what no score can be taken on before any pixel is decoded; warn of transparency, once."""
-    sizes = []
+    first_size = ""
     transparent = []
     for file in files:
         try:
             with Image.open(file) as image:
-                sizes.append(image.size)
-                mode, see_through = image.mode, image.mode in ALPHA_MODES or "transparency" in image.info
+                size, mode, marked = f"{image.width}x{image.height}", image.mode, "transparency" in image.info
         except CORRUPT as error:
-            raise InputError(f"{file}: is corrupt or no image ({str(error).splitlines()[0]})") from None
+            raise InputError(f"{file}: is corrupt or no image ({error})") from None
         if mode == "F":
             raise InputError(f"{file}: holds floating-point pixels; images are 8 or 16 bits a channel")
-        if sizes[-1] != sizes[0]:
-            usual, other = (f"{size[0]}x{size[1]}" for size in (sizes[0], sizes[-1]))
-            raise InputError(f"{files[0]} is {usual} and {file} is {other}; images of one set are of one size")
-        if see_through:
+        first_size = first_size or size
+        if size != first_size:
+            raise InputError(f"{files[0]} is {first_size} and {file} is {size}; images of one set are of one size")
+        if marked or mode in ALPHA_MODES:
             transparent.append(file)
     if transparent:
         first = transparent[0].relative_to(root)

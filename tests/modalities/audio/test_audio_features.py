@@ -180,7 +180,7 @@ class TestVGGish:
         if kind == "empty":
             path.write_bytes(b"")
         if kind == "code":
-            path.write_bytes(pickle.dumps(Clip(np.zeros(3, np.float32), 1)))
+            path.write_bytes(pickle.dumps(Clip(np.zeros(3, np.float32), 1), protocol=2))
         with pytest.raises(InputError) as raised:
             VGGish(f"{path}#sha256={hashlib.sha256(path.read_bytes()).hexdigest()}")
         one_line(raised, "vggish", str(path))
@@ -361,10 +361,10 @@ class TestCLAP:
             streams = clap([example(voice(2.2, 48000), 48000)])
         assert [len(inputs) for inputs in seen] == [3, 1] and seen[0].shape[1:] == (1, 1001, 64)
         for window, expected in zip((0, -1), torch.from_numpy(recorded["mel"]), strict=True):
-            torch.testing.assert_close(seen[0][window, 0, ::7], expected, rtol=0, atol=2e-3)
-        np.testing.assert_allclose(streams["features"][0], recorded["embedding"], rtol=0, atol=1e-4)
+            torch.testing.assert_close(seen[0][window, 0, ::7], expected, rtol=0, atol=1e-3)
+        np.testing.assert_allclose(streams["features"][0], recorded["embedding"], rtol=0, atol=1e-5)
         whole = clap([example(voice(1.5, 44100, level=0.3), 44100)])["whole"][0]
-        np.testing.assert_allclose(whole, recorded["whole"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(whole, recorded["whole"], rtol=0, atol=1e-5)
 
     def test_windows_start_each_second_and_a_long_sound_is_read_to_its_end(self) -> None:
         ramp = np.linspace(-0.9, 0.9, 12 * 48000 + 5, dtype=np.float32)
@@ -428,8 +428,12 @@ class TestGE2E:
         torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
         assert rows.shape == (1, 256)
         np.testing.assert_allclose(rows[0], recorded["embedding"], rtol=0, atol=1e-4)
-        short = ge2e([example(voice(0.4, 8000, level=0.9, pitch=210.0), 8000)])["features"][0]
-        np.testing.assert_allclose(short[0], recorded["short"], rtol=0, atol=1e-4)
+        short = example(voice(0.4, 8000, level=0.9, pitch=210.0), 8000)
+        dropped = example(voice(2.7, 16000), 16000)  # of whose third window less than three quarters are sound
+        with entering(ge2e._network) as seen:
+            rows = np.concatenate(ge2e([short, dropped])["features"])
+        assert len(seen[0]) == 1 + 2
+        np.testing.assert_allclose(rows, np.stack([recorded["short"], recorded["dropped"]]), rtol=0, atol=1e-4)
 
     def test_another_voice_lies_further_than_other_words_of_the_same(self, ge2e: GE2E) -> None:
         low, high = (voice(6.0, 16000, pitch=pitch) for pitch in (110.0, 210.0))

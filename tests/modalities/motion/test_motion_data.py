@@ -54,6 +54,12 @@ def test_files_in_one_folder_have_no_label_unless_a_pattern_names_it(amass_tree)
     assert even.build("train").classes == ("walk",)
 
 
+def test_one_file_without_a_label_is_enough_to_train_on(tmp_path, make_motion):
+    write_amass(tmp_path / "only.npz", make_motion())
+    config = AmassConfig(path=str(tmp_path), min_clips=1)
+    assert [len(config.build(split)) for split in ("train", "test")] == [1, 0]
+
+
 def test_rare_labels_are_left_out(amass_tree, make_motion):
     write_amass(amass_tree / "sneeze" / "s.npz", make_motion())
     assert AmassConfig(path=str(amass_tree)).build("train").classes == ("jump", "walk")

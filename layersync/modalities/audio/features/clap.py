@@ -83,13 +83,13 @@ class CLAP(FeatureExtractor):
         return streams
 
     def _embed(self, windows_of: Sequence[Tensor]) -> list[Rows]:
-        counts = [len(windows) for windows in windows_of]
+        windows = [window for windows_WS in windows_of for window in windows_WS]  # views: overlaps are not copied
         rows = []
-        for windows_WS in torch.cat(list(windows_of)).split(_WINDOWS_AT_ONCE):
-            mel_WTM = log_mel(windows_WS.to(self._device))
+        for start in range(0, len(windows), _WINDOWS_AT_ONCE):
+            mel_WTM = log_mel(torch.stack(windows[start : start + _WINDOWS_AT_ONCE]).to(self._device))
             pooled = self._model.audio_model(input_features=mel_WTM[:, None]).pooler_output
             rows.append(nn.functional.normalize(self._model.audio_projection(pooled), dim=-1).cpu())
-        return [part.numpy() for part in torch.cat(rows).split(counts)]
+        return [part.numpy() for part in torch.cat(rows).split([len(windows_WS) for windows_WS in windows_of])]
 
     def _embed_texts(self, texts: Sequence[str]) -> list[Rows]:
         tokens = _tokenizer(self._folder)(

@@ -16,7 +16,7 @@ from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, HubWeights, Streams
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, normalised, one_row_each, rgb_images
-from layersync.modalities.image.features.published import load_published
+from layersync.modalities.image.features.published import first_line, load_published
 
 WEIGHTS = HubWeights("clip", "openai/clip-vit-large-patch14")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -100,8 +100,9 @@ def _load_tokenizer(folder: Path, vocabulary: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise InputError(f"extractor clip: {folder} holds no tokenizer that can be read ({reason})") from None
+        raise InputError(
+            f"extractor clip: {folder} holds no tokenizer that can be read ({first_line(error)})"
+        ) from None
     if len(tokenizer) != vocabulary:  # where its files are missing, transformers makes one without words
         raise InputError(
             f"extractor clip: the tokenizer of {folder} has {len(tokenizer)} tokens, the network {vocabulary}; it is "

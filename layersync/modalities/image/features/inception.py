@@ -17,6 +17,7 @@ from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams, UrlWeights
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, one_row_each, rgb_images
+from layersync.modalities.image.features.published import first_line
 
 WEIGHTS = UrlWeights(
     extractor="inception-v3",
@@ -81,10 +82,9 @@ class InceptionV3(FeatureExtractor):
 
         path, self.checksum = WEIGHTS.locate(weights)
         self.device = default_device()
-        layout = (
-            torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        )  # there half as fast again
-        self.network = _load_network(path).to(self.device, memory_format=layout)
+        self.network = _load_network(path).to(self.device)
+        if self.device.type == "cpu":  # where it takes two thirds of the time so
+            self.network.to(memory_format=torch.channels_last)
 
     def __call__(self, examples: Sequence[Example]) -> Streams:  # noqa: D102
         images = rgb_images(examples, self.name)
@@ -122,10 +122,9 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # of a pickle's version, where the error says more
             found = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise InputError(
             f"extractor inception-v3: {path} cannot be read as tensors alone, it is cut short or pickles other things "
-            f"({reason})"
+            f"({first_line(error)})"
         ) from None
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise InputError(f"extractor inception-v3: {path} holds no table of tensors")

@@ -33,8 +33,9 @@ def load_published(extractor: str, class_name: str, model_type: str, folder: Pat
                 folder, local_files_only=True, use_safetensors=True, output_loading_info=True
             )
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise InputError(f"extractor {extractor}: no {class_name} can be loaded from {folder} ({reason})") from None
+        raise InputError(
+            f"extractor {extractor}: no {class_name} can be loaded from {folder} ({first_line(error)})"
+        ) from None
     lacking = sorted(report["missing_keys"])
     if lacking:
         raise InputError(
@@ -44,14 +45,18 @@ def load_published(extractor: str, class_name: str, model_type: str, folder: Pat
     return model.float().eval().requires_grad_(False).to(default_device())
 
 
+def first_line(error: Exception) -> str:
+    """What a library says is wrong, in the room that a one-line message has for it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
+
+
 def _model_type(extractor: str, folder: Path) -> str:
     path = folder / "config.json"
     try:
         return str(json.loads(path.read_text())["model_type"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         raise InputError(
-            f"extractor {extractor}: {path} cannot be read as a model's configuration ({reason})"
+            f"extractor {extractor}: {path} cannot be read as a model's configuration ({first_line(error)})"
         ) from None
 
 
