@@ -135,7 +135,7 @@ class Images(Domain):
         self.real = features(self.classifier, [self.read(number) for number in self.reference])["features"]
 
     def _config(self, folder: Path) -> Any:
-        return self.adapter.sections["data"]["hf"](name="hf", path=str(folder))
+        return self.adapter.sections["data"]["hf"].model_validate({"name": "hf", "path": str(folder)})
 
     def open(self, folder: Path) -> ExampleDataset:
         return self.adapter.dataset(self._config(folder), "test")

@@ -32,6 +32,7 @@ from layersync.metrics import (
 
 KID_SUBSETS = (100, 1000)
 """Subsets and their size, as KID is published; all samples at once where a set has fewer."""
+IS_SPLITS = 10
 R_PRECISION_BATCH = 32
 DIVERSITY_PAIRS, MULTIMODALITY_PAIRS = 300, 10
 """As published; half of the samples, where that is less."""
@@ -136,8 +137,15 @@ def _frechet_each(mine: StreamFeatures, theirs: StreamFeatures) -> Found:
 
 def _alone(metric: MetricName, generated: FeatureSet, seed: int) -> Found:
     if metric.kind == "is":
-        found = inception_score(softmax(_rows(generated.stream(metric.stream)).astype(np.float64), axis=1))
-        return found.value, None, {"std_over_splits": found.std, "splits": 10}
+        logits = _rows(generated.stream(metric.stream)).astype(np.float64)
+        if len(logits) < IS_SPLITS * logits.shape[1]:
+            warnings.warn(
+                f"metric {metric.name}: {len(logits)} samples in {IS_SPLITS} splits for {logits.shape[1]} classes: a "
+                f"split holds fewer samples than there are classes, and the score comes out low",
+                stacklevel=2,
+            )
+        found = inception_score(softmax(logits, axis=1), IS_SPLITS)
+        return found.value, None, {"std_over_splits": found.std, "splits": IS_SPLITS}
     features = generated.per_sample(metric.stream)
     if metric.kind == "diversity":
         pairs = min(DIVERSITY_PAIRS, len(features) // 2)

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, HubWeights, Rows, Streams
+from layersync.core.pretrained import load_pretrained, read_config
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.features.waveform import Waveform, clip_of, published_waveform
-from layersync.modalities.audio.features.weights import load_pretrained, read_config
 
 WEIGHTS = HubWeights(extractor="clap", repository="laion/clap-htsat-unfused")
 

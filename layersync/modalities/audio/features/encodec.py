@@ -13,8 +13,8 @@ import torch
 from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, HubWeights, Rows, Streams
+from layersync.core.pretrained import load_pretrained, read_config
 from layersync.modalities.audio.features.waveform import equal_lengths, published_waveform
-from layersync.modalities.audio.features.weights import load_pretrained, read_config
 
 WEIGHTS = HubWeights(extractor="encodec", repository="facebook/encodec_24khz")
 

@@ -18,9 +18,9 @@ from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams, WheelWeights
 from layersync.core.packaged import WheelData
+from layersync.core.pretrained import fill, read_tensors
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.features.waveform import Waveform, clip_of
-from layersync.modalities.audio.features.weights import fill, read_tensors
 
 WEIGHTS = WheelWeights(
     extractor="ge2e",

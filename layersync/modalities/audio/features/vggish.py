@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import Example
 from layersync.core.features import FeatureExtractor, Streams, UrlWeights
+from layersync.core.pretrained import fill, read_tensors
 from layersync.modalities.audio.features.waveform import Waveform, published_waveform
-from layersync.modalities.audio.features.weights import fill, read_tensors
 
 WEIGHTS = UrlWeights(
     extractor="vggish",

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, HubWeights, Streams
+from layersync.core.pretrained import first_line, load_pretrained
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, normalised, one_row_each, rgb_images
-from layersync.modalities.image.features.published import first_line, load_published
 
 WEIGHTS = HubWeights("clip", "openai/clip-vit-large-patch14")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -53,8 +53,10 @@ class Clip(FeatureExtractor):
     text_streams: ClassVar[tuple[str, ...]] = ("text",)
 
     def __init__(self, weights: str | None = None):
+        from transformers import CLIPModel
+
         folder, self.checksum = WEIGHTS.locate(weights)
-        self.network = load_published(self.name, "CLIPModel", "clip", folder)
+        self.network = load_pretrained(CLIPModel, "clip", folder, self.name)
         self.tokenizer = _load_tokenizer(folder, self.network.config.text_config.vocab_size)
         self.texts_cut = 0
         self.size: int = self.network.config.vision_config.image_size

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import Example
 from layersync.core.features import FeatureExtractor, HubWeights, Streams
+from layersync.core.pretrained import load_pretrained
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, normalised, one_row_each, rgb_images
-from layersync.modalities.image.features.published import load_published
 
 WEIGHTS = HubWeights("dinov2", "facebook/dinov2-large")
 INPUT_SIZE = 224
@@ -63,8 +63,10 @@ class Dinov2(FeatureExtractor):
     )
 
     def __init__(self, weights: str | None = None):
+        from transformers import Dinov2Model
+
         folder, self.checksum = WEIGHTS.locate(weights)
-        self.network = load_published(self.name, "Dinov2Model", "dinov2", folder)
+        self.network = load_pretrained(Dinov2Model, "dinov2", folder, self.name)
         embeddings = self.network.embeddings
         side = INPUT_SIZE // self.network.config.patch_size
         positions = resample_positions(embeddings.position_embeddings.data, side)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,8 +14,8 @@ from torch import Tensor
 from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams, UrlWeights
+from layersync.core.pretrained import read_tensors
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, one_row_each, rgb_images
-from layersync.modalities.image.features.published import first_line
 
 WEIGHTS = UrlWeights(
     extractor="inception-v3",
@@ -106,7 +104,7 @@ def _load_network(path: Path) -> Any:
     # The constructor unpickles whatever file it is given. It gets tensors that were read without unpickling, written
     # anew in memory.
     tensors = io.BytesIO()
-    torch.save(_read_tensors(path), tensors)
+    torch.save(read_tensors(path, "inception-v3"), tensors)
     tensors.seek(0)
     try:
         return FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=tensors)
@@ -115,17 +113,3 @@ def _load_network(path: Path) -> Any:
             f"extractor inception-v3: {path} holds the tensors of another network than torch-fidelity's Inception v3 "
             f"({WEIGHTS.file})"
         ) from None
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of a pickle's version, where the error says more
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise InputError(
-            f"extractor inception-v3: {path} cannot be read as tensors alone, it is cut short or pickles other things "
-            f"({first_line(error)})"
-        ) from None
-    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise InputError(f"extractor inception-v3: {path} holds no table of tensors")
-    return dict(found)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from layersync.core.errors import InputError
+from layersync.core.features import WEIGHT_FILES
+from layersync.core.generation import default_device
 
 
 def read_tensors(path: Path, extractor: str) -> dict[str, Any]:
@@ -47,14 +49,14 @@ def fill(network: nn.Module, state: dict[str, Any], path: Path, extractor: str) 
 
 
 def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: str) -> Any:
-    """The transformers model of ``folder``, ready for inference, every weight of it from the file.
+    """The transformers model of ``folder``, for inference on this process's device, every weight of it from the file.
 
     transformers starts what a file lacks at random and merely logs it; here that is an error.
 
     Args:
         kind: the transformers class.
         model_type: what ``config.json`` must call it.
-        folder: holds ``config.json`` and ``model.safetensors``.
+        folder: holds ``config.json`` and one of :data:`layersync.core.features.WEIGHT_FILES`.
         extractor: for messages.
 
     Raises:
@@ -66,20 +68,25 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: s
     if stated != model_type:
         raise InputError(f"extractor {extractor}: {folder} holds a model of type {stated!r}, not {model_type!r}")
     try:
+        safe = (folder / WEIGHT_FILES[0]).is_file()
         with _quiet():
             model, info = kind.from_pretrained(
-                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+                folder, use_safetensors=safe, weights_only=True, local_files_only=True, output_loading_info=True
             )
-    except (SafetensorError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(f"extractor {extractor}: {folder} cannot be loaded ({reason})") from None
+    except (SafetensorError, pickle.UnpicklingError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+        raise InputError(f"extractor {extractor}: {folder} cannot be loaded ({first_line(error)})") from None
     wrong = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
     if wrong:
         raise InputError(
-            f"extractor {extractor}: {folder / 'model.safetensors'} holds other weights: {len(wrong)} tensors are "
+            f"extractor {extractor}: the weights in {folder} are of another network: {len(wrong)} tensors are "
             f"missing or misshapen, such as {wrong[0]}"
         )
-    return model.float().eval()
+    return model.float().eval().requires_grad_(False).to(default_device())
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, cut to one line that a message can hold."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def read_config(folder: Path, extractor: str, name: str = "config.json") -> dict[str, Any]:
