@@ -16,12 +16,15 @@ from layersync.core.errors import InputError
 from layersync.core.features import WEIGHT_FILES
 from layersync.core.generation import default_device
 
+UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError)
+"""What ``torch.load`` raises for files that are cut short, damaged, or hold more than tensors."""
+
 
 def read_tensors(path: Path, extractor: str) -> dict[str, Any]:
     """What ``torch.save`` wrote, tensors and plain containers only. Raises :class:`InputError` for anything else."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError):
+    except UNREADABLE:
         raise InputError(
             f"extractor {extractor}: {path} cannot be read as a file of tensors (cut short, damaged, or it holds code)"
         ) from None
@@ -73,7 +76,7 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: s
             model, info = kind.from_pretrained(
                 folder, use_safetensors=safe, weights_only=True, local_files_only=True, output_loading_info=True
             )
-    except (SafetensorError, pickle.UnpicklingError, OSError, ValueError, LookupError, RuntimeError, TypeError) as error:
+    except (SafetensorError, TypeError, *UNREADABLE) as error:
         raise InputError(f"extractor {extractor}: {folder} cannot be loaded ({first_line(error)})") from None
     wrong = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
     if wrong:
