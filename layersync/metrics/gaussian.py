@@ -19,6 +19,8 @@ from layersync.metrics.arrays import Features, Floats, blocks, checked, same_wid
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
+DEPENDENT = 1e-10
+"""Share of a feature's variance left, given the features before it, below which rounding may have made what is left."""
 INDEFINITE = 1e-3
 """How far below 0 an eigenvalue of a covariance may lie, relative to the largest: float32 statistics need some."""
 
@@ -210,8 +212,7 @@ class FittedCovariance(Fitted):
         width = len(self.mean)
         if self.rank == width:
             factor, failed = lapack.dpotrf(self._covariance, lower=1)
-            # A pivot is what a feature varies given those before it; one lost in rounding means a singular covariance.
-            if not failed and (factor.diagonal() ** 2 > width * EPS * self._covariance.diagonal()).all():
+            if not failed and (factor.diagonal() ** 2 > DEPENDENT * self._covariance.diagonal()).all():
                 return factor, True
         values, vectors = (found.numpy() for found in torch.linalg.eigh(torch.from_numpy(self._covariance)))
         if values[0] < -INDEFINITE * max(values[-1], 0.0):

@@ -119,6 +119,7 @@ def test_every_form_gives_the_same_of_many_samples_and_of_few(
             assert frechet_distance(first, second) == pytest.approx(wanted, rel=1e-6)
             assert frechet_distance(second, first) == pytest.approx(wanted, rel=1e-6)
     assert frechet_distance(x, y) == pytest.approx(wanted, rel=1e-11 if max(n, m) <= width else 1e-6)
+    assert frechet_distance(GaussianStatistics.of(x), GaussianStatistics.of(y)) == frechet_distance(x, y)
 
 
 @given(n=st.integers(3, 40), m=st.integers(3, 40), width=st.integers(1, 16), seed=seeds)
@@ -174,6 +175,16 @@ def test_features_that_never_vary() -> None:
     constant = np.ones((50, 6))
     assert frechet_distance(constant, x) == pytest.approx(((x.mean(0) - 1) ** 2).sum() + x.var(0, ddof=1).sum())
     assert frechet_distance(constant, constant) == 0
+
+
+@pytest.mark.parametrize("rank", [6, 11])
+@pytest.mark.parametrize("seed", range(10))
+def test_features_that_depend_on_each_other_on_one_side_only(seed: int, rank: int) -> None:
+    """What rounding leaves of a singular covariance's zero eigenvalues, 1e-16, would count with its root, 1e-8."""
+    random = np.random.default_rng(seed)
+    x, y = random.standard_normal((80, rank)) @ random.standard_normal((rank, 12)), random.standard_normal((90, 12))
+    for first, second in ((x, y), (y, x), (GaussianStatistics.of(x), GaussianStatistics.of(y))):
+        assert frechet_distance(first, second) == pytest.approx(by_singular_values(x, y), rel=1e-12)
 
 
 def test_float32_is_taken_at_its_value() -> None:
