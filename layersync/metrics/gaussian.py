@@ -19,8 +19,6 @@ from layersync.metrics.arrays import Features, Floats, blocks, checked, same_wid
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
-DEPENDENT = 1e-10
-"""Share of a feature's variance left, given the features before it, below which rounding may have made what is left."""
 INDEFINITE = 1e-3
 """How far below 0 an eigenvalue of a covariance may lie, relative to the largest: float32 statistics need some."""
 
@@ -208,16 +206,19 @@ class FittedCovariance(Fitted):
 
     @cached_property
     def _factored(self) -> tuple[Array, bool]:
-        """The factor, and whether it is Cholesky's."""
+        """The factor, and whether it is Cholesky's: not where rounding may have made its smallest directions."""
         width = len(self.mean)
+        lost = max(width, 100) * EPS
         if self.rank == width:
             factor, failed = lapack.dpotrf(self._covariance, lower=1)
-            if not failed and (factor.diagonal() ** 2 > DEPENDENT * self._covariance.diagonal()).all():
-                return factor, True
+            if not failed:
+                inverse_condition, _ = lapack.dpocon(factor, np.linalg.norm(self._covariance, 1), uplo="L")
+                if inverse_condition > lost:
+                    return factor, True
         values, vectors = (found.numpy() for found in torch.linalg.eigh(torch.from_numpy(self._covariance)))
         if values[0] < -INDEFINITE * max(values[-1], 0.0):
             raise ValueError(f"statistics have no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}")
-        kept = values > width * EPS * values[-1]
+        kept = values > lost * values[-1]
         return vectors[:, kept] * np.sqrt(values[kept]), False
 
     def within(self, other: Fitted) -> Array:
