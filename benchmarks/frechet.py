@@ -6,18 +6,21 @@ what they hold has no part in the time, but decides how well a matrix square roo
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import Bar, Pairs, Result, interleaved, paired_result
+from benchmarks.measure import Bar, Result, interleaved, paired_result
 
 WIDTH = 2048
 Array = NDArray[np.float64]
 Rows = NDArray[np.float32]
-Distance = Callable[[Rows, Rows], float]
+Distance = Callable[[Any, Any], float]
+Prepared = Callable[[Rows], Any]
 
 
 def features(count: int, seed: int, shift: float = 0.0) -> Rows:
@@ -28,13 +31,17 @@ def features(count: int, seed: int, shift: float = 0.0) -> Rows:
     return np.maximum(mixed * (0.1 + 0.02 * shift) + 0.1 * shift, 0)
 
 
-def sqrtm_distance(x: Array | Rows, y: Array | Rows) -> float:
+def statistics(x: Rows) -> tuple[Array, Array]:
+    """Mean and covariance as pytorch-fid takes them, in float64."""
+    wide = x.astype(np.float64)
+    return wide.mean(axis=0), np.cov(wide, rowvar=False)
+
+
+def sqrtm_distance(x: tuple[Array, Array], y: tuple[Array, Array]) -> float:
     """The distance by scipy.linalg.sqrtm, with 1e-6 on the diagonals where that fails, as pytorch-fid takes it."""
     from scipy import linalg
 
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    mean_x, covariance_x = x.mean(axis=0), np.cov(x, rowvar=False)
-    mean_y, covariance_y = y.mean(axis=0), np.cov(y, rowvar=False)
+    (mean_x, covariance_x), (mean_y, covariance_y) = x, y
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", linalg.LinAlgWarning)
         root = linalg.sqrtm(covariance_x @ covariance_y)
@@ -47,24 +54,41 @@ def sqrtm_distance(x: Array | Rows, y: Array | Rows) -> float:
 
 
 def measure_against(
-    theirs: Distance, *, samples: int, pairs: int, bar: Bar, names: tuple[str, str], what: str
+    name: str,
+    theirs: tuple[Prepared, Distance],
+    ours: tuple[Prepared, Distance],
+    *,
+    samples: int,
+    pairs: int,
+    bar: Bar,
+    what: str,
 ) -> Result:
-    """Seconds of ``theirs`` over those of ``frechet_distance``, both from features, and how far the scores differ."""
-    from layersync.metrics import frechet_distance
+    """Seconds of their distance over ours on the same features, and how far the scores differ.
 
-    found: dict[str, list[float]] = {name: [] for name in names}
-    sets = [(features(samples, 2 * index), features(samples, 2 * index + 1, shift=1)) for index in range(pairs)]
+    Each side is what it makes of features beforehand, untimed but reported as ``prepare_seconds``, and its distance.
+    """
+    sides = {name: theirs, "ours": ours}
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    prepare: dict[str, list[float]] = {side: [] for side in sides}
+    sets: dict[str, list[tuple[Any, Any]]] = {side: [] for side in sides}
+    small = features(200, 0)[:, :64]
+    for prepared, distance in sides.values():
+        distance(prepared(small), prepared(small + 1))  # libraries loaded, threads started
+    for index in range(pairs):
+        x, y = features(samples, 2 * index), features(samples, 2 * index + 1, shift=1)
+        for side, (prepared, _) in sides.items():
+            start = time.perf_counter()
+            sets[side].append((prepared(x), prepared(y)))
+            prepare[side].append(time.perf_counter() - start)
 
-    def timed(name: str, distance: Distance) -> Callable[[int], None]:
-        return lambda index: found[name].append(distance(*sets[index]))
+    def timed(side: str) -> Callable[[int], None]:
+        return lambda index: found[side].append(sides[side][1](*sets[side][index]))
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        for distance in (theirs, frechet_distance):
-            distance(sets[0][0][:200, :64], sets[0][1][:200, :64])  # libraries loaded, threads started
-        taken: Pairs = interleaved(
-            timed(names[0], theirs), timed(names[1], frechet_distance), pairs=pairs, warmup=0, what=what
-        )
-    differences = [abs(a - b) / b for a, b in zip(found[names[0]], found[names[1]], strict=True)]
-    scores = {"relative_difference": max(differences), "scores": found}
-    return {**paired_result(taken, bar, names, "seconds"), **scores}
+    taken = interleaved(timed(name), timed("ours"), pairs=pairs, warmup=0, what=what)
+    differences = [abs(a - b) / b for a, b in zip(found[name], found["ours"], strict=True)]
+    return {
+        **paired_result(taken, bar, (name, "ours"), "seconds"),
+        "prepare_seconds": prepare,
+        "relative_difference": max(differences),
+        "scores": found,
+    }

@@ -29,9 +29,9 @@ from layersync.core.run import atomic_write
 
 VERSION = 4
 NUM_FEATURES = 64
-STEPS = 400
+STEPS = 500
 BATCH = 64
-LEARNING_RATE = 4e-3
+LEARNING_RATE = 8e-3
 WINDOW_LIMIT = 20_000
 WINDOWS_AT_LEAST = 2_000
 

@@ -165,7 +165,7 @@ class Fitted(ABC):
 
     @abstractmethod
     def within(self, other: Fitted) -> Array:
-        """F^T covariance F, (r, r), F the factor of ``other``; the lower triangle alone is set."""
+        """F^T covariance F, (r, r), F the factor of ``other``."""
 
 
 class FittedSamples(Fitted):
@@ -222,10 +222,10 @@ class FittedCovariance(Fitted):
         return vectors[:, kept] * np.sqrt(values[kept]), False
 
     def within(self, other: Fitted) -> Array:
-        """(r, r); at a third of the products where the factor is triangular."""
+        """(r, r); at half the products where the factor is triangular."""
         if isinstance(other, FittedCovariance) and other._factored[1]:
-            product, _ = lapack.dsygst(self._covariance, other.factor, itype=2, lower=1)
-            return product
+            right = blas.dtrmm(1.0, other.factor, self._covariance, side=1, lower=1)
+            return blas.dtrmm(1.0, other.factor, right, trans_a=1, lower=1, overwrite_b=1)
         return other.factor.T @ (self._covariance @ other.factor)
 
 

@@ -473,3 +473,28 @@ def test_aliases_lead_to_streams_that_there_are() -> None:
         metric = parse_metric("image", alias)
         extractor = FACTORIES[str(metric.extractor)]
         assert metric.stream is None or metric.stream in extractor.streams  # type: ignore[attr-defined]
+
+
+# --- through the command line ---
+
+
+def test_a_run_is_scored_under_the_fields_names(
+    inception_file: Path, trained: Any, command: Callable[..., Any], tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    np.save(tmp_path / "real.npy", random.integers(0, 256, (12, 8, 8), dtype=np.uint8))
+    names = ["fid", "sfid", "is", "precision", "recall"]
+    status, out, err = command(
+        "evaluate", trained.path, "--metrics", ",".join(names), "--num-samples", "12",
+        "--extractor", f"inception-v3={known(inception_file)}", "--reference", tmp_path / "real.npy", "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)["metrics"]
+    assert list(found) == names
+    assert found["fid"]["details"]["features"] == 2048 and found["sfid"]["details"]["features"] == 2023
+    assert 1 <= found["is"]["value"] and found["is"]["reference"] is None
+    for name in names:
+        assert found[name]["extractor"] == "inception-v3" and found[name]["num_samples"] == 12
+        assert found[name]["checksum"] == file_digest(inception_file)
+    assert "299x299" in found["fid"]["preprocessing"] and found["fid"]["reference"]["count"] == 12
+    assert "12 samples in 10 splits for 1008 classes" in err and "12 generated rows of 2048 features" in err
