@@ -29,7 +29,7 @@ def measure(quick: bool) -> Result:
     summary = DataSummary("random", len(RandomLatents()), RandomLatents.classes, LATENT)
     conditions = Conditions(torch.arange(NUM_SAMPLES), torch.ones(NUM_SAMPLES, dtype=torch.int64))
     with tempfile.TemporaryDirectory() as scratch:
-        run = Run.create(Path(scratch) / "run", recipe, {}, summary)
+        run = Run.create(Path(scratch) / "run", recipe, {}, summary, {})
         device = default_device()
         torch.manual_seed(0)
         backbone = recipe.adapter.backbone(recipe.backbone, LATENT, summary.condition).to(device)

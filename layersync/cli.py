@@ -126,7 +126,6 @@ def evaluate(
 ) -> None:
     """Score a run."""
     from layersync.core.evaluation import evaluate as score_run
-    from layersync.core.results import score_table
 
     result = score_run(
         run,
@@ -139,17 +138,12 @@ def evaluate(
         replications=replications,
         shown=True,
     )
-    if not _main_process():
-        return
-    if as_json:
-        print(json.dumps(result.to_mapping()))
-        return
     sampling = result.sampling
-    print(
+    head = (
         f"{result.run} at step {result.step}, {result.weights} weights; {sampling.num_samples} samples by "
         f"{sampling.solver} in {sampling.steps} steps, guidance {sampling.guidance}, seed {sampling.seed}"
     )
-    print(score_table(result.metrics))
+    _print_scores(result, head, as_json)
 
 
 @app.command()
@@ -164,7 +158,6 @@ def score(
 ) -> None:
     """Score anybody's samples, without a run: folders, .npz or .npy."""
     from layersync.core.evaluation import score_samples
-    from layersync.core.results import score_table
 
     result = score_samples(
         modality,
@@ -175,13 +168,7 @@ def score(
         save_statistics=save_statistics,
         shown=True,
     )
-    if not _main_process():
-        return
-    if as_json:
-        print(json.dumps(result.to_mapping()))
-        return
-    print(f"{', '.join(result.generated)}" + (f" against {result.real}" if result.real else ""))
-    print(score_table(result.metrics))
+    _print_scores(result, ", ".join(result.generated) + (f" against {result.real}" if result.real else ""), as_json)
 
 
 @app.command()
@@ -269,6 +256,14 @@ def _weights(options: list[str] | None) -> dict[str, str]:
             raise InputError(f"--extractor {option!r}: is not NAME=PATH, such as vggish=weights/vggish.pth")
         found[name] = where
     return found
+
+
+def _print_scores(result: Any, head: str, as_json: bool) -> None:
+    """On the main process: one JSON object, or ``head`` and a table."""
+    from layersync.core.results import score_table
+
+    if _main_process():
+        print(json.dumps(result.to_mapping()) if as_json else f"{head}\n{score_table(result.metrics)}")
 
 
 def _main_process() -> bool:

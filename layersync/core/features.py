@@ -59,7 +59,7 @@ def missing_weights(extractor: str, what: str, remedy: str) -> InputError:
     """The error for weights that are missing: the exact file, where to put it, what else can be done."""
     return InputError(
         f"extractor {extractor}: its weights, {what}, are not on this machine and could not be fetched; {remedy}; "
-        f"layersync modalities says which metrics need no weights"
+        f"fd-classifier and label-agreement of a run, and a modality's own metrics, need no published weights"
     )
 
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from layersync.core.errors import InputError
-from layersync.core.generation import load
+from layersync.core.generation import GenerativeModel, load
 from layersync.core.recipe import ineffective
 from layersync.core.run import sync_path, writable_parent
 
@@ -82,14 +82,21 @@ def write_samples(
         if latents_only:
             np.save(partial / "latents.npy", latents.numpy())
         else:
-            samples = model.decode(latents, mask)
-            model.recipe.adapter.render(samples, partial)
-            if archive:
-                chosen_labels = conditions.label.tolist() if bool((conditions.label >= 0).all()) else None
-                model.recipe.adapter.archive(samples, chosen_labels, partial / "samples.npz")
-            np.savetxt(partial / "labels.txt", conditions.label.numpy(), fmt="%d")
+            _write_decoded(model, latents, mask, conditions.label, partial, archive=archive)
         sync_path(partial)
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
     return target
+
+
+def _write_decoded(
+    model: GenerativeModel, latents: Tensor, mask: Tensor | None, label: Tensor, folder: Path, *, archive: bool
+) -> None:
+    """Rendered samples, their labels, and with ``archive`` all of them in one file."""
+    samples = model.decode(latents, mask)
+    model.recipe.adapter.render(samples, folder)
+    if archive:
+        labels = label.tolist() if bool((label >= 0).all()) else None
+        model.recipe.adapter.archive(samples, labels, folder / "samples.npz")
+    np.savetxt(folder / "labels.txt", label.numpy(), fmt="%d")

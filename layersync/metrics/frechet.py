@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import linalg
 from scipy.special import stdtrit
 
 from layersync.metrics.arrays import Features, Floats, checked, same_width
@@ -77,10 +77,12 @@ def between(x: Fitted, y: Fitted) -> float:
     distance = float(difference @ difference) + x.trace + y.trace
     left, right = (x, y) if x.rank < y.rank else (y, x)
     if left.rank > SMALL:
-        roots = torch.linalg.eigvalsh(torch.from_numpy(right.within(left))).clamp(min=0).sqrt()
+        # One library for all of it: threads of another one's BLAS go on spinning and halve the speed of the next.
+        squares = linalg.eigvalsh(right.within(left), driver="evd", check_finite=False, overwrite_a=True)
+        roots = np.sqrt(squares.clip(min=0))
         # Eigenvalues have an absolute error, which their roots magnify where they are small.
         noise = EPS * left.norm * right.norm
-        error = float((noise / (2 * roots).clamp(min=noise**0.5)).sum())
+        error = float((noise / (2 * roots).clip(min=noise**0.5)).sum())
         result = distance - 2 * float(roots.sum())
         if 2 * error <= TOLERANCE * result:
             return result

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
+from scipy import linalg
 from scipy.linalg import blas, lapack
 
 from layersync.metrics.arrays import Features, Floats, blocks, checked, same_width
@@ -215,7 +215,7 @@ class FittedCovariance(Fitted):
                 inverse_condition, _ = lapack.dpocon(factor, np.linalg.norm(self._covariance, 1), uplo="L")
                 if inverse_condition > lost:
                     return factor, True
-        values, vectors = (found.numpy() for found in torch.linalg.eigh(torch.from_numpy(self._covariance)))
+        values, vectors = linalg.eigh(self._covariance, driver="evd", check_finite=False)
         if values[0] < -INDEFINITE * max(values[-1], 0.0):
             raise ValueError(f"statistics have no covariance: eigenvalues from {values[0]:.3g} to {values[-1]:.3g}")
         kept = values > lost * values[-1]
