@@ -19,6 +19,8 @@ from layersync.metrics.arrays import Features, Floats, blocks, checked, same_wid
 
 Array = NDArray[np.float64]
 EPS = float(np.finfo(np.float64).eps)
+MIRRORED = 256
+"""Rows of a triangle that are copied to the other side at once, so that they stay in a processor's cache."""
 INDEFINITE = 1e-3
 """How far below 0 an eigenvalue of a covariance may lie, relative to the largest: float32 statistics need some."""
 
@@ -72,9 +74,13 @@ class GaussianStatistics:
     def covariance(self) -> Array:
         """(d, d), the sum of products divided by n - 1."""
         self._need_two()
-        lower = np.tril(self._scatter)
-        lower /= self._divisor
-        return lower + np.tril(lower, -1).T
+        whole = self._scatter / self._divisor  # its lower triangle is what was gathered
+        for first in range(0, len(whole), MIRRORED):
+            stop = first + MIRRORED
+            corner = np.tril(whole[first:stop, first:stop])
+            whole[first:stop, first:stop] = corner + np.tril(corner, -1).T
+            whole[first:stop, stop:] = whole[stop:, first:stop].T
+        return whole
 
     @property
     def fitted(self) -> Fitted:
