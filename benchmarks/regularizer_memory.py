@@ -67,7 +67,7 @@ def ratio(pairs: Pairs) -> Result:
 def measure(quick: bool) -> Result:
     count = 1 if quick else 3
     peaks, added = measure_pairs(count, FIXED)
-    default, _ = measure_pairs(count, {})
+    default, _ = measure_pairs(1, {})
     return {
         **paired_result(peaks, BAR, ("on", "off"), "mib"),
         "training_alone": ratio(added),
