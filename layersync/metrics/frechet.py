@@ -82,7 +82,7 @@ def between(x: Fitted, y: Fitted) -> float:
         roots = np.sqrt(squares.clip(min=0))
         # Eigenvalues have an absolute error, which their roots magnify where they are small.
         noise = EPS * left.norm * right.norm
-        error = float((noise / (2 * roots).clip(min=noise**0.5)).sum())
+        error = float((noise / (2 * roots).clip(min=max(noise**0.5, EPS))).sum())
         result = distance - 2 * float(roots.sum())
         if 2 * error <= TOLERANCE * result:
             return result
