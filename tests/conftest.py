@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything of ours is
+
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping

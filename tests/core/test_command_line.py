@@ -77,7 +77,6 @@ def refused(command: Make, tiny_file: Path, tmp_path: Path) -> Make:
     ],
 )
 def test_a_wrong_recipe_is_refused(refused: Make, override: str, words: list[str], monkeypatch: Any) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     refused(words, override)
 
 
