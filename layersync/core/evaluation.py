@@ -18,7 +18,7 @@ from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, extract, save_features
 from layersync.core.generation import Conditions, GenerativeModel, load, sampling_settings
-from layersync.core.metric import MetricName, Needs, metric_names, parse_metrics
+from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
@@ -312,7 +312,7 @@ def score_samples(
     chosen = parse_metrics(modality, metrics)
     adapter, processes = load_adapter(modality), Processes.here()
     for metric in chosen:
-        if metric.kind in ("fd-classifier", "label-agreement", "nearest-training"):
+        if metric.kind in DOMAIN_METRICS:
             raise InputError(f"metric {metric.name} needs a run and its data: layersync evaluate RUN")
         if real is None and metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
             raise InputError(f"metric {metric.name} needs --real: samples or statistics to compare with")

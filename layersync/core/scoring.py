@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def score(
             if real is None:
                 raise InputError(f"metric {metric.name} needs real samples")
             mine, theirs = generated.stream(metric.stream), real.stream(metric.stream)
-            value, interval, details = _against(metric, mine, theirs, generated, seed)
+            value, interval, details = _against(metric, mine, theirs, seed)
         else:
             value, interval, details = _alone(metric, generated, seed)
             reference = None
@@ -75,9 +76,7 @@ def score(
     )
 
 
-def _against(
-    metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures, generated: FeatureSet, seed: int
-) -> Found:
+def _against(metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures, seed: int) -> Found:
     if metric.kind == "fd":
         return _frechet(mine, theirs)
     if metric.kind == "fd-inf":
@@ -216,13 +215,4 @@ def combine(scores: Sequence[Score]) -> Score:
         "interval": f"1.96 sd / sqrt(n) over {len(scores)} replications",
         "replications": [score.value for score in scores],
     }
-    return Score(
-        found.value,
-        found.interval,
-        first.extractor,
-        first.reference,
-        details,
-        checksum=first.checksum,
-        preprocessing=first.preprocessing,
-        num_samples=first.num_samples,
-    )
+    return replace(first, value=found.value, interval=found.interval, details=details)

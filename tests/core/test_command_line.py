@@ -76,7 +76,7 @@ def refused(command: Make, tiny_file: Path, tmp_path: Path) -> Make:
         ("nonsense", ["nonsense", "KEY=VALUE"]),
     ],
 )
-def test_a_wrong_recipe_is_refused(refused: Make, override: str, words: list[str], monkeypatch: Any) -> None:
+def test_a_wrong_recipe_is_refused(refused: Make, override: str, words: list[str]) -> None:
     refused(words, override)
 
 
