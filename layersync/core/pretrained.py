@@ -20,20 +20,20 @@ UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueErro
 """What ``torch.load`` raises for files that are cut short, damaged, or hold more than tensors."""
 
 
-def read_tensors(path: Path, extractor: str) -> dict[str, Any]:
+def read_tensors(path: Path, owner: str) -> dict[str, Any]:
     """What ``torch.save`` wrote, tensors and plain containers only. Raises :class:`InputError` for anything else."""
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE:
         raise InputError(
-            f"extractor {extractor}: {path} cannot be read as a file of tensors (cut short, damaged, or it holds code)"
+            f"{owner}: {path} cannot be read as a file of tensors (cut short, damaged, or it holds code)"
         ) from None
     if not isinstance(stored, dict):
-        raise InputError(f"extractor {extractor}: {path} holds a {type(stored).__name__}, not tensors by name")
+        raise InputError(f"{owner}: {path} holds a {type(stored).__name__}, not tensors by name")
     return stored
 
 
-def fill(network: nn.Module, state: dict[str, Any], path: Path, extractor: str) -> None:
+def fill(network: nn.Module, state: dict[str, Any], path: Path, owner: str) -> None:
     """Give ``network``, made on the meta device, the tensors of ``state``, which must be exactly its own.
 
     Raises :class:`InputError` saying how many are missing, foreign or misshapen, and names one.
@@ -44,14 +44,14 @@ def fill(network: nn.Module, state: dict[str, Any], path: Path, extractor: str) 
     if wrong:
         first = wrong[0]
         raise InputError(
-            f"extractor {extractor}: {path} holds other weights: {len(wrong)} of {len(wanted)} tensors do not fit, "
+            f"{owner}: {path} holds other weights: {len(wrong)} of {len(wanted)} tensors do not fit, "
             f"such as {first} ({list(found[first]) if first in found else 'missing'}, "
             f"wanted {list(wanted[first]) if first in wanted else 'none'})"
         )
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
 
 
-def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: str) -> Any:
+def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) -> Any:
     """The transformers model of ``folder``, for inference on this process's device, every weight of it from the file.
 
     transformers starts what a file lacks at random and merely logs it; here that is an error.
@@ -60,16 +60,16 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: s
         kind: the transformers class.
         model_type: what ``config.json`` must call it.
         folder: holds ``config.json`` and one of :data:`layersync.core.features.WEIGHT_FILES`.
-        extractor: for messages.
+        owner: what needs the weights, for messages: ``extractor clap``, or a key of the recipe.
 
     Raises:
         InputError: for another model, missing or misshapen weights, or files that cannot be read.
     """
     from safetensors import SafetensorError
 
-    stated = read_config(folder, extractor).get("model_type")
+    stated = read_config(folder, owner).get("model_type")
     if stated != model_type:
-        raise InputError(f"extractor {extractor}: {folder} holds a model of type {stated!r}, not {model_type!r}")
+        raise InputError(f"{owner}: {folder} holds a model of type {stated!r}, not {model_type!r}")
     try:
         safe = (folder / WEIGHT_FILES[0]).is_file()
         with _quiet():
@@ -77,11 +77,11 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, extractor: s
                 folder, use_safetensors=safe, weights_only=True, local_files_only=True, output_loading_info=True
             )
     except (SafetensorError, TypeError, *UNREADABLE) as error:
-        raise InputError(f"extractor {extractor}: {folder} cannot be loaded ({first_line(error)})") from None
+        raise InputError(f"{owner}: {folder} cannot be loaded ({first_line(error)})") from None
     wrong = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
     if wrong:
         raise InputError(
-            f"extractor {extractor}: the weights in {folder} are of another network: {len(wrong)} tensors are "
+            f"{owner}: the weights in {folder} are of another network: {len(wrong)} tensors are "
             f"missing or misshapen, such as {wrong[0]}"
         )
     return model.float().eval().requires_grad_(False).to(default_device())
@@ -92,15 +92,15 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def read_config(folder: Path, extractor: str, name: str = "config.json") -> dict[str, Any]:
+def read_config(folder: Path, owner: str, name: str = "config.json") -> dict[str, Any]:
     """A JSON object of ``folder``. Raises :class:`InputError` where it is missing or none."""
     file = folder / name
     try:
         config = json.loads(file.read_text())
     except (OSError, ValueError):
-        raise InputError(f"extractor {extractor}: {file} is missing or no JSON") from None
+        raise InputError(f"{owner}: {file} is missing or no JSON") from None
     if not isinstance(config, dict):
-        raise InputError(f"extractor {extractor}: {file} holds no JSON object")
+        raise InputError(f"{owner}: {file} holds no JSON object")
     return config
 
 

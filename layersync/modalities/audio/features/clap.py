@@ -25,7 +25,7 @@ from layersync.core.pretrained import load_pretrained, read_config
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.features.waveform import Waveform, clip_of, published_waveform
 
-WEIGHTS = HubWeights(extractor="clap", repository="laion/clap-htsat-unfused")
+WEIGHTS = HubWeights(owner="extractor clap", repository="laion/clap-htsat-unfused")
 
 SAMPLE_RATE = 48000
 WINDOW_SECONDS = 10
@@ -62,14 +62,14 @@ class CLAP(FeatureExtractor):
         from layersync.core.generation import default_device
 
         self._folder, self.checksum = WEIGHTS.locate(weights)
-        audio = read_config(self._folder, self.name).get("audio_config") or {}
+        audio = read_config(self._folder, f"extractor {self.name}").get("audio_config") or {}
         if audio.get("enable_fusion"):
             raise InputError(
                 f"extractor {self.name}: {self._folder} holds a model with feature fusion, which reads random crops; "
                 f"one without is wanted, such as {WEIGHTS.repository}"
             )
         self._device = default_device()
-        self._model = load_pretrained(ClapModel, "clap", self._folder, self.name).to(self._device)
+        self._model = load_pretrained(ClapModel, "clap", self._folder, f"extractor {self.name}").to(self._device)
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> Streams:

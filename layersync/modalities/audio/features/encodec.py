@@ -16,7 +16,7 @@ from layersync.core.features import FeatureExtractor, HubWeights, Rows, Streams
 from layersync.core.pretrained import load_pretrained, read_config
 from layersync.modalities.audio.features.waveform import equal_lengths, published_waveform
 
-WEIGHTS = HubWeights(extractor="encodec", repository="facebook/encodec_24khz")
+WEIGHTS = HubWeights(owner="extractor encodec", repository="facebook/encodec_24khz")
 
 SAMPLE_RATE = 24000
 LONGEST_SECONDS = 180
@@ -39,7 +39,7 @@ class Encodec(FeatureExtractor):
         from layersync.core.generation import default_device
 
         folder, self.checksum = WEIGHTS.locate(weights)
-        config = read_config(folder, self.name)
+        config = read_config(folder, f"extractor {self.name}")
         rate, channels = config.get("sampling_rate", SAMPLE_RATE), config.get("audio_channels", 1)
         if rate != SAMPLE_RATE or channels != 1:
             raise InputError(
@@ -47,7 +47,7 @@ class Encodec(FeatureExtractor):
                 f"1 channel at {SAMPLE_RATE} Hz is wanted"
             )
         self._device = default_device()
-        self._model = load_pretrained(EncodecModel, "encodec", folder, self.name).to(self._device)
+        self._model = load_pretrained(EncodecModel, "encodec", folder, f"extractor {self.name}").to(self._device)
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> Streams:

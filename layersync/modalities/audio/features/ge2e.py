@@ -23,7 +23,7 @@ from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.features.waveform import Waveform, clip_of
 
 WEIGHTS = WheelWeights(
-    extractor="ge2e",
+    owner="extractor ge2e",
     wheel=WheelData(
         name="ge2e",
         requirement="Resemblyzer==0.1.4",
@@ -72,13 +72,13 @@ class GE2E(FeatureExtractor):
         from layersync.core.generation import default_device
 
         path, self.checksum = WEIGHTS.locate(weights)
-        state = read_tensors(path, self.name).get("model_state")
+        state = read_tensors(path, f"extractor {self.name}").get("model_state")
         if not isinstance(state, dict):
             raise InputError(f"extractor {self.name}: {path} holds no model_state")
         with torch.device("meta"):
             network = GE2ENetwork()
         used = {name: tensor for name, tensor in state.items() if not name.startswith("similarity_")}  # of the loss
-        fill(network, used, path, self.name)
+        fill(network, used, path, f"extractor {self.name}")
         self._device = default_device()
         self._network = network.eval().to(self._device)
 

@@ -22,7 +22,7 @@ from layersync.core.pretrained import fill, read_tensors
 from layersync.modalities.audio.features.waveform import Waveform, published_waveform
 
 WEIGHTS = UrlWeights(
-    extractor="vggish",
+    owner="extractor vggish",
     url="https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
     file="vggish-10086976.pth",
     sha256="10086976",
@@ -75,7 +75,7 @@ class VGGish(FeatureExtractor):
         path, self.checksum = WEIGHTS.locate(weights)
         with torch.device("meta"):
             network = VGGishNetwork()
-        fill(network, read_tensors(path, self.name), path, self.name)
+        fill(network, read_tensors(path, f"extractor {self.name}"), path, f"extractor {self.name}")
         self._device = default_device()
         self._network = network.eval().to(self._device)
 

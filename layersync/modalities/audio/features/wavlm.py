@@ -18,7 +18,7 @@ from layersync.core.features import FeatureExtractor, HubWeights, Rows, Streams
 from layersync.core.pretrained import load_pretrained, read_config
 from layersync.modalities.audio.features.waveform import Waveform, equal_lengths, published_waveform
 
-WEIGHTS = HubWeights(extractor="wavlm", repository="patrickvonplaten/wavlm-libri-clean-100h-base-plus")
+WEIGHTS = HubWeights(owner="extractor wavlm", repository="patrickvonplaten/wavlm-libri-clean-100h-base-plus")
 
 SAMPLE_RATE = 16000
 LONGEST_SECONDS = 360
@@ -39,7 +39,7 @@ class WavLM(FeatureExtractor):
         folder, self.checksum = WEIGHTS.locate(weights)
         self._processor = _processor(folder, self.name)
         self._device = default_device()
-        self._model = load_pretrained(WavLMModel, "wavlm", folder, self.name).to(self._device)
+        self._model = load_pretrained(WavLMModel, "wavlm", folder, f"extractor {self.name}").to(self._device)
         self._fewest = _receptive_field(self._model.config.conv_kernel, self._model.config.conv_stride)
         scaled = "mean 0 and deviation 1" if self._processor.do_normalize else "as it is"
         self.preprocessing = (
@@ -72,7 +72,7 @@ def _processor(folder: Path, extractor: str) -> Any:
     """transformers' reader of waveforms: whether they are normalised is in ``preprocessor_config.json``."""
     from transformers import Wav2Vec2FeatureExtractor
 
-    settings = read_config(folder, extractor, "preprocessor_config.json")
+    settings = read_config(folder, f"extractor {extractor}", "preprocessor_config.json")
     if settings.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
         raise InputError(f"extractor {extractor}: {folder} wants audio at {settings['sampling_rate']} Hz, not 16000 Hz")
     return Wav2Vec2FeatureExtractor.from_pretrained(folder, local_files_only=True)

@@ -18,7 +18,7 @@ from layersync.core.features import FeatureExtractor, HubWeights, Streams
 from layersync.core.pretrained import first_line, load_pretrained
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, normalised, one_row_each, rgb_images
 
-WEIGHTS = HubWeights("clip", "openai/clip-vit-large-patch14")
+WEIGHTS = HubWeights("extractor clip", "openai/clip-vit-large-patch14")
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_DEVIATION = (0.26862954, 0.26130258, 0.27577711)
 
@@ -56,7 +56,7 @@ class Clip(FeatureExtractor):
         from transformers import CLIPModel
 
         folder, self.checksum = WEIGHTS.locate(weights)
-        self.network = load_pretrained(CLIPModel, "clip", folder, self.name)
+        self.network = load_pretrained(CLIPModel, "clip", folder, f"extractor {self.name}")
         self.tokenizer = _load_tokenizer(folder, self.network.config.text_config.vocab_size)
         self.texts_cut = 0
         self.size: int = self.network.config.vision_config.image_size

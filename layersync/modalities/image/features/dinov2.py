@@ -15,7 +15,7 @@ from layersync.core.features import FeatureExtractor, HubWeights, Streams
 from layersync.core.pretrained import load_pretrained
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, normalised, one_row_each, rgb_images
 
-WEIGHTS = HubWeights("dinov2", "facebook/dinov2-large")
+WEIGHTS = HubWeights("extractor dinov2", "facebook/dinov2-large")
 INPUT_SIZE = 224
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -66,7 +66,7 @@ class Dinov2(FeatureExtractor):
         from transformers import Dinov2Model
 
         folder, self.checksum = WEIGHTS.locate(weights)
-        self.network = load_pretrained(Dinov2Model, "dinov2", folder, self.name)
+        self.network = load_pretrained(Dinov2Model, "dinov2", folder, f"extractor {self.name}")
         embeddings = self.network.embeddings
         side = INPUT_SIZE // self.network.config.patch_size
         positions = resample_positions(embeddings.position_embeddings.data, side)

@@ -18,7 +18,7 @@ from layersync.core.pretrained import read_tensors
 from layersync.modalities.image.features.pixels import Rgb, exact_inference, one_row_each, rgb_images
 
 WEIGHTS = UrlWeights(
-    extractor="inception-v3",
+    owner="extractor inception-v3",
     url="https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
     file="weights-inception-2015-12-05-6726825d.pth",
     sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
@@ -104,7 +104,7 @@ def _load_network(path: Path) -> Any:
     # The constructor unpickles whatever file it is given. It gets tensors that were read without unpickling, written
     # anew in memory.
     tensors = io.BytesIO()
-    torch.save(read_tensors(path, "inception-v3"), tensors)
+    torch.save(read_tensors(path, "extractor inception-v3"), tensors)
     tensors.seek(0)
     try:
         return FeatureExtractorInceptionV3("inception-v3", ["2048"], feature_extractor_weights_path=tensors)

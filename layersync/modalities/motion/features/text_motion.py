@@ -122,7 +122,9 @@ class TextMotion(FeatureExtractor):
 
     def __init__(self, given: str | None = None) -> None:
         if given is None:
-            raise missing_weights(self.name, _NEEDED, f"give --extractor {self.name}=FOLDER, a folder with these files")
+            raise missing_weights(
+                f"extractor {self.name}", _NEEDED, f"give --extractor {self.name}=FOLDER, a folder with these files"
+            )
         name, _, stated = given.partition("#sha256=")
         folder = Path(name).expanduser()
         if not folder.is_dir():
