@@ -59,10 +59,10 @@ class EagerLoop:
         """One step; returns its loss."""
         size, data = self.recipe.train.batch_size, self.parts.data
         draws = step_draws(self.recipe.seed, step, size, slice(0, size), len(self.parts.cache), data.latent)
-        batch = self.parts.cache.read(draws, data.condition.num_classes)
+        batch = self.parts.cache.read(draws)
         x1, x0 = batch.stored.to(self.device), draws.noise.to(self.device)
         dropped = draws.drop < self.recipe.train.condition_dropout
-        condition = to_device(drop_condition(batch.condition, dropped, data.condition), self.device)
+        condition = to_device(drop_condition({"label": batch.label}, dropped, data.condition), self.device)
         t = draws.uniform_time.to(self.device)
 
         t_expanded = t.view(-1, 1, 1, 1)

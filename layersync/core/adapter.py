@@ -47,13 +47,25 @@ class Example:
     """One raw sample and what it is conditioned on.
 
     ``sample`` is the modality's own type and says everything about itself (a clip carries its sample rate, a motion
-    its frame rate). ``condition`` may hold ``label`` (an index into ``ExampleDataset.classes``) and ``text``.
-    ``source`` is the file or record that it came from, for messages.
+    its frame rate). ``condition`` may hold ``label`` (an index into ``ExampleDataset.classes``) and ``text``, one
+    caption or several that say the same in other words. ``source`` is the file or record that it came from, for
+    messages.
     """
 
     sample: Any
-    condition: Mapping[str, int | str] = field(default_factory=dict)
+    condition: Mapping[str, int | str | tuple[str, ...]] = field(default_factory=dict)
     source: str = ""
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Its texts; empty where it has none."""
+        text = self.condition.get("text", ())
+        return (text,) if isinstance(text, str) else tuple(text)  # type: ignore[arg-type]
+
+    @property
+    def label(self) -> int:
+        """Its label; -1 where it has none."""
+        return int(self.condition.get("label", -1))  # type: ignore[arg-type]
 
 
 class ExampleDataset(ABC):

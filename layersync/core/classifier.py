@@ -119,7 +119,7 @@ class Windows:
 
 def labels_of(examples: Iterable[Example]) -> np.ndarray:
     """Labels (examples,) int64, -1 for none."""
-    return np.array([int(example.condition.get("label", -1)) for example in examples], dtype=np.int64)
+    return np.array([example.label for example in examples], dtype=np.int64)
 
 
 class DomainClassifier(FeatureExtractor):

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec
+from layersync.core.latents import LatentBatch
+from layersync.core.text import TextTable
 
 
 def drop_condition(condition: Mapping[str, Tensor], dropped: Tensor, spec: ConditionSpec) -> dict[str, Tensor]:
@@ -24,6 +26,12 @@ def drop_condition(condition: Mapping[str, Tensor], dropped: Tensor, spec: Condi
     if "text_mask" in out:
         out["text_mask"] = out["text_mask"] & ~dropped.to(out["text_mask"].device)[:, None]
     return out
+
+
+def batch_condition(batch: LatentBatch, spec: ConditionSpec, texts: TextTable | None) -> dict[str, Tensor]:
+    """What the examples of a batch are conditioned on, as ``spec`` asks for it."""
+    condition = {"label": batch.label} if spec.num_classes else {}
+    return condition if texts is None else condition | texts.read(batch.captions)
 
 
 def no_condition(condition: Mapping[str, Tensor], spec: ConditionSpec) -> dict[str, Tensor]:

@@ -58,6 +58,8 @@ class StepDraws:
     """(slice, *latent) standard normal."""
     posterior: Tensor | None
     """Likewise, for tokenizers that draw their latents; ``None`` for those that do not."""
+    caption: Tensor
+    """In [0, 1): which of the example's captions."""
 
 
 def step_draws(
@@ -68,12 +70,14 @@ def step_draws(
     scalars = np.empty((len(positions), 4), dtype=np.float64)
     noise = np.empty((len(positions), *latent.shape), dtype=np.float32)
     extra = np.empty_like(noise) if posterior else None
+    caption = np.empty(len(positions))
     for row, position in enumerate(positions):
         source = generator(seed, "train", step, position)
         scalars[row] = source.random(4)
         source.standard_normal(out=noise[row], dtype=np.float32)
         if extra is not None:
             source.standard_normal(out=extra[row], dtype=np.float32)
+        caption[row] = source.random()
     uniform = torch.from_numpy(scalars).float().clamp(1e-6, 1 - 1e-6)
     indices = epoch_indices(seed, step * batch_size + positions.start, len(positions), size)
     return StepDraws(
@@ -84,6 +88,7 @@ def step_draws(
         position=uniform[:, 3],
         noise=torch.from_numpy(noise),
         posterior=torch.from_numpy(extra) if extra is not None else None,
+        caption=torch.from_numpy(caption),
     )
 
 

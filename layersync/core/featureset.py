@@ -105,17 +105,17 @@ def extract(
                     np.full(len(part), number, dtype=np.int64) for number, part in zip(batch, rows, strict=True)
                 )
             if texts:
-                found_texts += [str(example.condition["text"]) for example in examples]
+                found_texts += [example.captions[0] for example in examples]
             advance(len(batch))
     return _gathered(extractor, parts, owners, list(numbers), found_texts if texts else None, processes)
 
 
 def _with_text(example: Example, wanted: bool) -> Example:
-    """The example, without its text where that is not wanted. InputError where it is and there is none."""
-    if wanted and "text" not in example.condition:
+    """The example with the first of its texts, without any where none is wanted. InputError where it has none."""
+    if wanted and not example.captions:
         raise InputError(f"{example.source}: has no text, which this metric needs; put one beside it, as NAME.txt")
-    condition = {key: value for key, value in example.condition.items() if wanted or key != "text"}
-    return replace(example, condition=condition)
+    condition = {key: value for key, value in example.condition.items() if key != "text"}
+    return replace(example, condition=condition | {"text": example.captions[0]} if wanted else condition)
 
 
 def _check_finite(extractor: FeatureExtractor, streams: dict[str, list[Rows]], examples: Sequence[Example]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer, to_device
 from layersync.core.checkpoint import load_weights, read_tensors
+from layersync.core.device import default_device
 from layersync.core.draws import generator, sample_noise, solver_noise
 from layersync.core.errors import InputError
 from layersync.core.guidance import GuidedPrediction
@@ -207,12 +208,6 @@ def sampling_settings(settings: Sample, count: int, seed: int) -> SamplingSettin
     chosen = settings.model_dump(include=fields)
     adaptive = settings.model_dump(include={"atol", "rtol", "batch_size"}) if settings.solver == "dopri5" else None
     return SamplingSettings(**chosen, num_samples=count, seed=seed, adaptive=adaptive)
-
-
-def default_device() -> torch.device:
-    """The accelerator of this process if there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    return found if found is not None else torch.device("cpu")
 
 
 def load(

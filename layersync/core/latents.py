@@ -3,7 +3,8 @@
 The cache holds the stored form of whole clips, each in the variants that the data set lists; windows are cut when they
 are read. It is keyed by the fingerprints of data and tokenizer, so that a change of either makes a new one. A lock
 keeps two processes from building the same cache twice. On disk: ``rows.bin``, float32 rows one frame each (one sample
-each, for latents without frames), ``index.npz`` with where clips begin and their labels, ``meta.json``.
+each, for latents without frames), ``index.npz`` with where clips begin and their labels, ``captions.json`` with the
+texts of each example, ``meta.json``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,18 +32,22 @@ from layersync.core.progress import progress
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 2
+FORMAT = 3
 ENCODE_BATCH = 32
 FIT_LIMIT = 10_000
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """Stored windows (batch, ...), their frame mask, and the conditions of their examples."""
+    """Stored windows (batch, ...), their frame mask, and what their examples are conditioned on.
+
+    ``label`` is (batch,) int64, -1 for unlabelled; ``captions`` holds one of the texts of each example, "" for none.
+    """
 
     stored: Tensor
     mask: Tensor | None
-    condition: dict[str, Tensor]
+    label: Tensor
+    captions: tuple[str, ...]
 
 
 def cache_key(dataset: ExampleDataset, tokenizer: Tokenizer) -> str:
@@ -54,8 +59,9 @@ def cache_key(dataset: ExampleDataset, tokenizer: Tokenizer) -> str:
 class LatentCache:
     """Read access to a built cache. Made by :meth:`open`.
 
-    ``labels`` is (examples,) int64, -1 for unlabelled; ``examples`` says which index of the data set each entry is
-    (unreadable ones are skipped where the data section says so); ``frames`` (examples,) how long each clip is.
+    ``labels`` is (examples,) int64, -1 for unlabelled; ``captions`` the texts of each, none or several; ``examples``
+    says which index of the data set each entry is (unreadable ones are skipped where the data section says so);
+    ``frames`` (examples,) how long each clip is.
     """
 
     def __init__(self, directory: Path, latent: LatentSpec):
@@ -64,6 +70,7 @@ class LatentCache:
         self.meta: dict[str, Any] = json.loads((directory / "meta.json").read_text())
         index = np.load(directory / "index.npz")
         self.starts, self.labels, self.examples = index["starts"], index["labels"], index["examples"]
+        self.captions: list[list[str]] = json.loads((directory / "captions.json").read_text())
         self.num_variants: int = self.meta["num_variants"]
         self.row_shape: tuple[int, ...] = tuple(self.meta["row_shape"])
         shape = (int(self.starts[-1]), math.prod(self.row_shape))
@@ -115,15 +122,18 @@ class LatentCache:
         batch_axes = rows.ndim - 2
         return shaped.movedim(batch_axes, batch_axes + self.latent.frame_axis)
 
-    def read(self, draws: StepDraws, num_classes: int) -> LatentBatch:
+    def read(self, draws: StepDraws) -> LatentBatch:
         """The windows and conditions that ``draws`` name; shorter clips are padded with zeros and masked."""
         label = torch.from_numpy(self.labels[draws.indices])
-        condition = {"label": label} if num_classes else {}
+        captions = tuple(
+            _chosen(self.captions[index], float(position))
+            for index, position in zip(draws.indices, draws.caption, strict=True)
+        )
         variant = (draws.variant.double().numpy() * self.num_variants).astype(np.int64)
         entries = draws.indices * self.num_variants + np.minimum(variant, self.num_variants - 1)
         window = self.latent.num_frames
         if window is None:
-            return LatentBatch(self._laid_out(torch.from_numpy(self.rows[entries][:, None])), None, condition)
+            return LatentBatch(self._laid_out(torch.from_numpy(self.rows[entries][:, None])), None, label, captions)
         first, last = self.starts[entries], self.starts[entries + 1]
         room = np.maximum(last - first - window, 0) + 1
         first = first + np.minimum((draws.position.double().numpy() * room).astype(np.int64), room - 1)
@@ -132,11 +142,15 @@ class LatentCache:
         for row in range(len(entries)):
             out[row, : length[row]] = self.rows[first[row] : first[row] + length[row]]
         mask = torch.from_numpy(np.arange(window)[None] < length[:, None])
-        return LatentBatch(self._laid_out(torch.from_numpy(out)), mask, condition)
+        return LatentBatch(self._laid_out(torch.from_numpy(out)), mask, label, captions)
 
     def clips(self, limit: int = FIT_LIMIT) -> Iterable[Tensor]:
         """Stored clips of all variants, evenly thinned to ``limit`` examples; can be walked again and again."""
         return _Clips(self, limit)
+
+
+def _chosen(captions: Sequence[str], position: float) -> str:
+    return captions[min(int(position * len(captions)), len(captions) - 1)] if captions else ""
 
 
 class _Clips:
@@ -153,7 +167,8 @@ class _Clips:
 def _complete(target: Path) -> bool:
     try:
         meta = json.loads((target / "meta.json").read_text())
-        return (target / "index.npz").is_file() and (target / "rows.bin").stat().st_size == meta["bytes"]
+        index = (target / "index.npz").is_file() and (target / "captions.json").is_file()
+        return index and (target / "rows.bin").stat().st_size == meta["bytes"]
     except (FileNotFoundError, json.JSONDecodeError, KeyError):
         return False
 
@@ -166,6 +181,7 @@ def _build(target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, limit: i
         frames: list[int] = []
         labels: list[int] = []
         examples: list[int] = []
+        captions: list[tuple[str, ...]] = []
         row_shape: tuple[int, ...] = ()
         latent = tokenizer.latent
         skipped = 0
@@ -182,7 +198,8 @@ def _build(target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, limit: i
                         logger.warning("skipped: %s", error)
                         skipped += 1
                         continue
-                    labels.append(int(example.condition.get("label", -1)))
+                    labels.append(example.label)
+                    captions.append(example.captions)
                     examples.append(index)
                 for clip in tokenizer.encode(samples) if samples else ():
                     laid = clip.movedim(latent.frame_axis, 0) if latent.variable else clip.unsqueeze(0)
@@ -194,6 +211,7 @@ def _build(target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, limit: i
             raise InputError(f"data: nothing could be read ({skipped} skipped)" if skipped else "data: is empty")
         starts = np.concatenate([[0], np.cumsum(frames)]).astype(np.int64)
         np.savez(partial / "index.npz", starts=starts, labels=np.array(labels), examples=np.array(examples))
+        (partial / "captions.json").write_text(json.dumps(captions))
         meta = {
             "format": FORMAT,
             "bytes": (partial / "rows.bin").stat().st_size,

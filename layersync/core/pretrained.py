@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from layersync.core.device import default_device
 from layersync.core.errors import InputError
 from layersync.core.features import WEIGHT_FILES
-from layersync.core.generation import default_device
 
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError)
 """What ``torch.load`` raises for files that are cut short, damaged, or hold more than tensors."""

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from layersync.core.adapter import BackboneOutput, ConditionSpec, Tokenizer, to_device
-from layersync.core.condition import drop_condition
+from layersync.core.condition import batch_condition, drop_condition
 from layersync.core.draws import StepDraws, generator
 from layersync.core.interpolant import Interpolant
 from layersync.core.latents import LatentCache
 from layersync.core.regularizer.layersync import Pair, alignment
+from layersync.core.text import TextTable
 
 NUM_BINS = 8
 MICRO_BATCH = 64
@@ -53,7 +54,15 @@ class Probe:
     frame_axis: int
 
     @classmethod
-    def make(cls, cache: LatentCache, tokenizer: Tokenizer, num_classes: int, size: int, device: torch.device) -> Probe:
+    def make(
+        cls,
+        cache: LatentCache,
+        tokenizer: Tokenizer,
+        spec: ConditionSpec,
+        texts: TextTable | None,
+        size: int,
+        device: torch.device,
+    ) -> Probe:
         """The first ``size`` examples of ``cache``, each seen in every bin of t; fewer where there are fewer."""
         count = min(size, len(cache))
         source = generator(0, "probe")
@@ -62,13 +71,13 @@ class Probe:
         noise = torch.from_numpy(source.standard_normal((count, *cache.latent.shape), dtype=np.float32))
         posterior = torch.from_numpy(source.standard_normal((count, *cache.latent.shape), dtype=np.float32))
         position = torch.from_numpy(source.random(count, dtype=np.float32))
-        draws = StepDraws(chosen, zeros, zeros, zeros, position, noise, posterior)
-        batch = cache.read(draws, num_classes)
+        draws = StepDraws(chosen, zeros, zeros, zeros, position, noise, posterior, zeros)
+        batch = cache.read(draws)
         x1 = tokenizer.latents(batch.stored, posterior if tokenizer.stochastic else None)
         mask = None if batch.mask is None else batch.mask.to(device)
         t = torch.from_numpy((np.arange(NUM_BINS)[:, None] + source.random((NUM_BINS, count))) / NUM_BINS)
-        spec = ConditionSpec(num_classes)
-        kept = drop_condition(batch.condition, torch.zeros(count, dtype=torch.bool), spec)
+        condition = batch_condition(batch, spec, texts)
+        kept = drop_condition(condition, torch.zeros(count, dtype=torch.bool), spec)
         condition = to_device(kept, device)
         x1, noise = x1.to(device), noise.to(device)
         return cls(x1, noise, t.float().to(device), mask, condition, cache.latent.frame_axis)

@@ -1,6 +1,6 @@
 """The recipe: one typed, complete description of a training run, read from YAML and checked before any work.
 
-A recipe names a modality and fills nine sections. The keys of ``data``, ``tokenizer`` and ``backbone`` belong to the
+A recipe names a modality and fills ten sections. The keys of ``data``, ``tokenizer`` and ``backbone`` belong to the
 modality's adapter, those of ``regularizer`` to the regularizer's class; the rest is here. Every default is written
 out in ``RUN/recipe.yaml``.
 """
@@ -23,6 +23,7 @@ from layersync.core.errors import InputError, nearest
 from layersync.core.interpolant import INTERPOLANTS, Interpolant, Prediction
 from layersync.core.metric import parse_metrics
 from layersync.core.regularizer.base import RegularizerConfig, load_regularizer
+from layersync.core.text import Pooling
 
 Count = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -57,6 +58,19 @@ class Objective(_Part):
     def build(self) -> Interpolant:
         """The interpolant with its prediction."""
         return INTERPOLANTS[self.interpolant](self.prediction)
+
+
+class Condition(_Part):
+    """What the network is conditioned on. Whatever it is, ``train.condition_dropout`` drops it for guidance."""
+
+    labels: Literal["auto", "required", "ignored"] = Field(
+        "auto", description="auto: class labels where the data has them and no text is read."
+    )
+    text_encoder: str | None = Field(
+        None, description="minilm, or a text encoder of transformers (hub id, folder); null: texts are not read."
+    )
+    text_pooling: Pooling = Field("tokens", description="tokens: one embedding a token; pooled: one a text.")
+    max_tokens: Count = Field(32, description="Longer texts are cut, special tokens included.")
 
 
 class Optimizer(_Part):
@@ -142,6 +156,7 @@ class Recipe(_Part):
     data: SerializeAsAny[DataConfig]
     tokenizer: SerializeAsAny[Section]
     backbone: SerializeAsAny[Section]
+    condition: Condition = Condition()
     objective: Objective = Objective()
     regularizer: SerializeAsAny[RegularizerConfig]
     optimizer: Optimizer = Optimizer()
@@ -390,6 +405,11 @@ def ineffective(recipe: Recipe) -> list[str]:
             lines.append(f"sample.{', sample.'.join(changed)}: no effect with solver {sample.solver}")
     if sample.solver != "dopri5" and (sample.atol, sample.rtol) != (defaults.atol, defaults.rtol):
         lines.append(f"sample.atol and sample.rtol have no effect with solver {sample.solver}")
+    condition, without = recipe.condition, Condition()
+    if condition.text_encoder is None:
+        unread = [key for key in ("text_pooling", "max_tokens") if getattr(condition, key) != getattr(without, key)]
+        if unread:
+            lines.append(f"condition.{', condition.'.join(unread)}: no effect without condition.text_encoder")
     delay = getattr(getattr(recipe.regularizer, "schedule", None), "delay", 0)
     if delay >= train.steps:
         lines.append(f"regularizer.schedule.delay: {delay} is not below train.steps, {train.steps}: a baseline run")

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -38,11 +38,15 @@ class DataSummary:
     num_examples: int
     classes: tuple[str, ...]
     latent: LatentSpec
+    labels_used: bool = True
+    """Whether the backbone is conditioned on the labels; scores know them in any case."""
+    text_channels: int = 0
+    """Width of the text embeddings that the backbone is conditioned on; 0 for none."""
 
     @property
     def condition(self) -> ConditionSpec:
         """What the backbone is conditioned on."""
-        return ConditionSpec(num_classes=len(self.classes))
+        return ConditionSpec(len(self.classes) if self.labels_used else 0, self.text_channels)
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -52,7 +56,7 @@ class DataSummary:
     def from_mapping(cls, content: dict[str, Any]) -> DataSummary:
         """The inverse of :meth:`to_mapping`."""
         latent = LatentSpec(**{**content["latent"], "grid": tuple(content["latent"]["grid"])})
-        return cls(content["fingerprint"], content["num_examples"], tuple(content["classes"]), latent)
+        return cls(**{**content, "classes": tuple(content["classes"]), "latent": latent})
 
 
 @contextmanager
@@ -105,13 +109,20 @@ class Run:
         environment: dict[str, Any],
         data: DataSummary,
         tensors: Mapping[str, Mapping[str, Tensor]],
+        captions: Sequence[Sequence[str]] = (),
     ) -> Run:
-        """Make the directory, whole or not at all; ``tensors`` become ``NAME.safetensors``."""
+        """Make the directory, whole or not at all; ``tensors`` become ``NAME.safetensors``.
+
+        ``captions`` are those of the examples in ``tensors["conditions"]``, one by one.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as scratch:
             partial = Path(scratch) / "run"
             partial.mkdir()
-            for name, content in (("environment.json", environment), ("data.json", data.to_mapping())):
+            written: dict[str, Any] = {"environment.json": environment, "data.json": data.to_mapping()}
+            if captions:
+                written["captions.json"] = captions
+            for name, content in written.items():
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n")
             (partial / "recipe.yaml").write_text(recipe.to_yaml())
             for name, values in tensors.items():

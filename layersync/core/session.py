@@ -95,7 +95,8 @@ def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
         "frames": torch.from_numpy(parts.cache.frames)[keep].contiguous(),
     }
     tensors = {"tokenizer": parts.tokenizer.state(), "conditions": conditions}
-    run = Run.create(path, recipe, found, parts.data, tensors)
+    captions = [parts.cache.captions[row] for row in keep.tolist()] if parts.texts is not None else ()
+    run = Run.create(path, recipe, found, parts.data, tensors, captions)
     logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
     return run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from layersync.core.adapter import BackboneOutput, Tokenizer, to_device
+from layersync.core.adapter import BackboneOutput, ExampleDataset, Tokenizer, to_device
 from layersync.core.checkpoint import (
     check_fit,
     find_weights,
@@ -24,7 +24,7 @@ from layersync.core.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from layersync.core.condition import drop_condition
+from layersync.core.condition import batch_condition, drop_condition
 from layersync.core.draws import module_seed, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
@@ -34,8 +34,11 @@ from layersync.core.recipe import Recipe
 from layersync.core.regularizer.base import Regularizer, StepContext, load_regularizer
 from layersync.core.regularizer.layersync import LayerSyncConfig, Pair, auto_pairs
 from layersync.core.run import DataSummary, Run
+from layersync.core.text import TextEncoder, TextTable
 
 PROBE_SIZE = 256
+CAPTIONS_LOOKED_FOR = 16
+"""Samples that are read before any is tokenized, where the recipe wants texts."""
 
 
 class StepLosses(NamedTuple):
@@ -81,10 +84,11 @@ class Parts:
     cache: LatentCache
     held_out: LatentCache | None
     data: DataSummary
+    texts: TextTable | None = None
 
 
 def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | None = None) -> Parts:
-    """Data, tokenizer and latents. Raises :class:`InputError` for data that cannot be had or read."""
+    """Data, tokenizer, latents and texts. Raises :class:`InputError` for data that cannot be had or read."""
     adapter = recipe.adapter
     dataset = adapter.dataset(recipe.data, recipe.data.split)
     if len(dataset) == 0:
@@ -93,9 +97,10 @@ def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | N
     channels = recipe.sample.guidance_channels
     if channels is not None and channels > tokenizer.latent.channels:
         raise InputError(f"sample.guidance_channels: {channels}, the latents have {tokenizer.latent.channels}")
-    condition = DataSummary("", 0, dataset.classes, tokenizer.latent).condition
+    encoder = _text_encoder(recipe, dataset)
+    summary = _summary(recipe, dataset, tokenizer, encoder)
     with torch.device("meta"):  # a backbone that does not fit is found before anything is tokenized
-        adapter.backbone(recipe.backbone, tokenizer.latent, condition)
+        adapter.backbone(recipe.backbone, tokenizer.latent, summary.condition)
     cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
     tokenizer.fit(cache.clips())
     held_out = None
@@ -103,8 +108,33 @@ def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | N
         test = adapter.dataset(recipe.data, "test")
         if len(test):
             held_out = LatentCache.open(test, tokenizer, limit=limit, directory=directory)
-    summary = DataSummary(cache_key(dataset, tokenizer), len(cache), tuple(dataset.classes), tokenizer.latent)
-    return Parts(tokenizer, cache, held_out, summary)
+    texts = None
+    if encoder is not None:
+        captions = [caption for part in (cache, held_out) if part is not None for of in part.captions for caption in of]
+        texts = TextTable.of(encoder, captions, kept=directory is None)
+    return Parts(tokenizer, cache, held_out, replace(summary, num_examples=len(cache)), texts)
+
+
+def _text_encoder(recipe: Recipe, dataset: ExampleDataset) -> TextEncoder | None:
+    condition = recipe.condition
+    if condition.text_encoder is None:
+        return None
+    first = range(min(CAPTIONS_LOOKED_FOR, len(dataset)))
+    if not any(dataset[index].captions for index in first):
+        raise InputError(
+            f"condition.text_encoder: data {recipe.data.name} has no captions (looked at {len(first)} samples); "
+            f"leave it out, or give captions"
+        )
+    return TextEncoder(condition.text_encoder, condition.text_pooling, condition.max_tokens)
+
+
+def _summary(recipe: Recipe, dataset: ExampleDataset, tokenizer: Tokenizer, encoder: TextEncoder | None) -> DataSummary:
+    labels = recipe.condition.labels
+    if labels == "required" and not dataset.classes:
+        raise InputError(f"condition.labels: required, and data {recipe.data.name} has none")
+    used = labels == "required" or (labels == "auto" and encoder is None)
+    key, channels = cache_key(dataset, tokenizer), 0 if encoder is None else encoder.channels
+    return DataSummary(key, len(dataset), tuple(dataset.classes), tokenizer.latent, used, channels)
 
 
 def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:
@@ -183,7 +213,7 @@ class Trainer:
     def _make_probe(self) -> Probe:
         parts = self.parts
         cache = parts.held_out or parts.cache
-        return Probe.make(cache, parts.tokenizer, parts.data.condition.num_classes, PROBE_SIZE, self.device)
+        return Probe.make(cache, parts.tokenizer, parts.data.condition, parts.texts, PROBE_SIZE, self.device)
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Take step ``step`` (from 0) and return its losses, detached. TrainingError when they are not finite."""
@@ -201,10 +231,11 @@ class Trainer:
                 parts.data.latent,
                 posterior=parts.tokenizer.stochastic,
             )
-            batch = parts.cache.read(draws, parts.data.condition.num_classes)
+            batch = parts.cache.read(draws)
             x1 = parts.tokenizer.latents(batch.stored, draws.posterior).to(self.device)
             x0, mask = draws.noise.to(self.device), None if batch.mask is None else batch.mask.to(self.device)
-            condition = drop_condition(batch.condition, draws.drop < train.condition_dropout, parts.data.condition)
+            condition = batch_condition(batch, parts.data.condition, parts.texts)
+            condition = drop_condition(condition, draws.drop < train.condition_dropout, parts.data.condition)
             condition = to_device(condition, self.device)
             t = self._times(draws.uniform_time).to(self.device)
             torch.manual_seed(module_seed(self.recipe.seed, step, rank, micro))

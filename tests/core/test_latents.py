@@ -26,9 +26,9 @@ Make = Callable[..., Any]
 PIXELS = Pixels(PixelsConfig(image_size=8, channels=1))
 
 
-def draws(indices: list[int], variant: float = 0.0, position: float = 0.0) -> StepDraws:
+def draws(indices: list[int], variant: float = 0.0, position: float = 0.0, caption: float = 0.0) -> StepDraws:
     filled = [torch.full((len(indices),), value) for value in (0.5, 0.5, variant, position)]
-    return StepDraws(np.array(indices), *filled, torch.zeros(1), None)
+    return StepDraws(np.array(indices), *filled, torch.zeros(1), None, torch.full((len(indices),), caption))
 
 
 class Clips(ExampleDataset):
@@ -71,11 +71,11 @@ def test_read_equals_encode() -> None:
     cache = LatentCache.open(dataset, PIXELS)
     chosen = [0, 7, 400, len(dataset) - 1]
     for variant, name in ((0.0, "original"), (0.99, "flip")):
-        batch = cache.read(draws(chosen, variant), 10)
+        batch = cache.read(draws(chosen, variant))
         wanted = PIXELS.encode([dataset.variant(dataset[index].sample, name) for index in chosen])
         assert torch.equal(batch.stored, torch.stack(wanted))
         assert batch.mask is None
-        assert batch.condition["label"].tolist() == [dataset[index].condition["label"] for index in chosen]
+        assert batch.label.tolist() == [dataset[index].condition["label"] for index in chosen]
     assert len(cache) == len(dataset) and torch.equal(cache.stored(7, 1), PIXELS.encode([dataset[7].sample])[0].flip(2))
 
 
@@ -84,26 +84,44 @@ def test_windows_are_cut_and_padding_is_masked(tmp_path: Path, sequence: bool) -
     cache = LatentCache.open(Clips(), Frames(sequence), directory=tmp_path)
     assert cache.frames.tolist() == [9, 4, 30]
     for position, first in ((0.0, [0, 100, 200]), (0.999, [1, 100, 222])):
-        batch = cache.read(draws([0, 1, 2], position=position), 2)
+        batch = cache.read(draws([0, 1, 2], position=position))
         assert batch.stored.shape == ((3, 8, 2) if sequence else (3, 2, 3, 8))
         frames = batch.stored[..., 0] if sequence else batch.stored[:, 0, 1]
         assert frames[:, 0].tolist() == first
         assert frames[2].tolist() == list(range(first[2], first[2] + 8))
         assert frames[1].tolist() == [100, 101, 102, 103, 0, 0, 0, 0]
         assert batch.mask is not None and batch.mask.sum(1).tolist() == [8, 4, 8]
-    assert cache.read(draws([0]), 0).condition == {}
+        assert batch.captions == ("", "", "")
+
+
+class Captioned(Clips):
+    """The first clip has two texts, the second one, the third none."""
+
+    fingerprint = "captioned"
+
+    def __getitem__(self, index: int) -> Example:
+        example = super().__getitem__(index)
+        text = ({"text": ("a walk", "someone walks")}, {"text": "a run"}, {})[index]
+        return Example(example.sample, {**example.condition, **text})
+
+
+def test_captions_are_kept_and_one_of_several_is_drawn(tmp_path: Path) -> None:
+    cache = LatentCache.open(Captioned(), Frames(), directory=tmp_path)
+    assert [tuple(texts) for texts in cache.captions] == [("a walk", "someone walks"), ("a run",), ()]
+    assert cache.read(draws([0, 1, 2], caption=0.49)).captions == ("a walk", "a run", "")
+    assert cache.read(draws([0, 1, 2], caption=0.51)).captions == ("someone walks", "a run", "")
 
 
 def test_all_window_positions_occur_equally(tmp_path: Path) -> None:
     cache = LatentCache.open(Clips((10,)), Frames(), directory=tmp_path)
-    firsts = [int(cache.read(draws([0], position=p), 2).stored[0, 0, 0]) for p in np.linspace(0, 0.9999, 300)]
+    firsts = [int(cache.read(draws([0], position=p)).stored[0, 0, 0]) for p in np.linspace(0, 0.9999, 300)]
     assert [firsts.count(n) for n in range(3)] == [100, 100, 100]
 
 
 def test_variants_lie_beside_each_other(tmp_path: Path) -> None:
     cache = LatentCache.open(Clips(variants=("original", "negative")), Frames(), directory=tmp_path)
     assert cache.frames.tolist() == [9, 4, 30]
-    batch = cache.read(draws([2], variant=0.6), 2)
+    batch = cache.read(draws([2], variant=0.6))
     assert batch.stored[0, :3, 0].tolist() == [-200, -201, -202]
     assert len(list(cache.clips())) == 6
 
@@ -147,7 +165,7 @@ def test_it_is_built_once_and_then_read(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("damage", ["rows", "meta", "no meta", "index"])
 def test_a_torn_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
     whole = LatentCache.open(Clips(), Frames(), directory=tmp_path)
-    wanted, folder = whole.read(draws([0, 2]), 2).stored, whole.directory
+    wanted, folder = whole.read(draws([0, 2])).stored, whole.directory
     if damage == "rows":
         (folder / "rows.bin").write_bytes((folder / "rows.bin").read_bytes()[:-5])
     elif damage == "index":
@@ -157,7 +175,7 @@ def test_a_torn_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
     else:
         (folder / "meta.json").unlink()
     again = LatentCache.open(Clips(), Frames(), directory=tmp_path)
-    assert torch.equal(again.read(draws([0, 2]), 2).stored, wanted)
+    assert torch.equal(again.read(draws([0, 2])).stored, wanted)
     assert not list(tmp_path.glob(".build-*"))
 
 

@@ -109,11 +109,13 @@ class TestPadding:
 
         whole = LatentCache.read
 
-        def read(cache: LatentCache, draws: StepDraws, num_classes: int) -> LatentBatch:
-            batch = whole(cache, draws, num_classes)
+        def read(cache: LatentCache, draws: StepDraws) -> LatentBatch:
+            batch = whole(cache, draws)
             frames = torch.from_numpy(4 + 2 * (draws.indices % 3))
             mask = torch.arange(8)[None] < frames[:, None]
-            return LatentBatch(torch.where(mask[:, None, None, :], batch.stored, filling), mask, batch.condition)
+            return LatentBatch(
+                torch.where(mask[:, None, None, :], batch.stored, filling), mask, batch.label, batch.captions
+            )
 
         with monkeypatch.context() as patch:
             patch.setattr(LatentCache, "read", read)

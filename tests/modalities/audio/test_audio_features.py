@@ -74,7 +74,7 @@ def one_line(raised: pytest.ExceptionInfo[InputError], *words: str) -> None:
 def on_the_processor() -> Iterator[None]:
     """Golden outputs were made on a CPU, whose arithmetic an accelerator repeats less exactly."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("layersync.core.generation.default_device", lambda: CPU)
+        patch.setattr("layersync.core.device.default_device", lambda: CPU)
         yield
 
 

@@ -59,7 +59,7 @@ class CLAP(FeatureExtractor):
     def __init__(self, weights: str | None = None) -> None:
         from transformers import ClapModel
 
-        from layersync.core.generation import default_device
+        from layersync.core.device import default_device
 
         self._folder, self.checksum = WEIGHTS.locate(weights)
         audio = read_config(self._folder, f"extractor {self.name}").get("audio_config") or {}

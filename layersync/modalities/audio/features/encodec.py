@@ -36,7 +36,7 @@ class Encodec(FeatureExtractor):
     def __init__(self, weights: str | None = None) -> None:
         from transformers import EncodecModel
 
-        from layersync.core.generation import default_device
+        from layersync.core.device import default_device
 
         folder, self.checksum = WEIGHTS.locate(weights)
         config = read_config(folder, f"extractor {self.name}")

