@@ -27,7 +27,7 @@ HALF = (0.25, 0.75)
 def measure(quick: bool) -> Result:
     recipe = sit_recipe(sample=SETTINGS)
     summary = DataSummary("random", len(RandomLatents()), RandomLatents.classes, LATENT)
-    conditions = Conditions(torch.arange(NUM_SAMPLES), torch.ones(NUM_SAMPLES, dtype=torch.int64))
+    conditions = Conditions(torch.arange(NUM_SAMPLES), torch.ones(NUM_SAMPLES, dtype=torch.int64), ("",) * NUM_SAMPLES)
     with tempfile.TemporaryDirectory() as scratch:
         run = Run.create(Path(scratch) / "run", recipe, {}, summary, {})
         device = default_device()

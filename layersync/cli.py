@@ -73,8 +73,14 @@ def train(
 @app.command()
 def sample(
     run: Annotated[Path, typer.Argument(help="Run directory.")],
-    num: Annotated[int | None, typer.Option(help="How many; 64 unless --noise says otherwise.")] = None,
+    num: Annotated[
+        int | None, typer.Option(help="How many; by default as many as --noise or --prompt, else 64.")
+    ] = None,
     labels: Annotated[str | None, typer.Option(help="0,1,...: cycled; the number of classes means none.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A text, for runs conditioned on it; may be given again, then cycled.")
+    ] = None,
+    frames: Annotated[int | None, typer.Option(help="Length of all samples, where they have one.")] = None,
     solver: Annotated[str | None, typer.Option(help="euler, heun, midpoint, rk4, dopri5, euler-maruyama.")] = None,
     steps: Annotated[int | None, typer.Option(help="Intervals of a fixed-step solver.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
@@ -98,6 +104,8 @@ def sample(
         run,
         num=num,
         labels=_integers(labels),
+        prompts=prompt or None,
+        frames=frames,
         seed=seed,
         noise=noise,
         latents_only=latents_only,

@@ -17,7 +17,7 @@ from layersync.core.classifier import DomainClassifier, Windows, domain_classifi
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, extract, save_features
-from layersync.core.generation import Conditions, GenerativeModel, load, sampling_settings
+from layersync.core.generation import GenerativeModel, load, sampling_settings
 from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.recipe import Recipe
@@ -44,6 +44,8 @@ class RunScorer:
     extractors: Mapping[str, FeatureExtractor]
     processes: Processes
     shown: bool = False
+    wordy: bool = False
+    """Whether a metric compares the samples with their texts."""
     _generated: dict[str, FeatureSet] = field(default_factory=dict)
 
     @property
@@ -72,9 +74,9 @@ class RunScorer:
     def generated(self, extractor: FeatureExtractor) -> FeatureSet:
         """Features of all samples."""
         if extractor.name not in self._generated:
-            numbers = list(self.examples)
+            numbers, texts = list(self.examples), self.wordy and bool(extractor.text_streams)
             self._generated[extractor.name] = extract(
-                extractor, self.examples.__getitem__, numbers, self.processes, texts=False, shown=self.shown
+                extractor, self.examples.__getitem__, numbers, self.processes, texts=texts, shown=self.shown
             )
         return self._generated[extractor.name]
 
@@ -216,11 +218,12 @@ def evaluate(
     made = open_extractors(recipe.modality, chosen, extractors or {})
     processes = Processes.here()
     real = _real_side(model, chosen, reference, processes)
+    wordy = any(metric.needs is Needs.TEXT for metric in chosen)
     found: list[dict[str, Score]] = []
     for number in range(replications):
         seed = recipe.evaluate.seed + number
         examples = draw(model, count, seed, processes, shown=shown)
-        scorer = RunScorer(model, examples, real, made, processes, shown)
+        scorer = RunScorer(model, examples, real, made, processes, shown, wordy)
         found.append({metric.name: scorer.score(metric) for metric in chosen})
     scores = found[0] if replications == 1 else {name: combine([part[name] for part in found]) for name in found[0]}
     settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed)
@@ -236,11 +239,11 @@ def draw(
     """This process's share of ``count`` samples, by number. A sample is the same whoever draws it."""
     conditions = model.conditions(count, seed=seed)
     share = processes.share(count)
-    part = Conditions(conditions.label[share.start : share.stop], conditions.frames[share.start : share.stop])
+    part = conditions[share.start : share.stop]
     if not len(share):
         return {}
     latents, mask = model.sample_latents(part, seed=seed, start=share.start, shown=shown and processes.main)
-    return examples_of(model.decode(latents, mask), part.label.tolist(), share.start)
+    return examples_of(model.decode(latents, mask), part.label.tolist(), part.captions, share.start)
 
 
 def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:
@@ -254,11 +257,16 @@ def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int
         raise InputError(
             f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
         )
-    wordy = [metric.name for metric in metrics if metric.needs is Needs.TEXT]
-    if wordy:
+    wordy = [metric for metric in metrics if metric.needs is Needs.TEXT]
+    if wordy and not model.condition.text_channels:
         raise InputError(
-            f"metric {wordy[0]} needs texts, and this run draws its samples without; write them out and give captions "
-            f"to layersync score"
+            f"metric {wordy[0].name} needs texts, and the run is not conditioned on any; write its samples out and "
+            f"give captions to layersync score"
+        )
+    if "multimodality" in (metric.kind for metric in wordy):
+        raise InputError(
+            "metric multimodality needs several samples of each text: draw them by layersync sample --prompt and give "
+            "them to layersync score"
         )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,22 @@ from layersync.core.recipe import Recipe, Sample
 from layersync.core.results import SamplingSettings
 from layersync.core.run import Run
 from layersync.core.solver import SDE_SOLVERS, solve_ode, solve_sde
+from layersync.core.text import TextEncoder, TextTable
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """Labels (count,), -1 for none, and lengths in frames (count,) of samples to draw."""
+    """Labels (count,), -1 for none, lengths in frames (count,) and texts, "" for none, of samples to draw."""
 
     label: Tensor
     frames: Tensor
+    captions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.label)
+
+    def __getitem__(self, part: slice) -> Conditions:
+        return Conditions(self.label[part], self.frames[part], self.captions[part])
 
 
 class GenerativeModel:
@@ -63,29 +73,82 @@ class GenerativeModel:
             raise InputError(f"sample.guidance_channels: {channels}, the latents have {self.latent.channels}")
         return settings
 
-    def conditions(self, count: int, *, labels: Sequence[int] | None = None, seed: int = 0) -> Conditions:
-        """Labels and lengths for ``count`` samples: drawn as they occur in the training data.
+    @cached_property
+    def text_encoder(self) -> TextEncoder:
+        """What the run's texts were read with. InputError when it cannot be had."""
+        settings = self.recipe.condition
+        assert settings.text_encoder is not None
+        encoder = TextEncoder(settings.text_encoder, settings.text_pooling, settings.max_tokens)
+        if encoder.channels != self.condition.text_channels:
+            raise InputError(
+                f"condition.text_encoder: {settings.text_encoder} gives {encoder.channels} channels, the run "
+                f"was trained on {self.condition.text_channels}"
+            )
+        return encoder
 
-        With ``labels``, these are cycled (``num_classes`` means none) and only lengths are drawn.
+    def conditions(
+        self,
+        count: int,
+        *,
+        labels: Sequence[int] | None = None,
+        prompts: Sequence[str] | None = None,
+        frames: int | None = None,
+        seed: int = 0,
+    ) -> Conditions:
+        """Labels, texts and lengths for ``count`` samples: drawn together, as they occur in the training data.
+
+        ``labels`` (``num_classes`` means none) and ``prompts`` ("" means none) are cycled when they are given; lengths
+        are then drawn, of samples with the same label where there is one. ``frames`` is the length of all.
+
+        Raises:
+            InputError: for labels, prompts or lengths that the run does not know.
         """
+        self._check_conditions(labels, prompts, frames)
         known = read_tensors(self.run.path / "conditions.safetensors")
-        frames = (
-            known["frames"] if self.latent.num_frames is None else known["frames"].clamp(max=self.latent.num_frames)
-        )
-        chosen = generator(seed, "labels").integers(len(frames), size=count)
-        if labels is None:
-            return Conditions(known["label"][chosen], frames[chosen])
-        limit = self.condition.num_classes
-        for label in labels:
-            if not 0 <= label <= limit or not limit:
+        lengths = known["frames"]
+        if self.latent.num_frames is not None:
+            lengths = lengths.clamp(max=self.latent.num_frames)
+        chosen = generator(seed, "labels").integers(len(lengths), size=count)
+        label, length, captions = known["label"][chosen], lengths[chosen], self._captions(chosen)
+        if prompts is not None:
+            captions = tuple(prompts[i % len(prompts)] for i in range(count))
+            label = torch.full((count,), -1)
+        if labels is not None:
+            label = torch.tensor([labels[i % len(labels)] for i in range(count)])
+            for row in range(count):
+                same = lengths[known["label"] == label[row]]
+                if len(same):
+                    length[row] = same[int(chosen[row]) % len(same)]
+        if frames is not None:
+            length = torch.full((count,), frames)
+        return Conditions(label, length, captions)
+
+    def _check_conditions(
+        self, labels: Sequence[int] | None, prompts: Sequence[str] | None, frames: int | None
+    ) -> None:
+        limit, with_text = self.condition.num_classes, bool(self.condition.text_channels)
+        for label in labels or ():
+            if not limit:
+                raise InputError(f"--labels: {label}, and the run is not conditioned on labels")
+            if not 0 <= label <= limit:
                 raise InputError(f"--labels: {label} is none of the labels 0 to {limit - 1}, nor {limit} for none")
-        cycled = torch.tensor([labels[i % len(labels)] for i in range(count)])
-        lengths = frames[chosen]
-        for row in range(count):
-            same = frames[known["label"] == cycled[row]]
-            if len(same):
-                lengths[row] = same[int(chosen[row]) % len(same)]
-        return Conditions(cycled, lengths)
+        if prompts is not None and not with_text:
+            raise InputError("--prompt: the run is not conditioned on text; train with condition.text_encoder")
+        if limit and with_text and (labels is None) != (prompts is None):
+            raise InputError("the run was trained on labels and texts together: give both --labels and --prompt")
+        if frames is not None:
+            longest = self.latent.num_frames
+            if longest is None:
+                raise InputError("--frames: the run's samples have no length of their own")
+            if not 1 <= frames <= longest:
+                raise InputError(f"--frames: {frames} is not within 1 to {longest}, the run's window")
+
+    def _captions(self, chosen: np.ndarray) -> tuple[str, ...]:
+        """The first text of each of the ``chosen`` training examples; "" where it has none."""
+        if not self.condition.text_channels:
+            return ("",) * len(chosen)
+        known = json.loads((self.run.path / "captions.json").read_text())
+        return tuple(known[row][0] if known[row] else "" for row in chosen)
 
     def sample_latents(
         self,
@@ -105,24 +168,31 @@ class GenerativeModel:
             InputError: when ``noise`` is not shaped (count, *latent).
         """
         settings = settings or self.recipe.sample
-        count = len(conditions.label)
+        count = len(conditions)
         if noise is not None and tuple(noise.shape) != (count, *self.latent.shape):
             raise InputError(f"--noise: is {list(noise.shape)}, the run needs {[count, *self.latent.shape]}")
         mask = self._mask(conditions)
+        given = self._given(conditions)
         parts = []
         with progress("sampling", count, shown=shown) as advance:
             for first in range(0, count, settings.batch_size):
                 part = slice(first, min(first + settings.batch_size, count))
                 size = part.stop - part.start
                 x0 = sample_noise(seed, start + first, size, self.latent) if noise is None else noise[part]
-                label = conditions.label[part]
-                if self.condition.num_classes:
-                    label = torch.where(label < 0, self.condition.num_classes, label)
-                condition = {"label": label} if self.condition.num_classes else {}
+                condition = {key: value[part] for key, value in given.items()}
                 batch_mask = None if mask is None else mask[part].to(self.device)
                 parts.append(self._solve(x0.float(), condition, batch_mask, settings, seed, start + first).cpu())
                 advance(size)
         return torch.cat(parts), mask
+
+    def _given(self, conditions: Conditions) -> dict[str, Tensor]:
+        """What the backbone is given: labels, where -1 becomes "none", and embedded texts."""
+        given: dict[str, Tensor] = {}
+        if none := self.condition.num_classes:
+            given["label"] = torch.where(conditions.label < 0, none, conditions.label)
+        if self.condition.text_channels:
+            given |= TextTable.of(self.text_encoder, conditions.captions, kept=False).read(conditions.captions)
+        return given
 
     def _mask(self, conditions: Conditions) -> Tensor | None:
         if self.latent.num_frames is None:
@@ -187,17 +257,20 @@ class GenerativeModel:
         n: int,
         *,
         labels: Sequence[int] | None = None,
+        prompts: Sequence[str] | None = None,
+        frames: int | None = None,
         noise: Tensor | np.ndarray | None = None,
         seed: int = 0,
         **settings: Any,
     ) -> list[Any]:
         """``n`` samples of the modality's own type.
 
-        ``labels`` are cycled; left out, they are drawn as in the training data. ``noise`` (n, *latent) replaces the
-        seeded noise. ``settings`` override the recipe's ``sample`` section.
+        ``labels`` and ``prompts`` are cycled; left out, they are drawn as in the training data, and so are lengths
+        unless ``frames`` is given. ``noise`` (n, *latent) replaces the seeded noise. ``settings`` override the recipe's
+        ``sample`` section.
         """
         given = None if noise is None else torch.as_tensor(noise)
-        drawn = self.conditions(n, labels=labels, seed=seed)
+        drawn = self.conditions(n, labels=labels, prompts=prompts, frames=frames, seed=seed)
         latents, mask = self.sample_latents(drawn, noise=given, seed=seed, settings=self.settings(**settings))
         return self.decode(latents, mask)
 

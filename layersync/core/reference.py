@@ -113,9 +113,12 @@ def _kept(
     return found
 
 
-def examples_of(samples: Sequence[object], labels: Sequence[int], start: int = 0) -> dict[int, Example]:
-    """Generated samples by number, with the labels that they were asked for (-1: none)."""
-    return {
-        start + row: Example(sample, {"label": label} if label >= 0 else {}, f"generated sample {start + row}")
-        for row, (sample, label) in enumerate(zip(samples, labels, strict=True))
-    }
+def examples_of(
+    samples: Sequence[object], labels: Sequence[int], captions: Sequence[str], start: int = 0
+) -> dict[int, Example]:
+    """Generated samples by number, with the labels (-1: none) and texts ("": none) that they were asked for."""
+    found: dict[int, Example] = {}
+    for row, (sample, label, caption) in enumerate(zip(samples, labels, captions, strict=True), start=start):
+        condition = ({"label": label} if label >= 0 else {}) | ({"text": caption} if caption else {})
+        found[row] = Example(sample, condition, f"generated sample {row}")
+    return found

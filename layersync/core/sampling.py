@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from layersync.core.errors import InputError
-from layersync.core.generation import GenerativeModel, load
+from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.recipe import ineffective
 from layersync.core.run import sync_path, writable_parent
 
@@ -37,6 +37,8 @@ def write_samples(
     *,
     num: int | None = None,
     labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
+    frames: int | None = None,
     seed: int = 0,
     noise: Path | None = None,
     latents_only: bool = False,
@@ -56,7 +58,7 @@ def write_samples(
         raise InputError(f"--num: {num}, but --noise holds {len(given)} samples")
     if archive and latents_only:
         raise InputError("--npz: holds samples, and --latents-only decodes none")
-    count = num if num is not None else 64 if given is None else len(given)
+    count = num if num is not None else len(given) if given is not None else len(prompts) if prompts else 64
     if count < 1:
         raise InputError(f"--num: {count}; at least 1")
     model = load(run, step=step, weights=weights)
@@ -73,7 +75,7 @@ def write_samples(
     writable_parent(target, "--out")
     for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
         warnings.warn(warning, stacklevel=2)
-    conditions = model.conditions(count, labels=labels, seed=seed)
+    conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)
     latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".samples-") as scratch:
@@ -82,7 +84,7 @@ def write_samples(
         if latents_only:
             np.save(partial / "latents.npy", latents.numpy())
         else:
-            _write_decoded(model, latents, mask, conditions.label, partial, archive=archive)
+            _write_decoded(model, latents, mask, conditions, partial, archive=archive)
         sync_path(partial)
         if target.exists():
             shutil.rmtree(target)
@@ -91,12 +93,14 @@ def write_samples(
 
 
 def _write_decoded(
-    model: GenerativeModel, latents: Tensor, mask: Tensor | None, label: Tensor, folder: Path, *, archive: bool
+    model: GenerativeModel, latents: Tensor, mask: Tensor | None, given: Conditions, folder: Path, *, archive: bool
 ) -> None:
-    """Rendered samples, their labels, and with ``archive`` all of them in one file."""
+    """Rendered samples, their labels and texts, and with ``archive`` all of them in one file."""
     samples = model.decode(latents, mask)
     model.recipe.adapter.render(samples, folder)
     if archive:
-        labels = label.tolist() if bool((label >= 0).all()) else None
+        labels = given.label.tolist() if bool((given.label >= 0).all()) else None
         model.recipe.adapter.archive(samples, labels, folder / "samples.npz")
-    np.savetxt(folder / "labels.txt", label.numpy(), fmt="%d")
+    np.savetxt(folder / "labels.txt", given.label.numpy(), fmt="%d")
+    if model.condition.text_channels:
+        (folder / "captions.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in given.captions))

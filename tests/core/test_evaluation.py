@@ -95,7 +95,9 @@ class TestConventions:
         def make(samples: Any, labels: Any, split: Split = "train") -> Callable[[str], Any]:
             dataset = trained.recipe.adapter.dataset(trained.recipe.data, split)
             real = RunData(dataset, model.tokenizer, "digits", split, Processes())
-            scorer = RunScorer(model, examples_of(list(samples), list(labels)), real, {}, Processes())
+            scorer = RunScorer(
+                model, examples_of(list(samples), list(labels), [""] * len(samples)), real, {}, Processes()
+            )
             return lambda name: scorer.score(parse_metric("image", name))
 
         return make

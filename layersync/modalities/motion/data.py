@@ -18,6 +18,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
+from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
 from layersync.modalities.motion.presets import PRESETS, choose_preset
@@ -33,10 +34,11 @@ Checked = TypeVar("Checked")
 
 
 class Record(NamedTuple):
-    """A file that can be read, its label, and how to read it."""
+    """A file that can be read, its label and texts, and how to read it."""
 
     path: Path
     label: str | None
+    captions: tuple[str, ...]
     read: Callable[[], Motion]
 
 
@@ -45,15 +47,20 @@ class MotionFolderConfig(DataConfig):
 
     ``labels``: a regular expression with a group ``label``, searched in the file name; without it the parent folder is
     the label, and files that all lie in ``path`` itself have none. ``min_clips``: labels with fewer files are left out
-    (a label needs two, one for each split). ``test_fraction`` of each label's files, chosen by a hash of the name, is
-    the test split. ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label names a
-    side. ``on_error``: what a file that cannot be read does.
+    (a label needs two, one for each split). ``test_files``, a regular expression that is searched in the file name,
+    chooses the test split; without it, it is ``test_fraction`` of each label's files, chosen by a hash of the name.
+    ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label or a text names a side.
+    ``captions``: rules that make texts of file names (see :mod:`layersync.modalities.motion.captions`), a file or
+    ``bandai-namco``; without them, a text file of the same name beside a motion holds its captions, one a line.
+    ``on_error``: what a file that cannot be read does.
     """
 
     path: str
     labels: str | None = None
     min_clips: PositiveInt = 2
+    test_files: str | None = None
     test_fraction: float = Field(0.2, gt=0, lt=1)
+    captions: str | None = None
     mirror: Literal["auto"] | bool = "auto"
     on_error: Literal["stop", "skip"] = "stop"
 
@@ -67,6 +74,15 @@ class MotionFolderConfig(DataConfig):
                 raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
             if "label" not in groups:
                 raise ValueError(f"{pattern!r} has no group (?P<label>...)")
+        return pattern
+
+    @field_validator("test_files")
+    @classmethod
+    def _is_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is no regular expression ({error})") from error
         return pattern
 
     @abstractmethod
@@ -83,6 +99,7 @@ class MotionFolderConfig(DataConfig):
         readable.
         """
         root = Path(os.path.expandvars(self.path)).expanduser()
+        rules = None if self.captions is None else read_rules(self.captions)
         if not root.is_dir():
             raise InputError(f"data.path: {root} is no folder")
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() == self.suffix and path.is_file())
@@ -92,8 +109,14 @@ class MotionFolderConfig(DataConfig):
         if not readers:
             raise InputError(f"data.path: none of the {len(paths)} {self.suffix} files in {root} can be read")
         nested = any(path.parent != root for path in readers)
-        records = [Record(path, self._label(path, nested), read) for path, read in readers.items()]
-        return MotionFolder(self, split, root, self._frequent(records, root))
+        records = [Record(path, self._label(path, nested), (), read) for path, read in readers.items()]
+        kept = [
+            record._replace(
+                captions=_captions_beside(record.path) if rules is None else rules.captions(record.path.name)
+            )
+            for record in self._frequent(records, root)
+        ]
+        return MotionFolder(self, split, root, kept)
 
     def _label(self, path: Path, nested: bool) -> str | None:
         if self.labels is None:
@@ -130,6 +153,12 @@ class MotionFolderConfig(DataConfig):
     def _say_skipped(self, readable: int, paths: Sequence[Path]) -> None:
         if readable < len(paths):
             logger.warning("data %s: %d of %d files skipped", self.path, len(paths) - readable, len(paths))
+
+
+def _captions_beside(path: Path) -> tuple[str, ...]:
+    """The lines of the text file with the name of ``path``, where there is one."""
+    text = path.with_suffix(".txt")
+    return tuple(line.strip() for line in text.read_text().splitlines() if line.strip()) if text.is_file() else ()
 
 
 class BvhConfig(MotionFolderConfig):
@@ -225,18 +254,23 @@ class MotionFolder(ExampleDataset):
 
     def __init__(self, config: MotionFolderConfig, split: Split, root: Path, records: Sequence[Record]) -> None:
         self.classes = tuple(sorted({record.label for record in records if record.label is not None}))
-        sided = any(re.search(r"left|right", label, re.IGNORECASE) for label in self.classes)
+        texts = {text for record in records for text in record.captions}
+        sided_text = next((text for text in sorted(texts) if _names_side(text)), None)
+        sided = sided_text is not None or any(map(_names_side, self.classes))
         mirror = not sided if config.mirror == "auto" else config.mirror
+        if mirror and sided_text is not None:
+            raise InputError(f"data.mirror: true, and captions name a side ({sided_text!r}); set it to auto or false")
         self.variants = ("original", "mirror") if mirror else ("original",)
         self.reference_variants = self.variants
         self.on_error = config.on_error
         self._root = root
-        self._records = self._of_split(records, split, config.test_fraction)
+        self._records = self._of_split(records, split, config)
         if not self._records and split == "train":
             raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
-        digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split"}).encode())
+        digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split", "captions"}).encode())
         for record in self._records:
-            digest.update(f"{record.path.relative_to(root)} {record.label} {file_digest(record.path)}".encode())
+            name = record.path.relative_to(root)
+            digest.update(f"{name} {record.label} {record.captions} {file_digest(record.path)}".encode())
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -244,19 +278,30 @@ class MotionFolder(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         record = self._records[index]
-        condition = {} if record.label is None else {"label": self.classes.index(record.label)}
+        condition: dict[str, int | str | tuple[str, ...]] = {}
+        if record.label is not None:
+            condition["label"] = self.classes.index(record.label)
+        if record.captions:
+            condition["text"] = record.captions
         return Example(record.read(), condition, str(record.path.relative_to(self._root)))
 
     def variant(self, sample: Motion, name: str) -> Motion:
         """``sample``, or with left and right exchanged for ``mirror``."""
         return sample.mirrored() if name == "mirror" else sample
 
-    def _of_split(self, records: Sequence[Record], split: Split, test_fraction: float) -> list[Record]:
-        """The same share of each label, the files of which are ordered by a hash of their names."""
+    def _of_split(self, records: Sequence[Record], split: Split, config: MotionFolderConfig) -> list[Record]:
+        """By name, or the same share of each label, the files of which are ordered by a hash of their names."""
+        if config.test_files is not None:
+            pattern = re.compile(config.test_files)
+            return [record for record in records if bool(pattern.search(record.path.name)) == (split == "test")]
         test: set[Path] = set()
         for label in {record.label for record in records}:
             own = [record.path for record in records if record.label == label]
             own.sort(key=lambda path: hashlib.sha256(str(path.relative_to(self._root)).encode()).digest())
-            count = max(1, round(len(own) * test_fraction)) if len(own) > 1 else 0
+            count = max(1, round(len(own) * config.test_fraction)) if len(own) > 1 else 0
             test.update(own[:count])
         return [record for record in records if (record.path in test) == (split == "test")]
+
+
+def _names_side(text: str) -> bool:
+    return re.search(r"left|right", text, re.IGNORECASE) is not None
