@@ -1,0 +1,275 @@
+"""Text as a condition: encoders, embeddings on disk, training on captions, sampling from prompts."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch import Tensor
+
+import layersync
+from layersync import InputError, Run, load_recipe, train
+from layersync.core.evaluation import draw
+from layersync.core.generation import GenerativeModel
+from layersync.core.parallel import Processes
+from layersync.core.text import TextEncoder, TextTable
+
+Command = Callable[..., tuple[int, str, str]]
+TEXTS = ("a person walks", "an old person waves with the left hand", "walk")
+RECIPE: dict[str, Any] = {
+    "modality": "motion",
+    "data": {"name": "mocap-clips"},
+    "tokenizer": {"name": "smpl6d", "num_frames": 16},
+    "backbone": {"name": "transformer", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+    "condition": {"text_encoder": "minilm", "max_tokens": 12},
+    "regularizer": {"name": "layersync", "pairs": [[1, 2]], "weight": 0.3},
+    "optimizer": {"lr": 3.0e-3},
+    "train": {"steps": 30, "batch_size": 16, "ema_decay": 0.9, "precision": "float32", "checkpoint_every": 15},
+    "sample": {"solver": "euler", "steps": 2},
+    "evaluate": {"num_samples": 32},
+}
+
+
+def small_tokenizer(folder: Path) -> None:
+    """A word tokenizer with begin and end of text, as a real ``tokenizer.json``."""
+    words = {"<s>": 0, "</s>": 1, "<unk>": 2} | {
+        word: 3 + n for n, word in enumerate(sorted({w for t in TEXTS for w in t.split()}))
+    }
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
+    ).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """CLIP's text half with random weights, in transformers' layout."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=20, hidden_size=24, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=16, projection_dim=12, bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    transformers.CLIPTextModelWithProjection(config).save_pretrained(folder)
+    small_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def t5(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """T5's encoder with random weights, in transformers' layout."""
+    folder = tmp_path_factory.mktemp("t5")
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+    transformers.T5EncoderModel(config).save_pretrained(folder)
+    small_tokenizer(folder)
+    return folder
+
+
+def alone(kind: Any, folder: Path, text: str) -> Any:
+    """What the library itself makes of one text, without padding."""
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    batch = tokenizer([text], return_tensors="pt")
+    with torch.inference_mode():
+        return kind.from_pretrained(folder).eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+
+
+def test_embeddings_are_the_librarys_whatever_the_batch(clip: Path, t5: Path) -> None:
+    for folder, kind in ((clip, transformers.CLIPTextModelWithProjection), (t5, transformers.T5EncoderModel)):
+        encoder = TextEncoder(str(folder), "tokens", 16)
+        for text, found in zip(TEXTS, encoder(TEXTS), strict=True):
+            wanted = alone(kind, folder, text).last_hidden_state[0]
+            assert found.shape == wanted.shape and encoder.channels == wanted.shape[1]
+            assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_one_vector_a_text_is_clips_projection_or_the_mean(clip: Path, t5: Path) -> None:
+    encoder = TextEncoder(str(clip), "pooled", 16)
+    assert (encoder.channels, encoder.length) == (12, 1)
+    for text, found in zip(TEXTS, encoder(TEXTS), strict=True):
+        wanted = alone(transformers.CLIPTextModelWithProjection, clip, text).text_embeds
+        assert torch.allclose(found, wanted, atol=1e-5)
+    for text, found in zip(TEXTS, TextEncoder(str(t5), "pooled", 16)(TEXTS), strict=True):
+        wanted = alone(transformers.T5EncoderModel, t5, text).last_hidden_state.mean(1)
+        assert torch.allclose(found, wanted, atol=1e-5)
+
+
+def test_minilm_hears_meaning_without_a_hub() -> None:
+    encoder = TextEncoder("minilm", "pooled", 32)
+    old, elderly, piano = torch.nn.functional.normalize(
+        torch.cat(encoder(["an old person walks slowly", "grandma strolls", "a cat plays the piano"])), dim=1
+    )
+    assert encoder.channels == 384 and float(old @ elderly) > float(old @ piano) + 0.1
+
+
+def test_long_texts_are_cut_counted_and_said() -> None:
+    encoder = TextEncoder("minilm", "tokens", 6)
+    with pytest.warns(UserWarning, match=r"1 of 3 texts are longer than condition\.max_tokens, 6, .*old person waves"):
+        found = encoder(TEXTS)
+    assert [len(rows) for rows in found] == [5, 6, 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [len(rows) for rows in TextEncoder("minilm", "tokens", 12)(TEXTS)] == [5, 10, 3]
+
+
+def test_a_table_is_encoded_once_and_read_by_caption(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = TextTable.of(TextEncoder("minilm", "tokens", 12), [*TEXTS, ""])
+    monkeypatch.setattr(TextEncoder, "__call__", lambda *_: pytest.fail("was encoded again"))
+    again = TextTable.of(TextEncoder("minilm", "tokens", 12), TEXTS[::-1])
+    for table in (first, again):
+        batch = table.read([TEXTS[1], "", TEXTS[0]])
+        assert batch["text"].shape == (3, 12, 384)
+        assert batch["text_mask"].sum(1).tolist() == [10, 0, 5]
+        assert not batch["text"][~batch["text_mask"]].any()
+    assert torch.equal(first.read(TEXTS)["text"], again.read(TEXTS)["text"])
+    with pytest.raises(KeyError):
+        first.read(["a caption that nobody gave"])
+
+
+@pytest.mark.parametrize(
+    ("encoder", "tokens", "words"),
+    [
+        ("no/such-encoder", 8, ["condition.text_encoder", "no/such-encoder", "FOLDER"]),
+        ("CLIP", 17, ["condition.max_tokens", "17", "16"]),
+        ("EMPTY", 8, ["condition.text_encoder", "model.safetensors"]),
+    ],
+)
+def test_encoders_that_cannot_be_had(clip: Path, tmp_path: Path, encoder: str, tokens: int, words: list[str]) -> None:
+    given = {"CLIP": str(clip), "EMPTY": str(tmp_path)}.get(encoder, encoder)
+    with pytest.raises(InputError) as raised:
+        TextEncoder(given, "tokens", tokens)
+    assert all(word in str(raised.value) for word in words) and "\n" not in str(raised.value)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(load_recipe(RECIPE), tmp_path_factory.mktemp("text") / "run")
+
+
+@pytest.fixture(scope="module")
+def model(run: Run) -> GenerativeModel:
+    return layersync.load(run.path)
+
+
+def drawn(model: GenerativeModel, prompts: list[str], **settings: Any) -> Tensor:
+    conditions = model.conditions(len(prompts), prompts=prompts, frames=16)
+    noise = torch.randn(1, *model.latent.shape, generator=torch.Generator().manual_seed(0)).expand(len(prompts), -1, -1)
+    return model.sample_latents(conditions, noise=noise, settings=model.settings(**settings))[0]
+
+
+def test_what_is_said_changes_what_is_drawn(model: GenerativeModel) -> None:
+    walk, dance, none, walk_again = drawn(model, ["a person walks", "a person dances", "", "a person walks"])
+    assert torch.allclose(walk, walk_again, atol=1e-5)
+    assert not torch.allclose(walk, dance, atol=1e-3) and not torch.allclose(walk, none, atol=1e-3)
+
+
+def test_guidance_moves_away_from_no_text(model: GenerativeModel) -> None:
+    """One Euler step: guided = none + w (text - none), exactly."""
+    prompts = ["a person walks", ""]
+    text, none = drawn(model, prompts, steps=1)
+    guided, still_none = drawn(model, prompts, steps=1, guidance=3.0)
+    assert torch.allclose(guided, none + 3.0 * (text - none), atol=1e-4)
+    assert torch.allclose(still_none, none, atol=1e-5)
+
+
+def test_labels_are_left_to_scores_where_text_is_read(model: GenerativeModel) -> None:
+    assert model.condition.num_classes == 0 and model.condition.text_channels == 384 and len(model.classes) > 5
+    by_chance = model.conditions(50)
+    assert set(by_chance.captions) > {by_chance.captions[0]} and bool((by_chance.label >= 0).all())
+
+
+def test_texts_and_labels_together(tmp_path: Path) -> None:
+    """Both are dropped together, so that one without the other is nothing the network has seen."""
+    recipe = load_recipe(RECIPE, ["condition.labels=required", "train.steps=1"])
+    both = layersync.load(train(recipe, tmp_path / "run").path)
+    assert both.condition.num_classes == len(both.classes) and both.condition.text_channels == 384
+    with pytest.raises(InputError, match="give both --labels and --prompt"):
+        both.conditions(1, prompts=["a person walks"])
+    assert both.conditions(1, prompts=["a person walks"], labels=[2]).label.tolist() == [2]
+
+
+def test_resumed_equals_straight(run: Run, tmp_path: Path, tensors_of: Any, identical: Any) -> None:
+    half = train(load_recipe(RECIPE, ["train.steps=15"]), tmp_path / "run")
+    train(load_recipe(RECIPE), half.path, resume=True)
+    assert identical(tensors_of(half), tensors_of(run))
+
+
+def test_sample_by_prompt(run: Run, tmp_path: Path, command: Command) -> None:
+    out = tmp_path / "said"
+    prompts = ["a person walks", "an old  person\nwaves"]
+    status, printed, _ = command(
+        "sample", run.path, "--prompt", prompts[0], "--prompt", prompts[1], "--frames", 12, "--out", out
+    )
+    assert status == 0 and printed.strip() == str(out)
+    assert (out / "captions.txt").read_text().splitlines() == ["a person walks", "an old person waves"]
+    assert len(list(out.glob("*.npz"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--labels", "0", "--num", "1"], ["--labels", "not conditioned on labels"]),
+        (["--prompt", "a walk", "--frames", "17"], ["--frames", "17", "16"]),
+    ],
+)
+def test_bad_wishes(run: Run, command: Command, arguments: list[str], words: list[str]) -> None:
+    status, out, err = command("sample", run.path, *arguments)
+    assert status == 2 and not out and all(word in err for word in words) and err.count("\n") == 1
+
+
+def test_prompts_without_text(trained: Run, command: Command) -> None:
+    for arguments, word in ((["--prompt", "a four"], "condition.text_encoder"), (["--frames", "4"], "no length")):
+        status, _, err = command("sample", trained.path, *arguments)
+        assert status == 2 and word in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("condition.text_encoder=minilm", ["condition.text_encoder", "digits", "no captions"]),
+        ("condition.max_tokens=1000", None),
+    ],
+)
+def test_texts_that_data_does_not_have(
+    tiny_file: Path, tmp_path: Path, command: Command, change: str, words: list[str] | None
+) -> None:
+    status, _, err = command("train", tiny_file, "--set", change, "--set", "train.steps=1", "--out", tmp_path / "run")
+    if words is None:
+        assert status == 0 and "condition.max_tokens: no effect without condition.text_encoder" in err
+    else:
+        assert status == 2 and all(word in err for word in words) and not (tmp_path / "run").exists()
+
+
+def test_labels_required_where_there_are_none(tmp_path: Path, command: Command) -> None:
+    recipe = {**RECIPE, "modality": "image", "data": {"name": "tiles", "path": str(tmp_path / "picture.png")}}
+    recipe |= {"tokenizer": {"name": "pixels", "image_size": 8}, "condition": {"labels": "required"}}
+    recipe["backbone"] = {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
+    from PIL import Image
+
+    Image.effect_noise((200, 40), 60).convert("RGB").save(tmp_path / "picture.png")
+    recipe["data"] |= {"tile_size": 8}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    status, _, err = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert status == 2 and "condition.labels: required" in err and "tiles" in err
+
+
+def test_samples_to_be_scored_carry_the_texts_they_were_asked_for(model: GenerativeModel) -> None:
+    examples = draw(model, 8, 0, Processes())
+    captions = [examples[number].captions for number in range(8)]
+    assert captions == [(text,) for text in model.conditions(8, seed=0).captions] and len(set(captions)) > 1
+
+
+def test_one_set_cannot_be_scored_for_variety_within_a_text(run: Run, command: Command) -> None:
+    status, _, err = command("evaluate", run.path, "--metrics", "multimodality-text-motion", "--num-samples", 4)
+    assert status == 2 and "several samples of each text" in err
