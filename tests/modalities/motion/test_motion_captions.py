@@ -1,0 +1,118 @@
+"""Texts of motions: from rules on file names, or from text files beside them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from layersync.core.errors import InputError
+from layersync.modalities.motion.captions import read_rules
+from layersync.modalities.motion.data import AmassConfig
+from layersync.modalities.motion.io.amass import write_amass
+
+RULES: dict[str, Any] = {
+    "pattern": r"^(?P<content>[a-z-]+)_(?P<style>[a-z]+)_\d+",
+    "templates": ["{subject} {action}", "a person {action}, {manner}"],
+    "words": {
+        "content": {"wave-left": {"action": ["waves with the left hand", "waves"]}, "walk": {"action": ["walks"]}},
+        "style": {"old": {"subject": ["an old person"], "manner": ["slowly"]}, "normal": {"subject": ["someone"]}},
+    },
+}
+NAMES = ("wave-left_old_1", "wave-left_normal_1", "walk_old_1", "walk_old_2", "walk_normal_1")
+
+
+@pytest.fixture
+def tree(make_motion: Any, tmp_path: Path) -> Path:
+    for seed, name in enumerate(NAMES):
+        write_amass(tmp_path / f"{name}.npz", make_motion(frames=41, seed=seed, fps=20.0))
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(RULES))
+    return tmp_path
+
+
+def texts(config: AmassConfig) -> dict[str, Any]:
+    found = {}
+    for split in ("train", "test"):
+        data = config.build(split)
+        found |= {example.source: example.captions for example in (data[index] for index in range(len(data)))}
+    return found
+
+
+def test_every_phrase_of_every_template_and_no_slot_left_open(tree: Path) -> None:
+    found = texts(AmassConfig(path=str(tree), captions=str(tree / "rules.yaml")))
+    assert found["wave-left_old_1.npz"] == (
+        "an old person waves with the left hand",
+        "an old person waves",
+        "a person waves with the left hand, slowly",
+        "a person waves, slowly",
+    )
+    assert found["walk_normal_1.npz"] == ("someone walks",)
+
+
+def test_lines_of_a_text_file_beside_a_motion(tree: Path) -> None:
+    (tree / "walk_old_1.txt").write_text("an old man walks\n\nsomebody shuffles along\n")
+    found = texts(AmassConfig(path=str(tree)))
+    assert found.pop("walk_old_1.npz") == ("an old man walks", "somebody shuffles along")
+    assert set(found.values()) == {()}
+
+
+def test_texts_that_name_a_side_are_not_mirrored(tree: Path) -> None:
+    rules = str(tree / "rules.yaml")
+    assert AmassConfig(path=str(tree)).build("train").variants == ("original", "mirror")
+    assert AmassConfig(path=str(tree), captions=rules).build("train").variants == ("original",)
+    with pytest.raises(InputError, match=r"data\.mirror.*left hand"):
+        AmassConfig(path=str(tree), captions=rules, mirror=True).build("train")
+
+
+def test_other_words_are_other_data(tree: Path) -> None:
+    config = AmassConfig(path=str(tree), captions=str(tree / "rules.yaml"))
+    before = config.build("train").fingerprint
+    assert config.build("train").fingerprint == before != AmassConfig(path=str(tree)).build("train").fingerprint
+    changed = {**RULES, "templates": ["{subject} {action}"]}
+    (tree / "rules.yaml").write_text(yaml.safe_dump(changed))
+    assert config.build("train").fingerprint != before
+
+
+def test_a_pattern_on_names_holds_files_out(tree: Path) -> None:
+    config = AmassConfig(path=str(tree), test_files="_old_")
+    names = {
+        split: {config.build(split)[i].source for i in range(len(config.build(split)))} for split in ("train", "test")
+    }
+    assert names["test"] == {f"{name}.npz" for name in NAMES if "_old_" in name}
+    assert names["train"] == {f"{name}.npz" for name in NAMES if "_old_" not in name}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pattern": "("}, "no regular expression"),
+        ({"pattern": "[a-z]+"}, "no named group"),
+        ({"pattern": "^(?P<content>q+)"}, "does not match the file name"),
+        ({"words": {**RULES["words"], "content": {"walk": {"action": ["walks"]}}}}, "content 'wave-left'"),
+        ({"templates": ["{subject} {mood}"]}, "no template fits"),
+        ({"words": 3}, "words"),
+    ],
+)
+def test_rules_that_make_no_sense(tree: Path, change: dict[str, Any], said: str) -> None:
+    (tree / "rules.yaml").write_text(yaml.safe_dump({**RULES, **change}))
+    with pytest.raises(InputError, match=r"data\.captions") as raised:
+        AmassConfig(path=str(tree), captions=str(tree / "rules.yaml")).build("train")
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_rules_that_are_not_there(tree: Path) -> None:
+    (tree / "broken.yaml").write_text("pattern: [")
+    for source, said in (("bandai", "bandai-namco"), (str(tree / "broken.yaml"), "no valid YAML")):
+        with pytest.raises(InputError, match=said):
+            AmassConfig(path=str(tree), captions=source).build("train")
+
+
+def test_the_shipped_rules_know_the_published_names() -> None:
+    rules = read_rules("bandai-namco")
+    texts = rules.captions("dataset-2_wave-left-hand_elderly_004.bvh")
+    assert "an old person waves with the left hand" in texts and len(set(texts)) == len(texts) == 18
+    assert not any(re.search("[{}]", text) for text in texts)
+    assert "someone walks" in rules.captions("dataset-1_walk_normal_001.bvh")
