@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from layersync.core.errors import InputError
+from layersync import InputError, load_recipe
+from layersync.core.session import dry_run
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.data import AmassConfig
 from layersync.modalities.motion.io.amass import write_amass
@@ -116,3 +117,16 @@ def test_the_shipped_rules_know_the_published_names() -> None:
     assert "an old person waves with the left hand" in texts and len(set(texts)) == len(texts) == 18
     assert not any(re.search("[{}]", text) for text in texts)
     assert "someone walks" in rules.captions("dataset-1_walk_normal_001.bvh")
+
+
+def test_the_shipped_recipe_takes_a_step_on_files_of_its_kind(
+    make_motion: Any, write_body_bvh: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "motion-bvh"
+    folder.mkdir()
+    for seed, name in enumerate(("1_walk_old_001", "1_run_normal_001", "2_wave-left-hand_elderly_001")):
+        write_body_bvh(folder / f"dataset-{name}.bvh", make_motion(frames=40, seed=seed))
+    monkeypatch.setenv("LAYERSYNC_DATA", str(tmp_path))
+    tiny = ["backbone.hidden_size=32", "train.batch_size=4", "tokenizer.num_frames=16", "data.min_clips=1"]
+    needs = dry_run(load_recipe("motion/text", tiny))
+    assert needs.parameters > 0
