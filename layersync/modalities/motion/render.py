@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ CELL = 220
 FRAME_RATE = 15
 """Of the GIF; half of the motion's, which keeps the file small."""
 SECONDS_SHOWN = 6.0
+TITLE_WIDTH = 34
+"""Letters in a line of a title."""
 
 _BACKGROUND, _FLOOR, _GRID, _SHADOW = (250, 250, 252), (236, 238, 243), (212, 216, 226), (196, 200, 210)
 _LEFT, _RIGHT, _MIDDLE, _SOURCE = (214, 80, 70), (52, 110, 190), (60, 60, 70), (40, 160, 90)
@@ -94,8 +97,11 @@ def _draw_smpl(draw: ImageDraw.ImageDraw, camera: _Camera, joints: np.ndarray) -
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=_MIDDLE, width=3)
 
 
-def draw_motions(motions: Sequence[Motion]) -> list[Image.Image]:
-    """Frames at 15 a second in which up to eight motions play side by side; shorter ones wait in their last pose."""
+def draw_motions(motions: Sequence[Motion], titles: Sequence[str] = ()) -> list[Image.Image]:
+    """Frames at 15 a second in which up to eight motions play side by side; shorter ones wait in their last pose.
+
+    ``titles`` stand above the motions, one each.
+    """
     shown = [motion.resampled(FRAME_RATE) for motion in motions[:NUM_SHOWN]]
     count = min(max(len(motion) for motion in shown), int(SECONDS_SHOWN * FRAME_RATE))
     columns = min(COLUMNS, len(shown))
@@ -111,6 +117,8 @@ def draw_motions(motions: Sequence[Motion]) -> list[Image.Image]:
             camera = _Camera(now[0, [0, 2]])
             _draw_floor(draw, camera)
             _draw_smpl(draw, camera, now)
+            if index < len(titles):
+                draw.multiline_text((6, 4), "\n".join(wrap(titles[index], TITLE_WIDTH)), fill=_MIDDLE)
             image.paste(cell, ((index % columns) * CELL, (index // columns) * CELL))
         frames.append(image)
     return frames
