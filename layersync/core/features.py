@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -121,6 +122,8 @@ class UrlWeights:
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 """The second is read as tensors alone (``weights_only=True``): some repositories have no other."""
+WEIGHT_INDEX = "model.safetensors.index.json"
+"""Of weights that are split over several files."""
 
 
 @dataclass(frozen=True)
@@ -141,15 +144,28 @@ class HubWeights:
         folder = Path(name).expanduser()
         if not folder.is_dir():
             folder = self._snapshot(name)
-        weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
-        if weights is None:
-            raise InputError(f"{self.owner}: {folder} holds none of {', '.join(WEIGHT_FILES)}")
-        found = file_digest(weights)
+        found = self._digest(folder)
         if not found.startswith(stated.lower()):
             raise InputError(
-                f"{self.owner}: {weights} is not what its checksum says (SHA-256 {found[:16]}..., expected {stated})"
+                f"{self.owner}: the weights in {folder} are not what their checksum says (SHA-256 {found[:16]}..., "
+                f"expected {stated})"
             )
         return folder, found
+
+    def _digest(self, folder: Path) -> str:
+        """SHA-256 of the weights: of one file, or of the digests of the several that an index names."""
+        index = folder / WEIGHT_INDEX
+        if not index.is_file():
+            weights = next((folder / file for file in WEIGHT_FILES if (folder / file).is_file()), None)
+            if weights is None:
+                raise InputError(f"{self.owner}: {folder} holds none of {', '.join(WEIGHT_FILES)}, {WEIGHT_INDEX}")
+            return file_digest(weights)
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            digests = [file_digest(folder / name) for name in names]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"{self.owner}: {index} or a file that it names cannot be read ({error})") from None
+        return hashlib.sha256("".join(digests).encode()).hexdigest()
 
     def _snapshot(self, name: str) -> Path:
         from huggingface_hub import snapshot_download
@@ -159,7 +175,9 @@ class HubWeights:
         try:
             return Path(
                 snapshot_download(
-                    repository, revision=revision or None, allow_patterns=["*.json", "*.txt", *WEIGHT_FILES]
+                    repository,
+                    revision=revision or None,
+                    allow_patterns=["*.json", "*.txt", "model-*.safetensors", *WEIGHT_FILES],
                 )
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from layersync.core.device import default_device
 from layersync.core.errors import InputError
-from layersync.core.features import WEIGHT_FILES
+from layersync.core.features import WEIGHT_FILES, WEIGHT_INDEX
 
 UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, LookupError, AttributeError)
 """What ``torch.load`` raises for files that are cut short, damaged, or hold more than tensors."""
@@ -71,7 +71,7 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) 
     if stated != model_type:
         raise InputError(f"{owner}: {folder} holds a model of type {stated!r}, not {model_type!r}")
     try:
-        safe = (folder / WEIGHT_FILES[0]).is_file()
+        safe = (folder / WEIGHT_FILES[0]).is_file() or (folder / WEIGHT_INDEX).is_file()
         with _quiet():
             model, info = kind.from_pretrained(
                 folder, use_safetensors=safe, weights_only=True, local_files_only=True, output_loading_info=True

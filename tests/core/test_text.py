@@ -105,6 +105,17 @@ def test_one_vector_a_text_is_clips_projection_or_the_mean(clip: Path, t5: Path)
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
+def test_weights_in_several_files(t5: Path, tmp_path: Path) -> None:
+    transformers.T5EncoderModel.from_pretrained(t5).save_pretrained(tmp_path, max_shard_size="4KB")
+    small_tokenizer(tmp_path)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    whole, split = (TextEncoder(str(folder), "tokens", 16) for folder in (t5, tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(whole(TEXTS), split(TEXTS), strict=True))
+    next(tmp_path.glob("model-*.safetensors")).unlink()
+    with pytest.raises(InputError, match=r"model\.safetensors\.index\.json or a file that it names cannot be read"):
+        TextEncoder(str(tmp_path), "tokens", 16)
+
+
 def test_minilm_hears_meaning_without_a_hub() -> None:
     encoder = TextEncoder("minilm", "pooled", 32)
     old, elderly, piano = torch.nn.functional.normalize(
