@@ -159,7 +159,7 @@ class HubWeights:
         try:
             return Path(
                 snapshot_download(
-                    repository, revision=revision or None, allow_patterns=["*.json", "*.txt", *WEIGHT_FILES]
+                    repository, revision=revision or None, allow_patterns=["*.json", "*.txt", "*.yaml", *WEIGHT_FILES]
                 )
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
