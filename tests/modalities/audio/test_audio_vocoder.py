@@ -264,7 +264,9 @@ class TestRecipes:
     @pytest.mark.parametrize("name", NAMES)
     def test_settings_that_a_vocoder_was_not_trained_on_are_refused(self, name: str) -> None:
         preset = VOCODER_PRESETS[name]
-        with pytest.raises(InputError, match=rf"tokenizer: vocoder {name} was trained on .*tokenizer.preset: {preset} ") as error:
+        with pytest.raises(
+            InputError, match=rf"tokenizer: vocoder {name} was trained on .*tokenizer.preset: {preset} "
+        ) as error:
             load_recipe("audio/quick", [f"tokenizer.vocoder={name}"])
         assert f"floor {PRESETS[preset]['floor']:g} (not 1e-05)" in str(error.value) and "\n" not in str(error.value)
 
