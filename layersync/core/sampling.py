@@ -71,10 +71,10 @@ def write_samples(
     if out is not None and out.exists():
         raise InputError(f"--out: {out} exists")
     writable_parent(target, "--out")
-    for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
-        warnings.warn(warning, stacklevel=2)
     if not latents_only:
         model.tokenizer.prepare_decoding()
+    for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
+        warnings.warn(warning, stacklevel=2)
     conditions = model.conditions(count, labels=labels, seed=seed)
     latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -174,9 +175,11 @@ def _load_autoencoder(config: OobleckConfig) -> Any:
 
     path = str(Path(os.path.expandvars(config.path)).expanduser()) if config.path[:1] in "~$" else config.path
     try:
-        model, info = AutoencoderOobleck.from_pretrained(
-            path, subfolder=config.subfolder or None, use_safetensors=True, output_loading_info=True
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # diffusers makes its layers by an older weight_norm
+            model, info = AutoencoderOobleck.from_pretrained(
+                path, subfolder=config.subfolder or None, use_safetensors=True, output_loading_info=True
+            )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"tokenizer.path: no AutoencoderOobleck can be loaded from {config.path!r}, subfolder "

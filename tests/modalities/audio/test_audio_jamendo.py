@@ -185,9 +185,9 @@ def small_autoencoder(folder: Path) -> Path:
 
 class TestRecipes:
     def test_there_are_two_with_their_twins(self) -> None:
-        assert RECIPES == [
+        assert [
             f"audio/mtg-jamendo-{name}" for name in ("mel-sit", "mel-sit-baseline", "sit", "sit-baseline")
-        ]
+        ] == RECIPES
 
     @pytest.mark.parametrize("name", RECIPES[::2])
     def test_twins_differ_in_the_regularizer_alone(self, name: str) -> None:
