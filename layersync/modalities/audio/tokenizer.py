@@ -79,16 +79,6 @@ class MelConfig(Section):
         return {**presets[chosen], **content} if isinstance(chosen, str) and chosen in presets else content
 
     @model_validator(mode="after")
-    def _fits_together(self) -> MelConfig:
-        if self.f_max > self.sample_rate / 2:
-            raise ValueError(f"f_max {self.f_max:g} is above half the sample_rate {self.sample_rate}")
-        if self.f_min >= self.f_max:
-            raise ValueError(f"f_min {self.f_min:g} is not below f_max {self.f_max:g}")
-        if self.n_fft % 2 or self.hop_length > self.n_fft // 2:
-            raise ValueError(f"n_fft {self.n_fft} must be even and at least twice the hop_length {self.hop_length}")
-        return self
-
-    @model_validator(mode="after")
     def _plays(self) -> MelConfig:
         """The settings are those of the preset and of the vocoder."""
         if self.preset is not None and (wrong := self._unlike(self.preset)):
@@ -103,6 +93,16 @@ class MelConfig(Section):
             raise ValueError("vocoder griffin-lim has no weights: leave vocoder_path out, or choose another vocoder")
         if self.vocoder_statistics is not None and self.vocoder != "fastspeech2-conformer-hifigan":
             raise ValueError(f"vocoder_statistics are for fastspeech2-conformer-hifigan, not for {self.vocoder}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MelConfig:
+        if self.f_max > self.sample_rate / 2:
+            raise ValueError(f"f_max {self.f_max:g} is above half the sample_rate {self.sample_rate}")
+        if self.f_min >= self.f_max:
+            raise ValueError(f"f_min {self.f_min:g} is not below f_max {self.f_max:g}")
+        if self.n_fft % 2 or self.hop_length > self.n_fft // 2:
+            raise ValueError(f"n_fft {self.n_fft} must be even and at least twice the hop_length {self.hop_length}")
         return self
 
     def _unlike(self, preset: PresetName) -> str:
