@@ -173,8 +173,8 @@ def _load_autoencoder(config: OobleckConfig) -> Any:
     from diffusers import AutoencoderOobleck
     from safetensors import SafetensorError
 
-    path = str(Path(os.path.expandvars(config.path)).expanduser()) if config.path[:1] in "~$" else config.path
     try:
+        path = str(Path(os.path.expandvars(config.path)).expanduser())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # diffusers makes its layers by an older weight_norm
             model, info = AutoencoderOobleck.from_pretrained(
