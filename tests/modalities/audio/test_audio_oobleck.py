@@ -223,7 +223,8 @@ class TestWrongFiles:
 def test_patches_with_bands_are_refused_for_latents_without(
     stored_at: tuple[Path, Any], command: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    recipe = load_recipe("audio/quick", [f"tokenizer={{name: oobleck, path: {stored_at[0]}, num_frames: 32}}"])
+    oobleck = f"tokenizer={{name: oobleck, path: {stored_at[0]}, num_frames: 32}}"
+    recipe = load_recipe("audio/quick", [oobleck, "data.num_pitches=2"])
     (tmp_path / "recipe.yaml").write_text(recipe.to_yaml())
     status, _, error = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
     assert status == 2 and "backbone.patch_size: [16, 16] has 2 axes" in error and not (tmp_path / "run").exists()
