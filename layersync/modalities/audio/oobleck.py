@@ -22,12 +22,16 @@ from torch import Tensor
 from layersync.core.adapter import LatentSpec, Section, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.generation import default_device
-from layersync.core.pretrained import first_line
+from layersync.core.pretrained import first_line, read_config
 from layersync.modalities.audio.clip import Clip, by_length, window_frames
 
 _CLIPS_AT_ONCE = 8
 _CHUNK_FRAMES = 256
 _REACH_OF_UNIT = 3 * (1 + 3 + 9)  # samples to either side that three residual units see: kernels of 7, dilated
+
+
+PUBLISHED_CHANNELS = {"stabilityai/stable-audio-open-1.0": 64}
+"""Of latents, by hub id (stable-audio-tools, configs/model_configs/txt2audio/stable_audio_2_0.json)."""
 
 
 class OobleckConfig(Section):
@@ -45,6 +49,16 @@ class OobleckConfig(Section):
     scale: float = Field(
         1.0, gt=0, description="Latents are divided by it, as by stable-audio-tools' pretransform.scale."
     )
+
+    def latent_spec(self) -> LatentSpec | None:
+        """From ``config.json`` where ``path`` is a folder, else as published; the weights are not needed."""
+        channels = _channels_on_disk(self) or PUBLISHED_CHANNELS.get(self.path)
+        return None if channels is None else LatentSpec(channels, (self.num_frames,), sequence=True, variable=True)
+
+    def stored_channels(self) -> int | None:
+        """Mean and deviation of each channel."""
+        latent = self.latent_spec()
+        return None if latent is None else 2 * latent.channels
 
     def build(self) -> Oobleck:
         """The tokenizer with its weights."""
@@ -168,13 +182,28 @@ def decoder_reach(ratios: Sequence[int]) -> int:
     return math.ceil(samples / frames)
 
 
+def _expanded(path: str) -> Path:
+    return Path(os.path.expandvars(path)).expanduser()
+
+
+def _channels_on_disk(config: OobleckConfig) -> int | None:
+    folder = _expanded(config.path)
+    if not folder.is_dir():
+        return None
+    settings = read_config(folder / config.subfolder, "tokenizer.path")
+    channels = settings.get("decoder_input_channels")
+    if not isinstance(channels, int):
+        raise InputError(f"tokenizer.path: {folder / config.subfolder} holds no config of an AutoencoderOobleck")
+    return channels
+
+
 def _load_autoencoder(config: OobleckConfig) -> Any:
     """The network, every weight of it from safetensors. Raises :class:`InputError` for anything else."""
     from diffusers import AutoencoderOobleck
     from safetensors import SafetensorError
 
     try:
-        path = str(Path(os.path.expandvars(config.path)).expanduser())
+        path = str(_expanded(config.path))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # diffusers makes its layers by an older weight_norm
             model, info = AutoencoderOobleck.from_pretrained(

@@ -114,6 +114,10 @@ class MelConfig(Section):
         """The settings that :class:`LogMel` takes, which alone change what is stored."""
         return {key: getattr(self, key) for key in PRESETS["speecht5"]}
 
+    def latent_spec(self) -> LatentSpec:
+        """One channel of ``n_mels`` rows."""
+        return LatentSpec(channels=1, grid=(self.n_mels, self.num_frames), variable=True)
+
     def build(self) -> MelTokenizer:
         """The tokenizer, not fitted yet."""
         return MelTokenizer(self)
@@ -134,7 +138,7 @@ class MelTokenizer(Tokenizer):
 
     def __init__(self, config: MelConfig) -> None:
         self.config = config
-        self.latent = LatentSpec(channels=1, grid=(config.n_mels, config.num_frames), variable=True)
+        self.latent = config.latent_spec()
         settings = json.dumps({"name": "mel", **config.spectrogram()}, sort_keys=True)
         self.fingerprint = "mel-" + hashlib.sha256(settings.encode()).hexdigest()[:16]
         self.log_mel = LogMel(**config.spectrogram())

@@ -15,7 +15,7 @@ import yaml
 from torch import nn
 
 from layersync import load_recipe
-from layersync.core.adapter import ConditionSpec, LatentSpec
+from layersync.core.adapter import ConditionSpec
 from layersync.core.errors import InputError
 from layersync.core.recipe import shipped_recipes
 from layersync.modalities.audio.adapter import AudioAdapter
@@ -200,11 +200,7 @@ class TestRecipes:
     def test_each_builds_at_full_size(self, name: str) -> None:
         """SiT-XL without labels: 28 blocks of 1152 channels."""
         recipe = load_recipe(name)
-        latent = (
-            LatentSpec(1, (100, 1024), variable=True)
-            if "mel" in name
-            else LatentSpec(64, (recipe.tokenizer.num_frames,), sequence=True, variable=True)
-        )
+        latent = recipe.tokenizer.latent_spec()
         with torch.device("meta"):
             network: nn.Module = AudioAdapter().backbone(recipe.backbone, latent, ConditionSpec())
         count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -61,6 +61,16 @@ def test_sizes_come_from_the_autoencoder(tokenizer: Oobleck) -> None:
     assert (tokenizer.hop_length, tokenizer.sample_rate) == (HOP, 8000)
 
 
+def test_shapes_are_known_without_weights(tokenizer: Oobleck, tmp_path: Path) -> None:
+    assert tokenizer.config.latent_spec() == tokenizer.latent
+    assert tokenizer.config.stored_channels() == 2 * tokenizer.latent.channels
+    published = OobleckConfig().latent_spec()
+    assert published is not None and (published.shape, OobleckConfig().stored_channels()) == ((256, 64), 128)
+    assert OobleckConfig(path="somebody/else").latent_spec() is None
+    with pytest.raises(InputError, match=r"tokenizer.path: .*config.json is missing"):
+        OobleckConfig(path=str(tmp_path)).latent_spec()
+
+
 def test_a_clip_is_encoded_as_the_library_encodes_all_of_it_at_once(
     tokenizer: Oobleck, stored_at: tuple[Path, Any], stereo: Clip
 ) -> None:
