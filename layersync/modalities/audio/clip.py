@@ -69,10 +69,12 @@ def read_clip(source: Path | bytes, name: str, middle: float | None = None) -> C
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
             sample_rate, expected = int(file.samplerate), int(file.frames)
+            wanted = -1  # all
             if middle is not None and round(middle * sample_rate) < expected:
-                first, expected = (expected - round(middle * sample_rate)) // 2, round(middle * sample_rate)
-                file.seek(first)
-            samples = file.read(expected if middle is not None else -1, dtype="float32", always_2d=True)
+                wanted = round(middle * sample_rate)
+                file.seek((expected - wanted) // 2)
+                expected = wanted
+            samples = file.read(wanted, dtype="float32", always_2d=True)
             exact = file.format != "MP3"  # an MP3 without an index only estimates its length
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{name}: cannot be read as audio ({_reason(error)})") from None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from layersync import load_recipe
 from layersync.core.errors import InputError
+from layersync.core.packaged import file_digest
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.tokenizer import MelConfig, MelTokenizer
 from layersync.modalities.audio.vocoder import PRESETS, REPOSITORIES, VOCODER_PRESETS
@@ -294,7 +295,7 @@ class TestRecipes:
             load_recipe("audio/quick", [override])
 
     def test_a_missing_vocoder_is_found_before_sampling(
-        self, command: Callable[..., tuple[int, str, str]], tmp_path: Path
+        self, command: Callable[..., tuple[int, str, str]], tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         """A run that says vocos trains without its weights, does not sample without them, and samples with them."""
         weights, run = tmp_path / "weights", tmp_path / "run"
@@ -309,4 +310,5 @@ class TestRecipes:
         assert status == 2 and "tokenizer.vocoder_path" in error and not (run / "samples").exists()
         published("vocos", weights)
         assert command("sample", run, "--num", 2)[0] == 0
+        assert f"decoding by vocos, weights {file_digest(weights / 'pytorch_model.bin')[:16]}" in caplog.text
         assert sorted(file.suffix for file in (run / "samples").rglob("*.wav")) == [".wav", ".wav"]
