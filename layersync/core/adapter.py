@@ -214,6 +214,9 @@ class Tokenizer(ABC):
         """(batch, ...) stored windows to latents: normalised, or drawn from moments with ``noise``."""
         return stored
 
+    def prepare_decoding(self) -> None:
+        """Load what :meth:`decode` needs and training does not. Called before sampling, so that it fails early."""
+
     @abstractmethod
     def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[Any]:
         """Samples from (batch, ...) latents; ``mask`` (batch, frames) says how much of each is real."""

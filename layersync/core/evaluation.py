@@ -242,6 +242,7 @@ def draw(
     part = conditions[share.start : share.stop]
     if not len(share):
         return {}
+    model.tokenizer.prepare_decoding()
     latents, mask = model.sample_latents(part, seed=seed, start=share.start, shown=shown and processes.main)
     return examples_of(model.decode(latents, mask), part.label.tolist(), part.captions, share.start)
 

@@ -177,7 +177,7 @@ class HubWeights:
                 snapshot_download(
                     repository,
                     revision=revision or None,
-                    allow_patterns=["*.json", "*.txt", "model-*.safetensors", *WEIGHT_FILES],
+                    allow_patterns=["*.json", "*.txt", "*.yaml", "model-*.safetensors", *WEIGHT_FILES],
                 )
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):

@@ -220,7 +220,7 @@ def shipped_recipes() -> dict[str, str]:
             for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
                 if entry.name.endswith(".yaml"):
                     found[f"{folder.name}/{entry.name.removesuffix('.yaml')}"] = entry.read_text()
-    return found
+    return dict(sorted(found.items()))
 
 
 def recipe_text(source: str | os.PathLike[str]) -> tuple[str, str]:

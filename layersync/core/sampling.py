@@ -73,6 +73,8 @@ def write_samples(
     if out is not None and out.exists():
         raise InputError(f"--out: {out} exists")
     writable_parent(target, "--out")
+    if not latents_only:
+        model.tokenizer.prepare_decoding()
     for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
         warnings.warn(warning, stacklevel=2)
     conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)

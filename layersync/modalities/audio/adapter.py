@@ -22,7 +22,9 @@ from layersync.modalities.audio.features.vggish import VGGish
 from layersync.modalities.audio.features.wavlm import WavLM
 from layersync.modalities.audio.gm_notes import GmNotesConfig
 from layersync.modalities.audio.hub import HubConfig
+from layersync.modalities.audio.jamendo import MtgJamendoConfig
 from layersync.modalities.audio.mel import LogMel
+from layersync.modalities.audio.oobleck import Oobleck, OobleckConfig
 from layersync.modalities.audio.samples import open_audio_samples, write_waveforms
 from layersync.modalities.audio.tokenizer import MelConfig, MelTokenizer
 
@@ -38,12 +40,12 @@ _CLIPS_AT_ONCE = 32
 
 
 class AudioAdapter:
-    """Clips of any rate and length, as log-mel spectrograms."""
+    """Clips of any rate and length, as log-mel spectrograms or as latents of an autoencoder."""
 
     name = "audio"
     sections: ClassVar[Mapping[str, Mapping[str, type[Section]]]] = {
-        "data": {"gm-notes": GmNotesConfig, "folder": FolderConfig, "hf": HubConfig},
-        "tokenizer": {"mel": MelConfig},
+        "data": {"gm-notes": GmNotesConfig, "folder": FolderConfig, "hf": HubConfig, "mtg-jamendo": MtgJamendoConfig},
+        "tokenizer": {"mel": MelConfig, "oobleck": OobleckConfig},
         "backbone": {"sit": SpectrogramSiTConfig},
     }
 
@@ -51,9 +53,9 @@ class AudioAdapter:
         """The clips of ``split``."""
         return data.build(split)
 
-    def tokenizer(self, config: MelConfig) -> MelTokenizer:
-        """The log-mel tokenizer, not yet fitted."""
-        return MelTokenizer(config)
+    def tokenizer(self, config: MelConfig | OobleckConfig) -> MelTokenizer | Oobleck:
+        """The tokenizer of that section, not yet fitted."""
+        return config.build()
 
     def backbone(self, config: SpectrogramSiTConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
         """The transformer for latents of that shape."""

@@ -10,7 +10,7 @@ from layersync.core.transformer import TransformerConfig
 
 
 class SpectrogramSiTConfig(TransformerConfig):
-    """The core's transformer, with patches of ``[mels, frames]``.
+    """The core's transformer, with patches of ``[mels, frames]``, or of so many frames for latents without bands.
 
     The default [16, 4] cuts 80 mels by 64 frames into 5 x 16 = 80 tokens: harmonics lie close together in frequency
     and notes change fast in time, so a patch spans a wide band and 64 ms.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import math
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,29 +20,61 @@ SILENCE = 1e-4
 
 @dataclass(frozen=True)
 class Clip:
-    """A mono recording: ``waveform`` (samples,) float32 in [-1, 1], ``sample_rate`` in Hz."""
+    """A recording: ``waveform`` (samples,) float32 in [-1, 1], the mono mix; ``sample_rate`` in Hz.
+
+    Of a stereo recording, ``side`` (samples,) is half the difference of left and right, so that left is
+    ``waveform + side`` and right ``waveform - side``; ``None`` for mono. Whoever hears mono reads ``waveform`` alone.
+    """
 
     waveform: NDArray[np.float32]
     sample_rate: int
+    side: NDArray[np.float32] | None = None
 
     @property
     def seconds(self) -> float:
         """Duration in seconds."""
         return len(self.waveform) / self.sample_rate
 
+    def channels(self, count: int) -> NDArray[np.float32]:
+        """(count, samples): the mono mix for 1, left and right for 2, which are alike in a mono recording."""
+        if count == 1:
+            return self.waveform[None]
+        side = np.float32(0) if self.side is None else self.side
+        return np.stack([self.waveform + side, self.waveform - side])
 
-def read_clip(source: Path | bytes, name: str) -> Clip:
+    @classmethod
+    def of_channels(cls, channels: NDArray[np.float32], sample_rate: int) -> Clip:
+        """A clip of (1 or 2, samples)."""
+        if len(channels) == 1:
+            return cls(channels[0], sample_rate)
+        left, right = channels
+        return cls((left + right) / 2, sample_rate, (left - right) / 2)
+
+    def resampled(self, sample_rate: int) -> Clip:
+        """The same sound at another rate in Hz."""
+        side = None if self.side is None else resample(self.side, self.sample_rate, sample_rate)
+        return Clip(resample(self.waveform, self.sample_rate, sample_rate), sample_rate, side)
+
+
+def read_clip(source: Path | bytes, name: str, middle: float | None = None) -> Clip:
     """Decode a WAV, FLAC, MP3, OGG or other file that libsndfile knows, given as a path or as its bytes.
 
-    Channels are averaged. A float file beyond full scale is scaled down to a peak of 1. Raises :class:`InputError`
-    that starts with ``name`` for what cannot be decoded, is empty, holds numbers that are not finite, or is silent.
+    Channels are averaged; those of a stereo file that differ stay apart in ``side`` as well. ``middle`` reads only so
+    many seconds around the middle. A float file whose mono mix goes beyond full scale is scaled down to a peak of 1.
+    Raises :class:`InputError` that starts with ``name`` for what cannot be decoded, is empty, holds numbers that are
+    not finite, or is silent once mixed to mono.
     """
     import soundfile
 
     try:
         with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
-            samples = file.read(dtype="float32", always_2d=True)
             sample_rate, expected = int(file.samplerate), int(file.frames)
+            wanted = -1  # all
+            if middle is not None and round(middle * sample_rate) < expected:
+                wanted = round(middle * sample_rate)
+                file.seek((expected - wanted) // 2)
+                expected = wanted
+            samples = file.read(wanted, dtype="float32", always_2d=True)
             exact = file.format != "MP3"  # an MP3 without an index only estimates its length
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{name}: cannot be read as audio ({_reason(error)})") from None
@@ -53,7 +88,10 @@ def read_clip(source: Path | bytes, name: str) -> Clip:
         raise InputError(f"{name}: holds no samples")
     if peak < SILENCE:
         raise InputError(f"{name}: is silent once mixed to mono (peak {peak:.1e}, at least {SILENCE:.0e} is wanted)")
-    return Clip(waveform / np.float32(peak) if peak > 1 else waveform, sample_rate)
+    scale = np.float32(max(peak, 1.0))
+    stereo = samples.shape[1] == 2 and not np.array_equal(samples[:, 0], samples[:, 1])
+    side = (samples[:, 0] - samples[:, 1]) / (2 * scale) if stereo else None
+    return Clip(waveform / scale, sample_rate, side)
 
 
 def check_header(file: Path) -> None:
@@ -79,6 +117,20 @@ def resample(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDA
     import soxr
 
     return np.asarray(soxr.resample(waveform, from_rate, to_rate, quality="HQ"), dtype=np.float32)
+
+
+def by_length(lengths: Sequence[int], at_once: int) -> list[list[int]]:
+    """Indices grouped by equal length, at most ``at_once`` to a group."""
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, length in enumerate(lengths):
+        groups[int(length)].append(index)
+    return [group[start : start + at_once] for group in groups.values() for start in range(0, len(group), at_once)]
+
+
+def window_frames(num_frames: int, window: int, position: float) -> tuple[int, int]:
+    """First frame and number of frames of the excerpt of ``window`` frames at ``position`` in [0, 1] of the room."""
+    room = max(num_frames - window, 0)
+    return min(math.floor(position * (room + 1)), room), min(num_frames, window)
 
 
 def _reason(error: Exception) -> str:

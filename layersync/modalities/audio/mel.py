@@ -6,6 +6,7 @@ Legend: B clips, S samples, F frequency bins, M mel bands, T frames.
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,28 +19,49 @@ _CLIPS_AT_ONCE = 4  # what the processor's cache holds; larger batches are slowe
 _SMALLEST = 1e-12
 
 
+MelScale = Literal["slaney", "htk"]
+MelNorm = Literal["slaney", "none"]
+Logarithm = Literal["log10", "natural"]
+
+
 class LogMel:
-    """(B, S) waveforms to (B, M, T) decadic logarithms of mel-band magnitudes, no less than ``log10(floor)``.
+    """(B, S) waveforms to (B, M, T) logarithms of mel-band magnitudes, no less than the logarithm of ``floor``.
 
     Magnitudes (not powers) of a centred short-time Fourier transform with a periodic Hann window and reflected ends,
-    summed in bands of Slaney's mel scale and of equal area: the features of transformers' ``SpeechT5FeatureExtractor``.
+    none below ``magnitude_floor``, summed in bands. With the defaults, bands of Slaney's mel scale and of equal area,
+    and decadic logarithms: the features of transformers' ``SpeechT5FeatureExtractor``.
     A clip of S samples has ``1 + S // hop_length`` frames; frame ``k`` is centred on sample ``k * hop_length``.
 
     Raises :class:`InputError` for settings under which a band would hold no frequency bin.
     """
 
     def __init__(
-        self, *, sample_rate: int, n_fft: int, hop_length: int, n_mels: int, f_min: float, f_max: float, floor: float
+        self,
+        *,
+        sample_rate: int,
+        n_fft: int,
+        hop_length: int,
+        n_mels: int,
+        f_min: float,
+        f_max: float,
+        floor: float,
+        magnitude_floor: float = 0.0,
+        mel_scale: MelScale = "slaney",
+        mel_norm: MelNorm = "slaney",
+        log: Logarithm = "log10",
     ) -> None:
         from torchaudio.functional import melscale_fbanks
 
         self.n_fft = n_fft
         self.hop_length = hop_length
         self.floor = floor
+        self.magnitude_floor = magnitude_floor
+        self.log = log
+        norm = None if mel_norm == "none" else mel_norm
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # empty bands, which are refused below
             self.filters_FM: Tensor = melscale_fbanks(
-                n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate, norm="slaney", mel_scale="slaney"
+                n_fft // 2 + 1, f_min, f_max, n_mels, sample_rate, norm=norm, mel_scale=mel_scale
             )
         empty = (self.filters_FM.amax(dim=0) == 0).nonzero().flatten()
         if len(empty):
@@ -74,8 +96,13 @@ class LogMel:
 
         Float64 keeps bands that lie 120 dB below the loudest exact; float32 is twice as fast.
         """
-        mel_BMT = self.filters_FM.T.to(waveform_BS) @ self.magnitudes(waveform_BS)
-        return mel_BMT.clamp(min=self.floor).log10()
+        magnitudes_BFT = self.magnitudes(waveform_BS).clamp(min=self.magnitude_floor)
+        mel_BMT = (self.filters_FM.T.to(waveform_BS) @ magnitudes_BFT).clamp(min=self.floor)
+        return mel_BMT.log10() if self.log == "log10" else mel_BMT.log()
+
+    def mel_magnitudes(self, log_mel_BMT: Tensor) -> Tensor:
+        """The magnitudes whose logarithms these are, in any shape."""
+        return torch.pow(10.0, log_mel_BMT) if self.log == "log10" else log_mel_BMT.exp()
 
     def invert(self, log_mel_BMT: Tensor) -> Tensor:
         """(B, M, T) to (B, F, T): the magnitudes, none negative, whose mel bands come closest in least squares.
@@ -83,7 +110,7 @@ class LogMel:
         The pseudo-inverse, without its negative values, is the start; multiplicative updates (Lee and Seung, 2001)
         then mend what the cut broke. Bins below the lowest band and above the highest stay 0.
         """
-        mel_BMT = torch.pow(10.0, log_mel_BMT)
+        mel_BMT = self.mel_magnitudes(log_mel_BMT)
         filters_MF = self.filters_FM.T
         bins_BFT = (torch.linalg.pinv(filters_MF) @ mel_BMT).clamp(min=0)
         wanted_BFT = self.filters_FM @ mel_BMT

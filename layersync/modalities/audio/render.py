@@ -20,7 +20,7 @@ _WINDOW_SECONDS = 0.064
 
 
 def render(samples: Sequence[Clip], directory: Path) -> list[Path]:
-    """Write ``000.wav``, ``001.wav`` ... (16 bits, mono) and ``spectrograms.png``, and return these files.
+    """Write ``000.wav``, ``001.wav`` ... (16 bits, stereo clips as such) and ``spectrograms.png``; return these files.
 
     The picture shows the first 64 clips, time in seconds across and frequency in kHz upwards, in decibels below the
     loudest point of each clip. No samples write no file.
@@ -33,7 +33,8 @@ def render(samples: Sequence[Clip], directory: Path) -> list[Path]:
     files = []
     for number, clip in enumerate(samples):
         files.append(directory / f"{number:03d}.wav")
-        soundfile.write(files[-1], np.clip(clip.waveform, -1, 1), clip.sample_rate, subtype="PCM_16")
+        channels = clip.channels(1 if clip.side is None else 2)
+        soundfile.write(files[-1], np.clip(channels.T, -1, 1), clip.sample_rate, subtype="PCM_16")
     _picture(samples[:_MOST_PANELS], directory / PICTURE)
     return [*files, directory / PICTURE]
 

@@ -66,7 +66,7 @@ def _losses(log_mel: LogMel, pair_2S: Tensor) -> tuple[float, float, float, floa
 
     magnitudes_2FT = log_mel.magnitudes(pair_2S.double())
     bins_2FT = _decibels(magnitudes_2FT)
-    mels_2MT = _decibels(torch.pow(10.0, log_mel(pair_2S.double())))
+    mels_2MT = _decibels(log_mel.mel_magnitudes(log_mel(pair_2S.double())))
     # natural logarithms of amplitude as c_0 + sum of c_k * cos(...): c_k is twice a mean, and so is scipy's sum
     difference_MT = (mels_2MT[0] - mels_2MT[1]).numpy() * np.log(10) / 20
     cepstra_KT = dct(difference_MT, type=2, axis=0)[1 : _NUM_CEPSTRA + 1] / len(difference_MT)
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not isinstance(config, DataConfig):
         raise TypeError(f"{type(config).__name__} configures no data")
     dataset = adapter.dataset(config, config.split)
-    tokenizer = adapter.tokenizer(MelConfig.model_validate(yaml.safe_load(given.tokenizer) or {}))
+    tokenizer = MelTokenizer(MelConfig.model_validate(yaml.safe_load(given.tokenizer) or {}))
     chosen = np.unique(np.linspace(0, len(dataset) - 1, min(given.num, len(dataset))).astype(int))
     loss = roundtrip_loss(tokenizer, [dataset[int(index)].sample for index in chosen])
     sys.stdout.write(json.dumps(asdict(loss)) + "\n")

@@ -41,7 +41,10 @@ def open_audio_samples(path: Path) -> ExampleDataset:
 
 
 def write_waveforms(path: Path, clips: Sequence[Clip]) -> None:
-    """Write clips as one ``.npz`` that :func:`open_audio_samples` reads. InputError for clips of differing lengths."""
+    """Write the mono mix of clips as one ``.npz`` that :func:`open_audio_samples` reads.
+
+    Raises :class:`InputError` for clips of differing lengths.
+    """
     kinds = {(len(clip.waveform), clip.sample_rate) for clip in clips}
     if len(kinds) > 1:
         lengths = sorted({length for length, _ in kinds})
