@@ -3,10 +3,10 @@
     handle = layersync.attach(model.transformer_blocks, pairs=[(8, 16)], weight=0.2)
     loss = flow_loss + handle.loss()          # after each forward pass
 
-Blocks keep their outputs until :meth:`Attachment.loss` is called, and what is made of them happens there, outside of the
-model. So a hook keeps the very tensor that a block returned. That is what makes re-entrant gradient checkpointing work:
-its first pass records no gradient, but the outputs of the checkpointed function are made differentiable in place as
-soon as it returns. A view made in the hook would stay without gradient.
+A hook keeps the very tensors that a block returned until :meth:`Attachment.loss` is called, and what is made of them
+happens there, outside of the model. That is what makes re-entrant gradient checkpointing work: its first pass records no
+gradient, but the outputs of the checkpointed function are made differentiable in place as soon as it returns. A view
+made in the hook would stay without gradient.
 """
 
 from __future__ import annotations
@@ -66,6 +66,8 @@ def attach(
             are none.
     """
     numbered = tuple(_modules(blocks))
+    if len({id(block) for block in numbered}) < len(numbered):
+        raise InputError("blocks: the same module stands at two places; a block that runs twice has no number")
     if layout is not None and not (layout.count("B") == layout.count("C") == 1 and len(set(layout)) == len(layout)):
         raise InputError(f"layout: {layout!r} is none; B and C once, a letter for each axis of tokens, as in BFTC")
     return Attachment(numbered, LayerSync(pairs, weight, depth=len(numbered), **options), select, layout)
@@ -108,9 +110,7 @@ class Attachment:
         """The weighted loss of the last forward pass, a float32 scalar; see :meth:`output`."""
         return self.output(t, mask, step).loss
 
-    def output(
-        self, t: Tensor | None = None, mask: Tensor | None = None, step: int | None = None
-    ) -> LayerSyncOutput:
+    def output(self, t: Tensor | None = None, mask: Tensor | None = None, step: int | None = None) -> LayerSyncOutput:
         """Loss and raw similarity of each pair in the last forward pass, whose outputs are let go.
 
         Args:
@@ -179,7 +179,7 @@ class Attachment:
             self._begin()
         recorded = torch.is_grad_enabled()
         if number in self._students:
-            if recorded and not _differentiable(output):
+            if recorded and _without_any_gradient(output):
                 self._dropped[number] = True
                 return
         elif not self._kept:
@@ -190,7 +190,7 @@ class Attachment:
     def _check(self, number: int) -> None:
         """At the start of the block after a student: without gradient by now, it never gets any."""
         kept = self._kept.get(number)
-        if kept is not None and not kept.recorded and not _differentiable(kept.output):
+        if kept is not None and not kept.recorded and _without_any_gradient(kept.output):
             del self._kept[number]
             self._dropped[number] = False
 
@@ -298,8 +298,9 @@ def _named(output: Any, name: str = "output") -> Iterator[tuple[str, Tensor]]:
             yield from _named(value, f"{name}[{index}]")
 
 
-def _differentiable(output: Any) -> bool:
-    return any(tensor.requires_grad for _, tensor in _named(output))
+def _without_any_gradient(output: Any) -> bool:
+    required = [tensor.requires_grad for _, tensor in _named(output)]
+    return bool(required) and not any(required)
 
 
 def _versions(output: Any) -> tuple[int, ...]:
@@ -373,7 +374,7 @@ def _without_gradient(number: int, recorded: bool) -> str:
             "input is detached); leave something there to train, LoRA layers for instance"
         )
     return (
-        f"block {number} ran without recording gradient and got none afterwards: the pass ran under torch.no_grad(), or "
-        "re-entrant checkpointing covers more than this block or has inputs that require no gradient; use "
+        f"block {number} ran without recording gradient and got none afterwards: the pass ran under torch.no_grad(), "
+        "or re-entrant checkpointing covers more than this block or has inputs that require no gradient; use "
         "use_reentrant=False, or checkpoint block by block and let the first input require gradient"
     )
