@@ -4,14 +4,15 @@
     loss = flow_loss + handle.loss()          # after each forward pass
 
 A hook keeps the very tensors that a block returned until :meth:`Attachment.loss` is called, and what is made of them
-happens there, outside of the model. That is what makes re-entrant gradient checkpointing work: its first pass records no
-gradient, but the outputs of the checkpointed function are made differentiable in place as soon as it returns. A view
+happens there, outside of the model. That is what makes re-entrant gradient checkpointing work: its first pass records
+no gradient, but the outputs of the checkpointed function are made differentiable in place as soon as it returns. A view
 made in the hook would stay without gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -23,8 +24,6 @@ from layersync.core.regularizer.layersync import LayerSync, LayerSyncOutput
 Select = int | str | Callable[[Any], Tensor]
 DEFAULT_LAYOUTS = {3: "BTC", 4: "BFTC"}
 """How axes are read where no layout is given, by their number."""
-
-
 COMPILED_BEFORE = "; where it was compiled and run before attach(), call torch._dynamo.reset()"
 
 
@@ -90,11 +89,11 @@ class Attachment:
         self._active = bool(sync.taps())
         self._undo: list[Callable[[], None]] = []
         if self._active:
-            self._undo.append(_hook(blocks[0], _Begin(self, 1)))
+            self._undo.append(_before(blocks[0], _Begin(self, 1)))
         for number in sync.taps():
-            self._undo.append(_hook(blocks[number - 1], _Keep(self, number)))
+            self._undo.append(_after(blocks[number - 1], _Keep(self, number)))
             if number in self._students:  # which is never the last block
-                self._undo.append(_hook(blocks[number], _Check(self, number + 1)))
+                self._undo.append(_before(blocks[number], _Check(self, number + 1)))
 
     def __enter__(self) -> Attachment:
         return self
@@ -129,7 +128,7 @@ class Attachment:
         finally:
             self._kept.clear()
             self._dropped.clear()
-        if mask is not None:
+        if mask is not None and mask.ndim > 2:
             mask = mask.flatten(1)
         for student, teacher in self.sync.pairs if features else ():
             _check_fit(student, teacher, features, mask)
@@ -234,36 +233,49 @@ class _Around:
 
     def __init__(self, block: nn.Module, compiled: Callable[..., Any]):
         self.block, self.compiled = block, compiled
-        self.before: list[_Hook] = []
-        self.after: list[_Hook] = []
+        self.before: list[_Begin | _Check] = []
+        self.after: list[_Keep] = []
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Any:
-        for hook in self.before:
-            hook(self.block, inputs, keywords)
+        for before in self.before:
+            before(self.block, inputs, keywords)
         output = self.compiled(*inputs, **keywords)
-        for hook in self.after:
-            hook(self.block, inputs, keywords, output)
+        for after in self.after:
+            after(self.block, inputs, keywords, output)
         return output
 
+    @classmethod
+    def of(cls, block: nn.Module) -> _Around | None:
+        """That of a block compiled in place, put there if it is not; None for other blocks."""
+        compiled = block._compiled_call_impl
+        if compiled is None or isinstance(compiled, cls):
+            return compiled
+        around = block._compiled_call_impl = cls(block, compiled)
+        return around
 
-def _hook(block: nn.Module, hook: _Hook) -> Callable[[], None]:
-    """Put ``hook`` on ``block``; what is returned takes it off."""
-    compiled = block._compiled_call_impl
-    if compiled is None:
-        if isinstance(hook, _Keep):
-            return block.register_forward_hook(hook, with_kwargs=True).remove
-        return block.register_forward_pre_hook(hook, with_kwargs=True).remove
-    around = compiled if isinstance(compiled, _Around) else _Around(block, compiled)
-    hooks = around.after if isinstance(hook, _Keep) else around.before
-    hooks.append(hook)
-    block._compiled_call_impl = around
-
-    def undo() -> None:
+    def drop(self, hooks: list[Any], hook: _Hook) -> None:
+        """Remove ``hook`` from ``hooks``, and with the last one itself."""
         hooks.remove(hook)
-        if not around.before and not around.after and block._compiled_call_impl is around:
-            block._compiled_call_impl = around.compiled
+        if not self.before and not self.after and self.block._compiled_call_impl is self:
+            self.block._compiled_call_impl = self.compiled
 
-    return undo
+
+def _before(block: nn.Module, hook: _Begin | _Check) -> Callable[[], None]:
+    """Let ``hook`` run before ``block``; what is returned takes it off."""
+    around = _Around.of(block)
+    if around is None:
+        return block.register_forward_pre_hook(hook, with_kwargs=True).remove
+    around.before.append(hook)
+    return partial(around.drop, around.before, hook)
+
+
+def _after(block: nn.Module, hook: _Keep) -> Callable[[], None]:
+    """Let ``hook`` run after ``block``; what is returned takes it off."""
+    around = _Around.of(block)
+    if around is None:
+        return block.register_forward_hook(hook, with_kwargs=True).remove
+    around.after.append(hook)
+    return partial(around.drop, around.after, hook)
 
 
 def _replayed() -> bool:
@@ -323,7 +335,9 @@ def _chosen(number: int, kept: _Kept, select: Select | None) -> Tensor:
     )
     if callable(select):
         chosen = select(kept.output)
-    elif select is not None and not isinstance(kept.output, Tensor):
+    elif select is not None and isinstance(kept.output, Tensor):
+        chosen = kept.output
+    elif select is not None:
         try:
             chosen = kept.output[select]
         except (IndexError, KeyError, TypeError):
