@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -95,9 +96,12 @@ def by_hand() -> tuple[float, Gradients]:
     return loss.item(), gradients(model)
 
 
-def distributed_step(rank: int, folder: str) -> None:
+def distributed_step(_: int, rank: int, folder: str) -> None:
+    """One of two processes: a step on its half of the input, and its gradients in a file."""
     torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.distributed.init_process_group(
+        "gloo", f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(minutes=2)
+    )
     try:
         model = trunk(reentrant=False)
         handle = layersync.attach(model.blocks, [(2, 4)], 0.5)

@@ -100,6 +100,11 @@ def test_what_cannot_be_told_is_an_error_that_lists_what_there_was(form: Any, se
         handle.loss()
 
 
+def test_a_lone_tensor_of_another_shape_is_taken_when_select_says_so() -> None:
+    handle, _ = streams(lambda latents, text: latents[:, 1:], select=0)
+    assert handle.loss() < 0
+
+
 def test_flux_needs_select_when_text_is_as_long_as_the_latents() -> None:
     def loss(select: Any) -> Tensor:
         torch.manual_seed(0)
@@ -220,6 +225,21 @@ def test_a_loss_that_fails_keeps_nothing(watched: Any) -> None:
     with pytest.raises(ValueError, match="mask"):
         handle.loss(mask=torch.ones(1, 1, dtype=torch.bool))
     assert watch.alive() == 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_checkpointing_runs_again_is_not_kept(reentrant: bool, compiled: bool) -> None:
+    model = trunk(reentrant=reentrant)
+    if compiled:
+        for block in model.blocks:
+            block.compile(backend="eager")
+    handle = layersync.attach(model.blocks, [(1, 3)], 0.5)
+    watch = Watched(model)
+    (model(INPUT).mean() + handle.loss()).backward()
+    assert len(watch.references) >= 5 and watch.alive() == 0
+    with pytest.raises(RuntimeError, match="no forward pass has run"):
+        handle.loss()
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -375,8 +395,6 @@ def test_a_student_without_gradient_says_why(watched: Any) -> None:
 
 
 def test_a_pair_whose_blocks_differ_in_shape() -> None:
-    handle, _ = streams(lambda latents, text: latents, select=lambda out: out)
-    torch.manual_seed(0)
     blocks = [nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 8)]
     handle = layersync.attach(blocks, [(1, 3)], 0.5, lambda out: out)
     nn.Sequential(*blocks)(INPUT)
