@@ -19,6 +19,7 @@ from benchmarks.measure import Bar, failed, say
 NAMES = (
     "regularizer-time",
     "regularizer-memory",
+    "attach-vs-taps",
     "step-vs-eager",
     "guidance-interval",
     "cache-read",
