@@ -271,6 +271,7 @@ class GenerativeModel:
         """
         given = None if noise is None else torch.as_tensor(noise)
         drawn = self.conditions(n, labels=labels, prompts=prompts, frames=frames, seed=seed)
+        self.tokenizer.prepare_decoding()
         latents, mask = self.sample_latents(drawn, noise=given, seed=seed, settings=self.settings(**settings))
         return self.decode(latents, mask)
 

@@ -20,8 +20,8 @@ from pydantic import Field
 from torch import Tensor
 
 from layersync.core.adapter import LatentSpec, Section, Tokenizer
-from layersync.core.errors import InputError
 from layersync.core.device import default_device
+from layersync.core.errors import InputError
 from layersync.core.pretrained import first_line, read_config
 from layersync.modalities.audio.clip import Clip, by_length, window_frames
 

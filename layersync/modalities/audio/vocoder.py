@@ -17,9 +17,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from layersync.core.device import default_device
 from layersync.core.errors import InputError
 from layersync.core.features import HubWeights
-from layersync.core.device import default_device
 from layersync.core.pretrained import fill, load_pretrained, read_config, read_tensors
 
 if TYPE_CHECKING:
