@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layersync.core.adapter import ConditionSpec, LatentSpec
+from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.recipe import Recipe, load_recipe
 
@@ -129,6 +129,15 @@ class Run:
             return DataSummary.from_mapping(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is missing or damaged ({error}); the run cannot be used") from None
+
+    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise :class:`InputError` unless ``tokenizer`` makes latents of the shape that the run's weights are for."""
+        own, others = self.data.latent.shape, tokenizer.latent.shape
+        if own != others:
+            raise InputError(
+                f"tokenizer: makes latents of {'x'.join(map(str, others))}, run {str(self.path)!r} needs "
+                f"{'x'.join(map(str, own))}: another path, size or number of channels is needed"
+            )
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` steps lies, or will lie."""
