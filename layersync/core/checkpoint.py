@@ -116,7 +116,7 @@ def check_source(source: Path, tokenizer: Tokenizer) -> None:
     folder = source.parents[2] if len(source.parents) > 2 else source.parent
     if (folder / "recipe.yaml").is_file() and source.parent.parent.name == "checkpoints":
         run = Run(folder)
-        run.check_tokenizer(tokenizer)
+        run.data.check_tokenizer(tokenizer, f"train.init {str(folder)!r}")
         tokenizer.check_state(read_tensors(run.path / "tokenizer.safetensors"))
 
 

@@ -50,7 +50,7 @@ class GenerativeModel:
         """The run's tokenizer with the statistics of its training data; built on first use."""
         if self._tokenizer is None:
             tokenizer = self.recipe.adapter.tokenizer(self.recipe.tokenizer)
-            self.run.check_tokenizer(tokenizer)
+            self.run.data.check_tokenizer(tokenizer, f"run {str(self.run.path)!r}")
             tokenizer.load_state(read_tensors(self.run.path / "tokenizer.safetensors"))
             self._tokenizer = tokenizer
         return self._tokenizer

@@ -44,6 +44,15 @@ class DataSummary:
         """What the backbone is conditioned on."""
         return ConditionSpec(num_classes=len(self.classes))
 
+    def check_tokenizer(self, tokenizer: Tokenizer, owner: str) -> None:
+        """Raise :class:`InputError` unless ``tokenizer`` makes latents of this shape, which ``owner`` needs."""
+        own, others = self.latent.shape, tokenizer.latent.shape
+        if own != others:
+            raise InputError(
+                f"tokenizer: makes latents of {'x'.join(map(str, others))}, {owner} needs {'x'.join(map(str, own))}: "
+                f"set a path, size or number of channels that fits"
+            )
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
@@ -129,15 +138,6 @@ class Run:
             return DataSummary.from_mapping(json.loads(path.read_text()))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is missing or damaged ({error}); the run cannot be used") from None
-
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
-        """Raise :class:`InputError` unless ``tokenizer`` makes latents of the shape that the run's weights are for."""
-        own, others = self.data.latent.shape, tokenizer.latent.shape
-        if own != others:
-            raise InputError(
-                f"tokenizer: makes latents of {'x'.join(map(str, others))}, run {str(self.path)!r} needs "
-                f"{'x'.join(map(str, own))}: another path, size or number of channels is needed"
-            )
 
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` steps lies, or will lie."""

@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, ModelMixin, SchedulerMixin
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from layersync.modalities.image.backbone import SiT
@@ -59,6 +61,8 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         guidance_interval: tuple[float, float] = (0.0, 1.0),
     ):
         super().__init__()
+        self.num_classes, self.guidance_channels = num_classes, guidance_channels
+        self.guidance_interval = tuple(guidance_interval)
         self.network = SiT(
             input_size=sample_size,
             in_channels=in_channels,
@@ -80,31 +84,32 @@ class SiTTransformer2DModel(ModelMixin, ConfigMixin):  # type: ignore[misc]
         Label 1000 is none.
         """
         t = 1 - timestep.to(torch.float32) / TIME_SCALE
-        classes = self.config.num_classes
-        label = torch.where(class_labels == DIT_NONE, classes, class_labels)
-        velocity = self.network(hidden_states, t, {"label": label} if classes else {}).prediction
+        label = torch.where(class_labels == DIT_NONE, self.num_classes, class_labels)
+        dtype = self.network.pos_embed.dtype
+        with torch.autocast(hidden_states.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            velocity = self.network(hidden_states, t, {"label": label} if self.num_classes else {}).prediction
+        velocity = velocity.to(hidden_states.dtype)
         if self._is_guided_pair(hidden_states, label):
             velocity = self._with_guidance_where_wanted(velocity, t)
         return Transformer2DModelOutput(sample=-velocity) if return_dict else (-velocity,)
 
     def _is_guided_pair(self, x: Tensor, label: Tensor) -> bool:
-        limited = self.config.guidance_channels is not None or tuple(self.config.guidance_interval) != (0.0, 1.0)
-        if not limited or len(x) % 2 or not self.config.num_classes:
+        limited = self.guidance_channels is not None or self.guidance_interval != (0.0, 1.0)
+        if not limited or len(x) % 2 or not self.num_classes:
             return False
         first, second = x.chunk(2)
-        return torch.equal(first, second) and bool((label.chunk(2)[1] == self.config.num_classes).all())
+        return torch.equal(first, second) and bool((label.chunk(2)[1] == self.num_classes).all())
 
     def _with_guidance_where_wanted(self, velocity: Tensor, t: Tensor) -> Tensor:
         conditional, unconditional = velocity.chunk(2)
-        low, high = self.config.guidance_interval
+        low, high = self.guidance_interval
         inside = bool((t[0] >= low - 1e-6) & (t[0] <= high + 1e-6))  # t has come through float32 timesteps
-        guided = self.config.guidance_channels or velocity.shape[1]
-        kept = guided if inside else 0
+        kept = (self.guidance_channels or velocity.shape[1]) if inside else 0
         mixed = torch.cat([unconditional[:, :kept], conditional[:, kept:]], dim=1)
         return torch.cat([conditional, mixed])
 
 
-class FlowMatchEulerScheduler(FlowMatchEulerDiscreteScheduler):  # type: ignore[misc]
+class FlowMatchEulerScheduler(FlowMatchEulerDiscreteScheduler):
     """diffusers' flow-matching Euler scheduler with equal intervals of sigma, and what ``DiTPipeline`` calls besides.
 
     Its own default spends the last interval below sigma 1/1000, so that N steps are N - 1.

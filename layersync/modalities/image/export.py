@@ -98,7 +98,7 @@ def _write_sit(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
 
 
 def _write_diffusers(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
-    from diffusers import DiTPipeline
+    from diffusers.pipelines.dit import DiTPipeline
 
     from layersync.modalities.image.diffusers_pipeline import FlowMatchEulerScheduler, SiTTransformer2DModel
 
@@ -119,9 +119,9 @@ def _write_diffusers(run: Run, checkpoint: Path, weights: str, target: Path) -> 
         **settings,
     )
     transformer.network.load_state_dict(model.backbone.state_dict())
-    names = {str(number): name for number, name in enumerate(model.classes)}
-    pipeline = DiTPipeline(transformer, tokenizer.vae, FlowMatchEulerScheduler(), id2label=names)
-    pipeline.register_to_config(id2label=names)
+    pipeline = DiTPipeline(transformer, tokenizer.vae, FlowMatchEulerScheduler())
+    if any(name != str(number) for number, name in enumerate(model.classes)):
+        pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(model.classes)})
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         partial = Path(scratch) / "export"
@@ -139,7 +139,7 @@ def model_card(run: Run, step: int, weights: str) -> str:
     label = 0 if run.data.classes else 1000
     scores = _scores(run, step, weights)
     solver = "" if sample.solver == "euler" else f" The run's own solver is {sample.solver}; the pipeline's is Euler."
-    recipe = yaml.safe_dump(run.recipe.to_mapping(), sort_keys=False, default_flow_style=None, width=110)
+    recipe = yaml.safe_dump(_public(run.recipe.to_mapping()), sort_keys=False, default_flow_style=None, width=110)
     return f"""---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
@@ -175,6 +175,13 @@ Labels are 0 to {max(len(run.data.classes) - 1, 0)}; 1000 is none. Guidance at 1
 Not stated by whoever exported this: it is theirs to choose, within the terms of the data, of the VAE, and of the
 checkpoint where the run was imported.
 """
+
+
+def _public(content: Any) -> Any:
+    """A recipe for others' eyes: of absolute paths the last part alone."""
+    if isinstance(content, dict):
+        return {key: _public(value) for key, value in content.items()}
+    return Path(content).name if isinstance(content, str) and Path(content).is_absolute() else content
 
 
 def _scores(run: Run, step: int, weights: str) -> str:

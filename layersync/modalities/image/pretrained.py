@@ -123,7 +123,7 @@ def _sections(layout: str, inferred: Architecture, settings: Mapping[str, Any], 
 
 
 def _regularizer(settings: Mapping[str, Any], depth: int) -> dict[str, Any]:
-    """LayerSync's pair and weight where ``args`` of its ``train.py`` have them; of several pairs its code used the last."""
+    """LayerSync's pair and weight where ``args`` of its ``train.py`` hold them; of several pairs its code uses one."""
     loss = settings.get("loss_type")
     if loss not in ("layer_sync", "multiple_sync"):
         return {"name": "none"}
@@ -150,6 +150,8 @@ def _fitting(
         backbone = recipe.adapter.backbone(recipe.backbone, data.latent, data.condition)
     for state in states.values():
         check_fit(backbone, state, path)
+    if not isinstance(recipe.tokenizer, VaeConfig):  # a VAE is checked when it is first needed: it may lie on a hub
+        data.check_tokenizer(recipe.adapter.tokenizer(recipe.tokenizer), str(path))
     return states
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def _stored(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise InputError(f"{path}: {_why_not(path, str(error))}") from None
+        raise InputError(f"{path}: {_why_not(str(error))}") from None
     except UNREADABLE:
         raise InputError(f"{path}: is cut short, damaged, or no file of torch.save") from None
     if not isinstance(content, dict):
@@ -116,18 +117,14 @@ def _stored(path: Path) -> dict[str, Any]:
     return content
 
 
-def _why_not(path: Path, problem: str) -> str:
-    if "nsupported" not in problem:
+def _why_not(problem: str) -> str:
+    """What is wrong with a file that PyTorch refuses to unpickle, from what it says."""
+    foreign = re.search(r"GLOBAL (\S+)", problem)
+    if foreign is None:
         return "is cut short, damaged, or no file of torch.save"
-    try:
-        allowed = {"argparse.Namespace"}
-        unsafe = sorted(set(torch.serialization.get_unsafe_globals_in_checkpoint(path)) - allowed)
-    except UNREADABLE:
-        unsafe = []
     return (
-        f"holds more than tensors ({', '.join(unsafe[:3]) or 'an old pickle'}), and opening that can run code; where "
-        f"you trust it, write its tensors alone: c = torch.load(FILE, weights_only=False); "
-        f"torch.save({{k: c[k] for k in ('ema', 'model')}}, NEW)"
+        f"holds more than tensors ({foreign[1]}), and opening that can run code; where you trust it, write its tensors "
+        f"alone: c = torch.load(FILE, weights_only=False); torch.save({{k: c[k] for k in ('ema', 'model')}}, NEW)"
     )
 
 
@@ -152,7 +149,7 @@ def _step(content: Mapping[str, Any]) -> int:
         return int(content["steps"])
     optimizer = content.get("opt")
     states = optimizer.get("state") if isinstance(optimizer, dict) else None
-    first = next(iter(states.values()), {}) if isinstance(states, dict) else {}
+    first = next(iter(states.values()), None) if isinstance(states, dict) else None
     return int(first["step"]) if isinstance(first, dict) and "step" in first else 0
 
 
