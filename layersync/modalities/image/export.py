@@ -136,7 +136,8 @@ def _write_diffusers(run: Run, checkpoint: Path, weights: str, target: Path) -> 
 def model_card(run: Run, step: int, weights: str) -> str:
     """README of an exported folder: how to use it, sampling settings, scores that were taken, recipe."""
     sample = run.recipe.sample
-    label = 0 if run.data.classes else 1000
+    classes = run.data.condition.num_classes
+    labels = f"Labels are 0 to {classes - 1}; 1000 is none." if classes else "The run has no labels: give 1000."
     scores = _scores(run, step, weights)
     solver = "" if sample.solver == "euler" else f" The run's own solver is {sample.solver}; the pipeline's is Euler."
     recipe = yaml.safe_dump(_public(run.recipe.to_mapping()), sort_keys=False, default_flow_style=None, width=110)
@@ -153,10 +154,10 @@ import layersync.modalities.image.diffusers_pipeline  # diffusers imports no mod
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("PATH")
-pipeline([{label}], guidance_scale={sample.guidance:g}, num_inference_steps={sample.steps}).images[0].save("sample.png")
+pipeline([{0 if classes else 1000}], guidance_scale={sample.guidance:g}, num_inference_steps={sample.steps}).images[0].save("sample.png")
 ```
 
-Labels are 0 to {max(len(run.data.classes) - 1, 0)}; 1000 is none. Guidance at 1 or below is none; it acts on
+{labels} Guidance at 1 or below is none; it acts on
 {"all" if sample.guidance_channels is None else f"the first {sample.guidance_channels}"} latent channels for t in
 {list(sample.guidance_interval)}, t = 0 being noise.{solver}
 

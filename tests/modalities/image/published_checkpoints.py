@@ -14,7 +14,6 @@ from torch import Tensor
 
 import layersync
 from layersync import Run
-from layersync.core.generation import Conditions
 from layersync.modalities.image import SiT
 
 HEADS = "backbone.num_heads=4"
@@ -75,5 +74,5 @@ def noise() -> Tensor:
 
 def latents(run: Run, labels: list[int], **settings: Any) -> np.ndarray:
     model = layersync.load(run.path)
-    conditions = Conditions(torch.tensor(labels), torch.ones(3))
+    conditions = model.conditions(3, labels=labels)
     return model.sample_latents(conditions, noise=noise(), settings=model.settings(**settings))[0].numpy()
