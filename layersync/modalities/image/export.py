@@ -138,6 +138,7 @@ def model_card(run: Run, step: int, weights: str) -> str:
     sample = run.recipe.sample
     classes = run.data.condition.num_classes
     labels = f"Labels are 0 to {classes - 1}; 1000 is none." if classes else "The run has no labels: give 1000."
+    label = 0 if classes else 1000
     scores = _scores(run, step, weights)
     solver = "" if sample.solver == "euler" else f" The run's own solver is {sample.solver}; the pipeline's is Euler."
     recipe = yaml.safe_dump(_public(run.recipe.to_mapping()), sort_keys=False, default_flow_style=None, width=110)
@@ -154,7 +155,8 @@ import layersync.modalities.image.diffusers_pipeline  # diffusers imports no mod
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("PATH")
-pipeline([{0 if classes else 1000}], guidance_scale={sample.guidance:g}, num_inference_steps={sample.steps}).images[0].save("sample.png")
+images = pipeline([{label}], guidance_scale={sample.guidance:g}, num_inference_steps={sample.steps}).images
+images[0].save("sample.png")
 ```
 
 {labels} Guidance at 1 or below is none; it acts on
