@@ -179,6 +179,34 @@ def score(
     _print_scores(result, ", ".join(result.generated) + (f" against {result.real}" if result.real else ""), as_json)
 
 
+@app.command("import")
+def import_(
+    layout: Annotated[str, typer.Argument(help="sit (SiT's and LayerSync's code) or repa.")],
+    checkpoint: Annotated[Path, typer.Argument(help="The published file: .pt, or .safetensors.")],
+    out: Annotated[Path, typer.Option(help="Run directory to make.")],
+    overrides: SetOption = None,
+) -> None:
+    """Make a run of a published checkpoint."""
+    from layersync.modalities.image.pretrained import import_checkpoint
+
+    run = import_checkpoint(layout, checkpoint, out, overrides or ())
+    _say(f"done: {run.path}; next: layersync sample {run.path} --latents-only")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Run directory.")],
+    to: Annotated[str, typer.Option(help="sit, safetensors or diffusers.")],
+    out: Annotated[Path | None, typer.Option(help="File or folder; by default in RUN/export.")] = None,
+    step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
+    weights: Annotated[str, typer.Option(help="ema or model; sit holds both.")] = "ema",
+) -> None:
+    """Write a run's weights as other programs read them."""
+    from layersync.modalities.image.export import export_run
+
+    print(export_run(run, to, out=out, step=step, weights=weights))
+
+
 @app.command()
 def modalities(as_json: JsonOption = False) -> None:
     """List modalities: their data sets, tokenizers, backbones and metrics."""

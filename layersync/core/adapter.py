@@ -210,6 +210,9 @@ class Tokenizer(ABC):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what :meth:`state` returned. Raises :class:`InputError` when it does not fit."""
 
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Raise :class:`InputError` where latents of a run with that state are on a scale that cannot be this one's."""
+
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """(batch, ...) stored windows to latents: normalised, or drawn from moments with ``noise``."""
         return stored

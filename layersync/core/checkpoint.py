@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from layersync.core.adapter import Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.paths import expand
 from layersync.core.run import CHECKPOINT_PREFIX, Run, sync_path
@@ -108,6 +109,15 @@ def find_weights(source: str) -> Path:
     if not candidate.is_file():
         raise InputError(f"train.init: {source!r} is no run, checkpoint or safetensors file")
     return candidate
+
+
+def check_source(source: Path, tokenizer: Tokenizer) -> None:
+    """Raise :class:`InputError` where weights of a run (:func:`find_weights`) are for other latents than these."""
+    folder = source.parents[2] if len(source.parents) > 2 else source.parent
+    if (folder / "recipe.yaml").is_file() and source.parent.parent.name == "checkpoints":
+        run = Run(folder)
+        run.data.check_tokenizer(tokenizer, f"train.init {str(folder)!r}")
+        tokenizer.check_state(read_tensors(run.path / "tokenizer.safetensors"))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:

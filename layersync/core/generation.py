@@ -60,8 +60,10 @@ class GenerativeModel:
     def tokenizer(self) -> Tokenizer:
         """The run's tokenizer with the statistics of its training data; built on first use."""
         if self._tokenizer is None:
-            self._tokenizer = self.recipe.adapter.tokenizer(self.recipe.tokenizer)
-            self._tokenizer.load_state(read_tensors(self.run.path / "tokenizer.safetensors"))
+            tokenizer = self.recipe.adapter.tokenizer(self.recipe.tokenizer)
+            self.run.data.check_tokenizer(tokenizer, f"run {str(self.run.path)!r}")
+            tokenizer.load_state(read_tensors(self.run.path / "tokenizer.safetensors"))
+            self._tokenizer = tokenizer
         return self._tokenizer
 
     def settings(self, **changes: Any) -> Sample:

@@ -22,7 +22,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layersync.core.adapter import ConditionSpec, LatentSpec
+from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.recipe import Recipe, load_recipe
 
@@ -47,6 +47,15 @@ class DataSummary:
     def condition(self) -> ConditionSpec:
         """What the backbone is conditioned on."""
         return ConditionSpec(len(self.classes) if self.labels_used else 0, self.text_channels)
+
+    def check_tokenizer(self, tokenizer: Tokenizer, owner: str) -> None:
+        """Raise :class:`InputError` unless ``tokenizer`` makes latents of this shape, which ``owner`` needs."""
+        own, others = self.latent.shape, tokenizer.latent.shape
+        if own != others:
+            raise InputError(
+                f"tokenizer: makes latents of {'x'.join(map(str, others))}, {owner} needs {'x'.join(map(str, own))}: "
+                f"set a path, size or number of channels that fits"
+            )
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -16,6 +16,7 @@ from torch.func import functional_call
 from layersync.core.adapter import BackboneOutput, ExampleDataset, Tokenizer, to_device
 from layersync.core.checkpoint import (
     check_fit,
+    check_source,
     find_weights,
     load_optimizer,
     load_weights,
@@ -175,6 +176,7 @@ class Trainer:
         regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
         if recipe.train.init and fresh:
             source = find_weights(recipe.train.init)
+            check_source(source, parts.tokenizer)
             load_weights(backbone, read_tensors(source), source)
         if recipe.train.gradient_checkpointing:
             if not hasattr(backbone, "gradient_checkpointing"):

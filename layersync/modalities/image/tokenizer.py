@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +127,23 @@ class Vae(Tokenizer):
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
         self.fingerprint = f"vae-{config.image_size}-{_weights_digest(self.vae)}"
 
+    def state(self) -> dict[str, Tensor]:
+        """Scale and shift, so that another VAE's cannot stand in for them unnoticed."""
+        return scale_state(self.scale, self.shift)
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Nothing to take over, the VAE holds scale and shift itself: they have to agree."""
+        self.check_state(state)
+
+    def check_state(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse a VAE of another scale or shift than the run's."""
+        for name, own in self.state().items():
+            if name in state and not torch.allclose(state[name], own, rtol=1e-4):
+                raise InputError(
+                    f"tokenizer.path: {self.config.path!r} has {name} {float(own):g}, the run's latents were made with "
+                    f"{float(state[name]):g}: another VAE than the run's"
+                )
+
     @torch.no_grad()
     def encode(self, samples: Sequence[np.ndarray]) -> list[Tensor]:
         """(2 channels, height, width) each: means, then deviations."""
@@ -151,6 +168,11 @@ class Vae(Tokenizer):
     def window(self, sample: np.ndarray, position: float) -> np.ndarray:
         """The image at the tokenizer's size."""
         return with_channels(centre_crop(sample, self.config.image_size), self.vae.config.in_channels)
+
+
+def scale_state(scale: float, shift: float) -> dict[str, Tensor]:
+    """What a run keeps of its VAE: latents = (raw - shift_factor) * scaling_factor."""
+    return {"scaling_factor": torch.tensor(scale), "shift_factor": torch.tensor(shift)}
 
 
 def _load_vae(path: str) -> Any:
