@@ -1,0 +1,201 @@
+"""HumanML3D and KIT-ML folders through reader, tokenizer, cache, training, samples, scores; files made here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from humanml3d_files import TEXTS, write_folder
+
+from layersync.core.adapter import load_adapter
+from layersync.core.errors import InputError
+from layersync.modalities.motion import joints_to_humanml3d
+from layersync.modalities.motion.humanml3d import HumanML3DFeatures
+from layersync.modalities.motion.humanml3d_data import HumanML3DConfig, read_captions
+from layersync.modalities.motion.humanml3d_tokenizer import (
+    HumanML3DTokenizer,
+    HumanML3DTokenizerConfig,
+    feature_groups,
+)
+from layersync.modalities.motion.kit import KitFeatures
+from layersync.modalities.motion.sample import JointMotion
+
+
+def features(frames: int, channels: int = 263, seed: int = 0) -> np.ndarray:
+    """Numbers that look like features that are not normalised: bodies above the floor, columns of length 1."""
+    joints = (channels + 1) // 12
+    source = np.random.default_rng(seed)
+    values = source.normal(0, 0.01, (frames, channels)).astype(np.float32)
+    values[:, 3] = 0.9
+    values[:, 4 : 1 + 3 * joints].reshape(frames, -1, 3)[..., 1] = 0.8
+    values[:, 1 + 3 * joints : 9 * joints - 5].reshape(frames, -1, 3)[..., 0] = 1.0
+    return values
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Motions at both ends of the lengths that count, whole captions and parts, and what is left out."""
+    nan = features(60)
+    nan[5, 7] = np.nan
+    lengths = {"short": 39, "first": 40, "last": 199, "long": 200, "parts": 100, "only": 100, "silent": 50}
+    motions = {name: features(length, seed=length) for name, length in lengths.items()} | {"broken": nan}
+    texts = {name: (TEXTS["walk"], TEXTS["again"]) for name in motions if name not in ("parts", "only", "silent")}
+    texts |= {"parts": (TEXTS["walk"], TEXTS["part"], TEXTS["short"]), "only": (TEXTS["part"],)}
+    lists = {"train": [*motions, "missing"], "test": ["first"], "val": ["last", "first"]}
+    return write_folder(tmp_path / "HumanML3D", motions, texts, lists)
+
+
+def read(folder: Path, split: Any = "train", **keys: Any) -> dict[str, Any]:
+    dataset = HumanML3DConfig(path=str(folder), **keys).build(split)
+    return {example.source: example for example in (dataset[index] for index in range(len(dataset)))}
+
+
+def test_lengths_captions_and_parts_are_those_of_the_published_loader(folder, caplog):
+    with caplog.at_level(logging.WARNING):
+        found = read(folder)
+    assert list(found) == ["first[0:40]", "last[0:199]", "parts[0:100]", "parts[10:60]", "only[10:60]"]
+    assert found["first[0:40]"].captions == ("a person walks forward", "someone is walking")  # nan is 0
+    assert found["parts[0:100]"].captions == ("a person walks forward",)
+    assert found["parts[10:60]"].captions == found["only[10:60]"].captions == ("a man raises his arm",)
+    whole, part = (found[name].sample for name in ("parts[0:100]", "parts[10:60]"))
+    assert isinstance(part, HumanML3DFeatures)
+    np.testing.assert_array_equal(part.values, whole.values[10:60])
+    assert "1 without a file, 1 with values that are not finite, 1 without texts" in caplog.text
+
+
+def test_lists_are_splits_and_every_change_has_its_fingerprint(folder):
+    assert list(read(folder, "test")) == ["first[0:40]"]
+    assert list(read(folder, "test", test_split="val")) == ["last[0:199]", "first[0:40]"]
+    seen = [HumanML3DConfig(path=str(folder)).build("train").fingerprint]
+    (folder / "texts" / "first.txt").write_text(TEXTS["walk"])
+    seen.append(HumanML3DConfig(path=str(folder)).build("train").fingerprint)
+    np.save(folder / "new_joint_vecs" / "first.npy", features(40, seed=9))
+    seen.append(HumanML3DConfig(path=str(folder)).build("train").fingerprint)
+    (folder / "train.txt").write_text("last\nfirst\n")
+    seen.append(HumanML3DConfig(path=str(folder)).build("train").fingerprint)
+    assert len(set(seen)) == 4
+    assert HumanML3DConfig(path=str(folder)).build("train").fingerprint == seen[-1]
+
+
+def test_kit_ml_has_251_numbers_at_its_rate_and_parts_by_20(tmp_path):
+    motions = {name: features(length, 251, seed=length) for name, length in {"a": 23, "b": 24, "c": 90}.items()}
+    texts = dict.fromkeys(motions, (TEXTS["walk"], TEXTS["part"]))
+    root = write_folder(tmp_path / "KIT-ML", motions, texts, {"train": list(motions), "test": ["c"]})
+    found = read(root, name="kit-ml")
+    assert list(found) == ["b[0:24]", "c[0:90]", "c[10:60]"]
+    sample = found["c[0:90]"].sample
+    assert isinstance(sample, KitFeatures) and sample.fps == 12.5
+    assert sample.places().shape == (90, 21, 3)
+    np.testing.assert_allclose(sample.places()[0, 1], sample.values[0, 4:7], atol=1e-6)
+    written = load_adapter("motion").render([sample], tmp_path / "out")
+    assert [path.name for path in written] == ["motions.gif", "motion-000.npy"]
+    tokenizer = HumanML3DTokenizer(HumanML3DTokenizerConfig(name="kit-ml", num_frames=24, statistics=str(root)))
+    assert tokenizer.encode([sample])[0].shape == (90, 251)
+    with pytest.raises(InputError, match="cannot read KitFeatures; it goes with data humanml3d"):
+        HumanML3DTokenizer(HumanML3DTokenizerConfig()).encode([sample])
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda root: (root / "texts").rename(root / "text"), "no folder texts"),
+        (lambda root: (root / "new_joint_vecs").rename(root / "vecs"), "no folder new_joint_vecs"),
+        (lambda root: (root / "train.txt").unlink(), "no train.txt"),
+        (lambda root: (root / "train.txt").write_text("short\nlong\n"), "none of 40 to 199 frames"),
+        (lambda root: (root / "train.txt").write_text(""), "names 0 motions"),
+        (
+            lambda root: np.save(root / "new_joint_vecs" / "first.npy", features(50, 251)),
+            r"humanml3d is \(frames, 263\)",
+        ),
+        (lambda root: (root / "new_joint_vecs" / "first.npy").write_bytes(b"torn"), "first.npy: no readable array"),
+        (lambda root: (root / "texts" / "first.txt").write_text("just words\n"), "first.txt: 'just words' is not"),
+        (lambda root: (root / "texts" / "first.txt").write_bytes(b"\xff\xfe"), "first.txt: no readable text"),
+    ],
+)
+def test_damaged_folders_are_refused_in_one_line(folder, damage, said):
+    damage(folder)
+    with pytest.raises(InputError, match=said) as raised:
+        HumanML3DConfig(path=str(folder)).build("train")
+    assert "\n" not in str(raised.value)
+
+
+def test_times_of_captions_are_read_as_they_stand(tmp_path):
+    (tmp_path / "x.txt").write_text("a#a/DET#nan#2.5\n\nb#b/X#0.0#0.0\n")
+    assert [(line.text, line.start, line.stop) for line in read_captions(tmp_path / "x.txt")] == [
+        ("a", 0.0, 2.5),
+        ("b", 0.0, 0.0),
+    ]
+
+
+def test_published_statistics_normalise_and_stay_in_the_run(folder):
+    config = HumanML3DTokenizerConfig(num_frames=64, statistics=str(folder))
+    tokenizer = HumanML3DTokenizer(config)
+    values = features(50, seed=3)
+    stored = tokenizer.encode([HumanML3DFeatures(values)])
+    tokenizer.fit(stored)
+    mean, std = np.load(folder / "Mean.npy"), np.load(folder / "Std.npy")
+    window = torch.nn.functional.pad(stored[0], (0, 0, 0, 14))[None]
+    latents = tokenizer.latents(window)
+    np.testing.assert_allclose(latents[0, :50], (values - mean) / std, rtol=1e-4, atol=1e-4)
+    assert not latents[0, 50:].any()
+    (folder / "Mean.npy").unlink()
+    other = HumanML3DTokenizer(config)
+    other.load_state(tokenizer.state())
+    mask = torch.arange(64)[None] < 50
+    (back,) = other.decode(latents, mask)
+    np.testing.assert_allclose(back.values, values, atol=1e-5)
+    wild = other.decode(torch.randn(1, 64, 263) * 9)[0]  # what an untrained network gives is still a sample
+    assert wild.cut(0, 8).values.shape == (8, 263)
+    with pytest.raises(InputError, match="without its statistics"):
+        HumanML3DTokenizer(config).encode([HumanML3DFeatures(values)])
+    with pytest.raises(InputError, match="mean must have 263"):
+        other.load_state({"mean": torch.zeros(3)})
+
+
+def test_statistics_of_the_data_average_deviations_over_groups(folder):
+    tokenizer = HumanML3DTokenizer(HumanML3DTokenizerConfig(num_frames=40))
+    clips = [torch.from_numpy(features(frames, seed=frames)) for frames in (40, 70)]
+    tokenizer.fit(clips)
+    rows = torch.cat(clips).double()
+    torch.testing.assert_close(tokenizer.mean, rows.mean(0).float())
+    own = rows.std(0, unbiased=False)
+    for group in feature_groups(263):
+        torch.testing.assert_close(tokenizer.deviation[group], own[group].mean().float().expand_as(own[group]))
+    assert [group.stop for group in feature_groups(263)] == [1, 3, 4, 67, 193, 259, 263]
+    assert [group.stop for group in feature_groups(251)] == [1, 3, 4, 64, 184, 247, 251]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("Std.npy", None, "without its statistics"),
+        ("Mean.npy", np.zeros(251), r"Mean.npy: expected 263 finite numbers, found shape \(251,\)"),
+        ("Std.npy", np.zeros(263), "not above 0"),
+        ("Std.npy", np.full(263, 0.014), "the evaluator's statistics"),
+        ("Mean.npy", np.array([{}]), "no readable array"),
+    ],
+)
+def test_other_statistics_are_refused_before_anything_is_encoded(folder, name, content, said):
+    (folder / name).unlink()
+    if content is not None:
+        np.save(folder / name, content)
+    tokenizer = HumanML3DTokenizer(HumanML3DTokenizerConfig(statistics=str(folder)))
+    with pytest.raises(InputError, match=said):
+        tokenizer.encode([])
+
+
+def test_windows_of_samples_are_those_of_the_cache_and_motions_are_described(make_motion):
+    tokenizer = HumanML3DTokenizer(HumanML3DTokenizerConfig(num_frames=20))
+    motion = make_motion(frames=46, fps=20.0)
+    expected = joints_to_humanml3d(motion.joints(), 20.0)
+    np.testing.assert_array_equal(tokenizer.encode([motion])[0], expected)
+    for position, start in ((0.0, 0), (0.5, 13), (0.999, 25)):
+        np.testing.assert_array_equal(tokenizer.window(motion, position).values, expected[start : start + 20])
+    assert len(tokenizer.window(JointMotion(motion.joints()[:9], 20.0), 0.5)) == 8
+    smpl6d = load_adapter("motion").tokenizer(load_adapter("motion").sections["tokenizer"]["smpl6d"]())
+    with pytest.raises(InputError, match="HumanML3DFeatures goes with tokenizer humanml3d"):
+        smpl6d.encode([HumanML3DFeatures(features(9))])
