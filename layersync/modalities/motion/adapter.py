@@ -27,8 +27,12 @@ from layersync.modalities.motion.features.geometric import GeometricFeatures
 from layersync.modalities.motion.features.kinetic import KineticFeatures
 from layersync.modalities.motion.features.plausibility import floor_penetration, foot_skating, jitter
 from layersync.modalities.motion.features.text_motion import TextMotion
-from layersync.modalities.motion.humanml3d_data import HumanML3DConfig
-from layersync.modalities.motion.humanml3d_tokenizer import HumanML3DTokenizer, HumanML3DTokenizerConfig
+from layersync.modalities.motion.humanml3d_data import HumanML3DConfig, KitConfig
+from layersync.modalities.motion.humanml3d_tokenizer import (
+    HumanML3DTokenizer,
+    HumanML3DTokenizerConfig,
+    KitTokenizerConfig,
+)
 from layersync.modalities.motion.mdm import MdmConfig
 from layersync.modalities.motion.mocap import MocapClipsConfig
 from layersync.modalities.motion.sample import Motion
@@ -47,12 +51,12 @@ class MotionAdapter:
             "bvh": BvhConfig,
             "amass": AmassConfig,
             "humanml3d": HumanML3DConfig,
-            "kit-ml": HumanML3DConfig,
+            "kit-ml": KitConfig,
         },
         "tokenizer": {
             "smpl6d": Smpl6dConfig,
             "humanml3d": HumanML3DTokenizerConfig,
-            "kit-ml": HumanML3DTokenizerConfig,
+            "kit-ml": KitTokenizerConfig,
         },
         "backbone": {"transformer": MotionTransformerConfig, "mdm": MdmConfig},
     }

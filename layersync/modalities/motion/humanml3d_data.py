@@ -51,7 +51,7 @@ class Record(NamedTuple):
 
 
 class HumanML3DConfig(DataConfig):
-    """The ``data`` section for HumanML3D (263 numbers a frame) or, as ``kit-ml``, KIT-ML (251).
+    """The ``data`` section for HumanML3D (263 numbers a frame), and for KIT-ML (251).
 
     ``path`` is the folder with ``new_joint_vecs``, ``texts`` and the lists ``train.txt``, ``val.txt``, ``test.txt``.
     ``test_split``: the list that serves as the test split.
@@ -76,6 +76,12 @@ class HumanML3DConfig(DataConfig):
         if not listed.is_file():
             raise InputError(f"data.path: {root} has no {listed.name}, the names of the split")
         return HumanML3DFolder(self, root, listed)
+
+
+class KitConfig(HumanML3DConfig):
+    """The ``data`` section for KIT-ML."""
+
+    name: Literal["kit-ml"] = "kit-ml"
 
 
 class HumanML3DFolder(ExampleDataset):

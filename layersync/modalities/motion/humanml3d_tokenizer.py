@@ -39,6 +39,12 @@ class HumanML3DTokenizerConfig(Section):
     deviations averaged over each group of features as published."""
 
 
+class KitTokenizerConfig(HumanML3DTokenizerConfig):
+    """The ``tokenizer`` section for KIT-ML."""
+
+    name: Literal["kit-ml"] = "kit-ml"
+
+
 class HumanML3DTokenizer(Tokenizer):
     """Latents are (frames, 263 or 251), each number minus its mean and divided by its deviation.
 

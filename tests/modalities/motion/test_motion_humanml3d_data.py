@@ -15,14 +15,17 @@ from layersync.core.adapter import load_adapter
 from layersync.core.errors import InputError
 from layersync.modalities.motion import joints_to_humanml3d
 from layersync.modalities.motion.humanml3d import HumanML3DFeatures
-from layersync.modalities.motion.humanml3d_data import HumanML3DConfig, read_captions
+from layersync.modalities.motion.humanml3d_data import HumanML3DConfig, KitConfig, read_captions
 from layersync.modalities.motion.humanml3d_tokenizer import (
     HumanML3DTokenizer,
     HumanML3DTokenizerConfig,
+    KitTokenizerConfig,
     feature_groups,
 )
 from layersync.modalities.motion.kit import KitFeatures
 from layersync.modalities.motion.sample import JointMotion
+
+KINDS = {"humanml3d": HumanML3DConfig, "kit-ml": KitConfig}
 
 
 def features(frames: int, channels: int = 263, seed: int = 0) -> np.ndarray:
@@ -50,7 +53,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(folder: Path, split: Any = "train", **keys: Any) -> dict[str, Any]:
-    dataset = HumanML3DConfig(path=str(folder), **keys).build(split)
+    dataset = KINDS[keys.pop("name", "humanml3d")](path=str(folder), **keys).build(split)
     return {example.source: example for example in (dataset[index] for index in range(len(dataset)))}
 
 
@@ -93,7 +96,7 @@ def test_kit_ml_has_251_numbers_at_its_rate_and_parts_by_20(tmp_path):
     np.testing.assert_allclose(sample.places()[0, 1], sample.values[0, 4:7], atol=1e-6)
     written = load_adapter("motion").render([sample], tmp_path / "out")
     assert [path.name for path in written] == ["motions.gif", "motion-000.npy"]
-    tokenizer = HumanML3DTokenizer(HumanML3DTokenizerConfig(name="kit-ml", num_frames=24, statistics=str(root)))
+    tokenizer = HumanML3DTokenizer(KitTokenizerConfig(num_frames=24, statistics=str(root)))
     assert tokenizer.encode([sample])[0].shape == (90, 251)
     with pytest.raises(InputError, match="cannot read KitFeatures; it goes with data humanml3d"):
         HumanML3DTokenizer(HumanML3DTokenizerConfig()).encode([sample])
