@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from humanml3d_files import TEXTS, write_folder
+from evaluator_files import write_evaluator
+from humanml3d_files import TEXTS, write_clip, write_folder, write_humanml3d
 
-from layersync.core.adapter import load_adapter
+from layersync import load_recipe
+from layersync.core.adapter import ConditionSpec, load_adapter
 from layersync.core.errors import InputError
+from layersync.core.run import differing_keys
 from layersync.modalities.motion import joints_to_humanml3d
 from layersync.modalities.motion.humanml3d import HumanML3DFeatures
 from layersync.modalities.motion.humanml3d_data import HumanML3DConfig, KitConfig, read_captions
@@ -202,3 +207,69 @@ def test_windows_of_samples_are_those_of_the_cache_and_motions_are_described(mak
     smpl6d = load_adapter("motion").tokenizer(load_adapter("motion").sections["tokenizer"]["smpl6d"]())
     with pytest.raises(InputError, match="HumanML3DFeatures goes with tokenizer humanml3d"):
         smpl6d.encode([HumanML3DFeatures(features(9))])
+
+
+SHRUNK = (
+    "backbone.hidden_size=32", "backbone.depth=3", "train.steps=3", "train.batch_size=4", "train.log_every=1",
+    "sample.steps=3",
+)  # fmt: skip
+RECIPES = {"mdm": 17_880_327, "mdm-baseline": 17_880_327, "flow": 17_889_799, "flow-baseline": 17_889_799}
+
+
+@pytest.mark.parametrize("name", list(RECIPES))
+def test_shipped_recipes_build_at_full_size_with_the_published_count(name):
+    recipe = load_recipe(f"motion/humanml3d-{name}")
+    assert recipe.regularizer.name == ("none" if "baseline" in name else "layersync")
+    with torch.device("meta"):
+        latent = recipe.adapter.tokenizer(recipe.tokenizer).latent
+        network = recipe.adapter.backbone(recipe.backbone, latent, ConditionSpec(0, 512))
+    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == RECIPES[name]
+    twin = load_recipe(f"motion/humanml3d-{name.removesuffix('-baseline')}").to_mapping()
+    assert differing_keys(recipe.to_mapping() | {"regularizer": 0}, twin | {"regularizer": 0}) == []
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip")
+
+
+@pytest.mark.parametrize("name", ["mdm", "flow"])
+def test_a_shipped_recipe_goes_from_files_to_scores(command, make_motion, tmp_path, monkeypatch, clip, name):
+    root = write_humanml3d(tmp_path / "data", make_motion)
+    monkeypatch.setenv("HUMANML3D", str(root))
+    overrides = [part for each in (*SHRUNK, f"condition.text_encoder={clip}") for part in ("--set", each)]
+    run = tmp_path / "run"
+    status, _, err = command("train", f"motion/humanml3d-{name}", *overrides, "--out", run)
+    assert status == 0, err
+    first = json.loads((run / "metrics.jsonl").read_text().splitlines()[1])
+    assert first["flow_loss"] > 0 and any(key.startswith("similarity") for key in first)
+    evaluator = write_evaluator(tmp_path / "evaluator")
+    shutil.copytree(root / "texts", evaluator / "texts")
+    root.rename(tmp_path / "away")  # samples need no data
+    status, _, err = command("sample", run, "--prompt", "a person waves", "--num", 2, "--frames", 44, "--npz")
+    assert status == 0, err
+    drawn = run / "samples" / "step-00000003"
+    assert np.load(drawn / "motion-001.npy").shape == (44, 263)
+    assert (drawn / "captions.txt").read_text() == "a person waves\n" * 2
+    with np.load(drawn / "samples.npz") as archive:
+        np.testing.assert_array_equal(archive["features"][1], np.load(drawn / "motion-001.npy"))
+    (tmp_path / "away").rename(root)
+    metrics = "motion-fid,r-precision-3,matching,diversity,foot-skating,fd-kinetic"
+    status, out, err = command(
+        "evaluate", run, "--metrics", metrics, "--num-samples", 32, "--extractor", f"text-motion={evaluator}", "--json"
+    )
+    assert status == 0, err
+    scores = json.loads(out)["metrics"]
+    assert set(scores) == set(metrics.split(","))
+    assert scores["motion-fid"]["reference"]["split"] == "test" and scores["motion-fid"]["value"] > 0
+    assert 0 <= scores["r-precision-3"]["value"] <= 1
+
+
+def test_a_recipe_without_its_statistics_stops_before_anything_is_written(command, make_motion, tmp_path, monkeypatch):
+    root = write_humanml3d(tmp_path / "data", make_motion, count=2)
+    monkeypatch.setenv("HUMANML3D", str(root))
+    (root / "Std.npy").unlink()
+    none = ("--set", "condition.text_encoder=null", "--set", "sample.guidance=1")
+    status, _, err = command("train", "motion/humanml3d-mdm", *none, "--out", tmp_path / "run")
+    assert status == 2 and "humanml3d without its statistics" in err and "no Std.npy" in err
+    assert not (tmp_path / "run").exists()
