@@ -23,7 +23,7 @@ from layersync.core.run import atomic_write
 from layersync.modalities.motion.data import FPS as MOTION_FPS
 from layersync.modalities.motion.data import BvhConfig
 from layersync.modalities.motion.humanml3d import FPS, NUM_FEATURES, HumanML3DFeatures
-from layersync.modalities.motion.io.amass import read_amass, read_amass_header
+from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.npz import opened_npz
 from layersync.modalities.motion.kit import KitFeatures
 from layersync.modalities.motion.sample import JointMotion, Motion
@@ -165,7 +165,7 @@ def _samples_in(paths: Sequence[Path]) -> list[Path]:
         path
         for path in paths
         if path.suffix.lower() in _SUFFIXES and path.stem.lower() not in _STATISTICS and path.is_file()
-        if path.name != ARCHIVE
+        if path.name != ARCHIVE and holds_motion(path)
     ]
 
 
