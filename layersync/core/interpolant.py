@@ -194,7 +194,7 @@ def discrete_step(t: Tensor, num_timesteps: int) -> Tensor:
 
     Times between two steps are of the nearest. The inverse is ``step_time``.
     """
-    return torch.round((1 - t.double()) * (num_timesteps - 1)).long()
+    return torch.round((1 - t.float()) * (num_timesteps - 1)).long()
 
 
 def step_time(step: Tensor, num_timesteps: int) -> Tensor:

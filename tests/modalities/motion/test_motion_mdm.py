@@ -17,6 +17,7 @@ import torch
 from evaluator_files import GOLDEN
 from torch import Tensor, nn
 
+from layersync import load_recipe
 from layersync.core.adapter import ConditionSpec, LatentSpec
 from layersync.core.errors import InputError
 from layersync.core.interpolant import step_time
@@ -135,6 +136,17 @@ def test_published_checkpoints_load_by_name(tmp_path, layout):
     torch.save(content, tmp_path / "model000475000.pt")
     network.load_state_dict(read_mdm_checkpoint(tmp_path / "model000475000.pt"))
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_steps_are_counted_alike_by_network_and_path():
+    fewer = ("objective.num_timesteps=50", "sample.steps=50")
+    with pytest.raises(InputError, match=r"backbone.num_timesteps: 1000, but objective.num_timesteps is 50"):
+        load_recipe("motion/humanml3d-mdm", fewer)
+    assert load_recipe("motion/humanml3d-mdm", (*fewer, "backbone.num_timesteps=50")).sample.steps == 50
+    x, _, condition, mask = inputs()
+    network = small(num_timesteps=50).eval()
+    near, same, other = (network(x, torch.full((3,), t), condition, mask=mask).prediction for t in (0.51, 0.505, 0.49))
+    assert torch.equal(near, same) and not torch.allclose(near, other)  # of times between steps, the nearest
 
 
 def test_other_files_and_sizes_are_refused_in_one_line(tmp_path):
