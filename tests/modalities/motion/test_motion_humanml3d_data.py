@@ -209,6 +209,19 @@ def test_windows_of_samples_are_those_of_the_cache_and_motions_are_described(mak
         smpl6d.encode([HumanML3DFeatures(features(9))])
 
 
+def test_archives_of_features_are_read_again(make_motion, tmp_path):
+    adapter = load_adapter("motion")
+    motions = [make_motion(frames=frames, seed=frames, fps=20.0) for frames in (30, 41)]
+    samples = [HumanML3DFeatures(joints_to_humanml3d(motion.joints(), 20.0)) for motion in motions]
+    adapter.archive(samples, [1, 0], tmp_path / "samples.npz")
+    back = adapter.open_samples(tmp_path / "samples.npz")
+    assert [len(back[index].sample) for index in range(2)] == [29, 40]
+    np.testing.assert_array_equal(back[1].sample.values, samples[1].values)
+    drawn = adapter.render(samples, tmp_path / "drawn")
+    assert [path.name for path in drawn] == ["motions.gif", "motion-000.npy", "motion-001.npy"]
+    np.testing.assert_array_equal(adapter.open_samples(tmp_path / "drawn")[0].sample.values, samples[0].values)
+
+
 SHRUNK = (
     "backbone.hidden_size=32", "backbone.depth=3", "train.steps=3", "train.batch_size=4", "train.log_every=1",
     "sample.steps=3",

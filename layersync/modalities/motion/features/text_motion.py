@@ -220,7 +220,11 @@ class TextMotion(FeatureExtractor):
         """Lines with tokens by their caption, of the folder ``texts``."""
         found: dict[str, str] = {}
         for path in sorted(self._texts.glob("*.txt")):
-            for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"extractor {self.name}: {path}: no readable text ({error})") from None
+            for line in lines:
                 found.setdefault(line.partition("#")[0], line.strip())
         return found
 

@@ -78,8 +78,8 @@ def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     """``poses``, ``trans`` and the frame rate of a file."""
     with _opened(path) as archive:
         rate = archive[next(key for key in _RATE_KEYS if key in archive)].item()
-        body = [archive[key].astype(np.float64) for key in (("poses",) if "poses" in archive else _BODY_KEYS)]
-        return np.concatenate(body, axis=1), archive["trans"].astype(np.float64), float(rate)
+        poses = archive["poses"] if "poses" in archive else np.concatenate([archive[key] for key in _BODY_KEYS], axis=1)
+        return poses.astype(np.float64), archive["trans"].astype(np.float64), float(rate)
 
 
 @contextmanager
