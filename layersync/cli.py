@@ -81,7 +81,9 @@ def sample(
         list[str] | None, typer.Option(help="A text, for runs conditioned on it; may be given again, then cycled.")
     ] = None,
     frames: Annotated[int | None, typer.Option(help="Length of all samples, where they have one.")] = None,
-    solver: Annotated[str | None, typer.Option(help="euler, heun, midpoint, rk4, dopri5, euler-maruyama.")] = None,
+    solver: Annotated[
+        str | None, typer.Option(help="euler, heun, midpoint, rk4, dopri5, euler-maruyama, ddpm.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Intervals of a fixed-step solver.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance; 1 is none.")] = None,
     guidance_channels: Annotated[int | None, typer.Option(help="Guide the first channels only.")] = None,

@@ -21,11 +21,12 @@ from layersync.core.device import default_device
 from layersync.core.draws import generator, sample_noise, solver_noise
 from layersync.core.errors import InputError
 from layersync.core.guidance import GuidedPrediction
+from layersync.core.interpolant import DdpmCosine
 from layersync.core.progress import progress
-from layersync.core.recipe import Recipe, Sample
+from layersync.core.recipe import Recipe, Sample, check_sampling
 from layersync.core.results import SamplingSettings
 from layersync.core.run import Run
-from layersync.core.solver import SDE_SOLVERS, solve_ode, solve_sde
+from layersync.core.solver import SDE_SOLVERS, solve_ddpm, solve_ode, solve_sde
 from layersync.core.text import TextEncoder, TextTable
 
 
@@ -70,6 +71,7 @@ class GenerativeModel:
         """The recipe's sampling settings with ``changes`` (``None`` leaves a setting as it is), checked."""
         given = {key: value for key, value in changes.items() if value is not None}
         settings = Sample.model_validate({**self.recipe.sample.model_dump(), **given})
+        check_sampling(self.recipe.objective, settings)
         channels = settings.guidance_channels
         if channels is not None and channels > self.latent.channels:
             raise InputError(f"sample.guidance_channels: {channels}, the latents have {self.latent.channels}")
@@ -223,12 +225,18 @@ class GenerativeModel:
                 return predict(state, t).float()
 
         x = x.to(self.device)
+
+        def noise(step: int, shape: torch.Size) -> Tensor:
+            return solver_noise(seed, step, first, shape)
+
+        if isinstance(interpolant, DdpmCosine):
+            return solve_ddpm(prediction, x, interpolant, noise, steps=settings.steps)
         if settings.solver in SDE_SOLVERS:
             return solve_sde(
                 prediction,
                 x,
                 interpolant,
-                lambda step, shape: solver_noise(seed, step, first, shape),
+                noise,
                 steps=settings.steps,
                 diffusion=settings.diffusion,
                 diffusion_scale=settings.diffusion_scale,

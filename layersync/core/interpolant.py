@@ -9,7 +9,7 @@ Convention (SiT, LayerSync): t = 0 is noise, t = 1 is data, ``x_t = alpha(t) x1 
     score      grad log p_t(x_t) = -x0 / sigma(t)
 
 Sources: flow matching (arXiv 2210.02747, eq. 22), stochastic interpolants (arXiv 2303.08797, eq. 2.13), SiT
-(arXiv 2401.08740, table 1 for the three paths and eq. 9 for the score).
+(arXiv 2401.08740, table 1 for the three paths and eq. 9 for the score); DDPM's separate steps (arXiv 2006.11239).
 """
 
 from __future__ import annotations
@@ -81,6 +81,11 @@ class Interpolant(ABC):
         """Times at which training can draw: the whole of [0, 1] unless the target diverges at an end."""
         diverges = self.prediction == "score" or (self.prediction == "velocity" and not self.velocity_is_finite_at_data)
         return (0.0, 1.0 - 1e-5) if diverges else (0.0, 1.0)
+
+    def training_time(self, t: Tensor) -> Tensor:
+        """Drawn times in (0, 1) brought to where training can be."""
+        low, high = self.training_range()
+        return low + (high - low) * t
 
     def sampling_range(self) -> tuple[float, float]:
         """Times between which the velocity is integrated.
@@ -184,7 +189,68 @@ class VariancePreserving(Interpolant):
         return sigma, -torch.exp(2 * log_alpha) * slope / sigma
 
 
+def discrete_step(t: Tensor, num_timesteps: int) -> Tensor:
+    """Diffusion step (int64) of times ``t``: 0, the least noise, at t = 1 and ``num_timesteps`` - 1 at t = 0.
+
+    Times between two steps are of the nearest. The inverse is ``step_time``.
+    """
+    return torch.round((1 - t.float()) * (num_timesteps - 1)).long()
+
+
+def step_time(step: Tensor, num_timesteps: int) -> Tensor:
+    """Time t in [0, 1], float32, of diffusion steps 0 to ``num_timesteps`` - 1."""
+    return (1 - step.double() / (num_timesteps - 1)).float()
+
+
+class DdpmCosine(Interpolant):
+    """DDPM's path in ``num_timesteps`` separate steps, with the cosine schedule (arXiv 2102.09672, eq. 17).
+
+    alpha_bar falls as cos^2((u + 0.008) / 1.008 * pi / 2) over u = (n + 1) / ``num_timesteps``, each step's beta at
+    most 0.999; x_t = sqrt(alpha_bar) x1 + sqrt(1 - alpha_bar) x0. MDM (arXiv 2209.14916) predicts the data along it.
+    Weights are those of the nearest step. Without a velocity there is no ODE: it is sampled by
+    :func:`layersync.core.solver.solve_ddpm`.
+    ValueError for a prediction other than ``data`` and ``noise``.
+    """
+
+    name = "ddpm-cosine"
+    predictions: ClassVar[tuple[Prediction, ...]] = ("data", "noise")
+    offset: ClassVar[float] = 0.008
+    largest_beta: ClassVar[float] = 0.999
+
+    def __init__(self, prediction: Prediction = "data", num_timesteps: int = 1000):
+        super().__init__(prediction)
+        if prediction not in self.predictions:
+            raise ValueError(f"prediction {prediction!r}: {self.name} has {' and '.join(self.predictions)}")
+        self.num_timesteps = num_timesteps
+        edges = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
+        fall = torch.cos((edges + self.offset) / (1 + self.offset) * (math.pi / 2)) ** 2
+        beta = (1 - fall[1:] / fall[:-1]).clamp(max=self.largest_beta)
+        self.alpha_bar = torch.cumprod(1 - beta, dim=0)
+        """(num_timesteps,) float64, least noise first."""
+
+    def _weight(self, squared: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        step = discrete_step(t, self.num_timesteps)
+        weight = squared.sqrt().to(t.dtype).to(t.device)[step]
+        return weight, torch.full_like(weight, math.nan)  # separate steps have no derivative
+
+    def alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self._weight(self.alpha_bar, t)
+
+    def sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:  # noqa: D102
+        return self._weight(1 - self.alpha_bar, t)
+
+    def training_time(self, t: Tensor) -> Tensor:
+        """The time of one of the steps, each for an equal part of (0, 1)."""
+        from_noise = (t.double() * self.num_timesteps).long().clamp(max=self.num_timesteps - 1)
+        return step_time(self.num_timesteps - 1 - from_noise, self.num_timesteps)
+
+    def velocity(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Raises ValueError: between separate steps there is none."""
+        raise ValueError(f"{self.name} is a path of separate steps: it has no velocity")
+
+
 INTERPOLANTS: dict[str, type[Interpolant]] = {kind.name: kind for kind in (Linear, Trigonometric, VariancePreserving)}
+"""The continuous ones."""
 
 
 def shifted(t: Tensor, shift: float) -> Tensor:

@@ -20,9 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter, registered
 from layersync.core.errors import InputError, nearest
-from layersync.core.interpolant import INTERPOLANTS, Interpolant, Prediction
+from layersync.core.interpolant import INTERPOLANTS, DdpmCosine, Interpolant, Prediction
 from layersync.core.metric import parse_metrics
 from layersync.core.regularizer.base import RegularizerConfig, load_regularizer
+from layersync.core.solver import ANCESTRAL
 from layersync.core.text import Pooling
 
 Count = Annotated[int, Field(ge=1)]
@@ -48,15 +49,32 @@ class _Part(BaseModel):
 class Objective(_Part):
     """What is regressed: interpolant, prediction, and how training times are drawn."""
 
-    interpolant: Literal["linear", "trigonometric", "variance-preserving"] = "linear"
+    interpolant: Literal["linear", "trigonometric", "variance-preserving", "ddpm-cosine"] = "linear"
     prediction: Prediction = "velocity"
     time: Literal["uniform", "logit-normal"] = "uniform"
     time_mean: float = Field(0.0, description="Mean of the normal behind logit-normal times.")
     time_std: float = Field(1.0, gt=0, description="Deviation of the normal behind logit-normal times.")
     shift: float = Field(1.0, gt=0, description="Above 1 moves training times towards noise (SD3, eq. 23).")
+    num_timesteps: int = Field(1000, ge=2, description="Steps of ddpm-cosine.")
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the path is one of separate steps."""
+        return self.interpolant == DdpmCosine.name
+
+    @model_validator(mode="after")
+    def _has_prediction(self) -> Objective:
+        if self.discrete and self.prediction not in DdpmCosine.predictions:
+            raise ValueError(
+                f"prediction: {self.prediction} is none of {self.interpolant}, which has "
+                f"{' and '.join(DdpmCosine.predictions)} (MDM's is data)"
+            )
+        return self
 
     def build(self) -> Interpolant:
         """The interpolant with its prediction."""
+        if self.discrete:
+            return DdpmCosine(self.prediction, self.num_timesteps)
         return INTERPOLANTS[self.interpolant](self.prediction)
 
 
@@ -114,7 +132,7 @@ class Train(_Part):
 class Sample(_Part):
     """How samples are drawn; nothing here changes training."""
 
-    solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler-maruyama"] = "heun"
+    solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler-maruyama", "ddpm"] = "heun"
     steps: Count = Field(25, description="Intervals; dopri5 chooses its own.")
     guidance: float = Field(1.0, ge=0, description="1 is none: v = v_none + guidance (v_condition - v_none).")
     guidance_interval: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="Guided for t in [low, high].")
@@ -217,7 +235,7 @@ def shipped_recipes() -> dict[str, str]:
     found = {}
     for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
         if folder.is_dir():
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")):
                 if entry.name.endswith(".yaml"):
                     found[f"{folder.name}/{entry.name.removesuffix('.yaml')}"] = entry.read_text()
     return dict(sorted(found.items()))
@@ -380,11 +398,36 @@ def _check_together(recipe: Recipe, where: str) -> None:
             f"{where}: train.batch_size: {train.batch_size} is no multiple of accumulate {train.accumulate}"
         )
     try:
+        check_sampling(recipe.objective, recipe.sample)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    counted = getattr(recipe.backbone, "num_timesteps", None)
+    if recipe.objective.discrete and counted not in (None, recipe.objective.num_timesteps):
+        raise InputError(
+            f"{where}: backbone.num_timesteps: {counted}, but objective.num_timesteps is "
+            f"{recipe.objective.num_timesteps}; both count the same steps"
+        )
+    try:
         parse_metrics(recipe.modality, recipe.evaluate.metrics)
     except InputError as error:
         raise InputError(f"{where}: evaluate.metrics: {error}") from None
     for warning in (*recipe.regularizer.warnings(), *ineffective(recipe)):
         warnings.warn(warning, stacklevel=4)
+
+
+def check_sampling(objective: Objective, sample: Sample) -> None:
+    """Raise :class:`InputError` for a solver that cannot follow the objective's path."""
+    discrete = objective.discrete
+    if discrete != (sample.solver == ANCESTRAL):
+        kind = "one of separate steps" if discrete else "continuous"
+        right = ANCESTRAL if discrete else "heun, euler, midpoint, rk4, dopri5 or euler-maruyama"
+        raise InputError(
+            f"sample.solver: {sample.solver}, but the path {objective.interpolant} is {kind}; take {right}"
+        )
+    if discrete and not 2 <= sample.steps <= objective.num_timesteps:
+        raise InputError(
+            f"sample.steps: {sample.steps}; {ANCESTRAL} takes 2 to objective.num_timesteps, {objective.num_timesteps}"
+        )
 
 
 def ineffective(recipe: Recipe) -> list[str]:
@@ -393,6 +436,8 @@ def ineffective(recipe: Recipe) -> list[str]:
     objective, sample, train, optimizer = recipe.objective, recipe.sample, recipe.train, recipe.optimizer
     if objective.time == "uniform" and (objective.time_mean, objective.time_std) != (0.0, 1.0):
         lines.append("objective.time_mean and time_std have no effect with time: uniform")
+    if not objective.discrete and objective.num_timesteps != Objective().num_timesteps:
+        lines.append(f"objective.num_timesteps has no effect with interpolant {objective.interpolant}")
     if sample.guidance == 1.0 and (sample.guidance_interval != (0.0, 1.0) or sample.guidance_channels is not None):
         lines.append("sample.guidance is 1: guidance_interval and guidance_channels have no effect")
     if sample.guidance != 1.0 and train.condition_dropout == 0:

@@ -2,7 +2,8 @@
 
 ODE: dx = v(x, t) dt by euler, heun, midpoint, rk4 on equal intervals, or adaptive dopri5 (torchdiffeq). SDE:
 dx = (v + w(t) s(x, t)) dt + sqrt(2 w(t)) dW by Euler-Maruyama, where s is the score and w one of SiT's diffusion
-forms (arXiv 2401.08740, section 2.3 and table 4; the last step as in its code).
+forms (arXiv 2401.08740, section 2.3 and table 4; the last step as in its code). DDPM's separate steps are sampled
+ancestrally, all of them or evenly chosen ones.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from layersync.core.interpolant import Interpolant, like
+from layersync.core.interpolant import DdpmCosine, Interpolant, like, step_time
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """(x (batch, ...), t (batch,)) -> dx/dt."""
 SDE_SOLVERS = ("euler-maruyama",)
+ANCESTRAL = "ddpm"
 
 
 def _times(x: Tensor, t: float) -> Tensor:
@@ -170,3 +172,43 @@ def solve_sde(
         return x + velocity * last_step_size
     alpha, sigma = (like(weights[0], x) for weights in (interpolant.alpha(t), interpolant.sigma(t)))
     return x / alpha + sigma**2 / alpha * score
+
+
+def spaced_steps(num_timesteps: int, steps: int) -> list[int]:
+    """``steps`` of the diffusion steps 0 to ``num_timesteps`` - 1, evenly chosen, both ends among them, ascending.
+
+    As guided-diffusion's ``space_timesteps`` with one section, halves rounded to even. ValueError unless 2 <= ``steps``
+    <= ``num_timesteps``.
+    """
+    if not 2 <= steps <= num_timesteps:
+        raise ValueError(f"steps: {steps}; ddpm takes 2 to {num_timesteps}")
+    stride = (num_timesteps - 1) / (steps - 1)
+    chosen, place = [], 0.0
+    for _ in range(steps):
+        chosen.append(round(place))
+        place += stride
+    return chosen
+
+
+def solve_ddpm(
+    predict: Velocity, x: Tensor, path: DdpmCosine, noise: Callable[[int, torch.Size], Tensor], *, steps: int
+) -> Tensor:
+    """Ancestral sampling (arXiv 2006.11239, algorithm 2) from noise ``x`` (batch, ...) to data.
+
+    Each step draws from the posterior q(x_{n-1} | x_n, x1) for the data x1 that was predicted, with its own variance
+    ("fixed small"); the last adds no noise, and x1 is never clipped. With fewer ``steps`` than the path has, betas are
+    those between the chosen ones, as guided-diffusion respaces. ``predict(x, t)`` gives what ``path.prediction`` says;
+    ``noise(step, shape)`` standard normal noise, ``step`` counted from 0.
+    """
+    chosen = spaced_steps(path.num_timesteps, steps)
+    alpha_bar = path.alpha_bar.tolist()
+    times = step_time(torch.tensor(chosen), path.num_timesteps).tolist()
+    for index, place in enumerate(reversed(range(steps))):
+        t = _times(x, times[place])
+        data, _ = path.endpoints(predict(x, t), x, t)
+        now, following = alpha_bar[chosen[place]], alpha_bar[chosen[place - 1]] if place else 1.0
+        beta = 1 - now / following
+        mean = beta * math.sqrt(following) / (1 - now) * data + (1 - following) * math.sqrt(1 - beta) / (1 - now) * x
+        deviation = math.sqrt(beta * (1 - following) / (1 - now))
+        x = mean + deviation * noise(index, x.shape).to(x) if place else mean
+    return x

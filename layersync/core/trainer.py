@@ -261,8 +261,7 @@ class Trainer:
         t = training_times(
             uniform, objective.time, mean=objective.time_mean, std=objective.time_std, shift=objective.shift
         )
-        low, high = self.interpolant.training_range()
-        return low + (high - low) * t
+        return self.interpolant.training_time(t)
 
     def _finite_norm(self, step: int, totals: Mapping[str, Tensor]) -> Tensor:
         limit = self.recipe.optimizer.clip

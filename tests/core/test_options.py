@@ -79,6 +79,7 @@ TRAINING = {
 }
 # the rest of the train section: what it changes is shown where it is named
 ELSEWHERE = {
+    "objective.num_timesteps": "test_ddpm.py: the schedules of 50 and of 1000 steps",
     "train.accumulate": "test_trainer.py: equal gradients, and one sees micro-batches there",
     "train.compile": "test_trainer.py: equal gradients",
     "train.gradient_checkpointing": "test_trainer.py: equal gradients",
@@ -152,6 +153,7 @@ def test_log_every_and_evaluate_every_change_the_log(tiny: Make, tmp_path: Path)
 
 
 SAMPLING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    # ddpm is for paths of separate steps alone: test_ddpm.py
     **{f"solver {name}": ({"solver": name}, {"solver": "dopri5"}) for name in (*FIXED_STEP, "euler-maruyama")},
     "steps": ({"steps": 6}, {}),
     "guidance": ({"guidance": 2.0}, {}),

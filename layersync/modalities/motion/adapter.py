@@ -17,6 +17,7 @@ from layersync.core.adapter import (
     LatentSpec,
     Section,
     Split,
+    Tokenizer,
 )
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractorFactory, Metric
@@ -26,33 +27,54 @@ from layersync.modalities.motion.features.geometric import GeometricFeatures
 from layersync.modalities.motion.features.kinetic import KineticFeatures
 from layersync.modalities.motion.features.plausibility import floor_penetration, foot_skating, jitter
 from layersync.modalities.motion.features.text_motion import TextMotion
+from layersync.modalities.motion.humanml3d_data import HumanML3DConfig, KitConfig
+from layersync.modalities.motion.humanml3d_tokenizer import (
+    HumanML3DTokenizer,
+    HumanML3DTokenizerConfig,
+    KitTokenizerConfig,
+)
+from layersync.modalities.motion.mdm import MdmConfig
 from layersync.modalities.motion.mocap import MocapClipsConfig
 from layersync.modalities.motion.sample import Motion
-from layersync.modalities.motion.samples import open_motion_samples, write_joint_archive
+from layersync.modalities.motion.samples import open_motion_samples, write_motion_archive
 from layersync.modalities.motion.skeleton import NUM_JOINTS, STANDING_HEIGHT
 from layersync.modalities.motion.tokenizer import Smpl6dConfig, Smpl6dTokenizer
 
 
 class MotionAdapter:
-    """Pose sequences on SMPL's 24 joints."""
+    """Pose sequences on SMPL's 24 joints, or as HumanML3D's features."""
 
     name = "motion"
     sections: ClassVar[Mapping[str, Mapping[str, type[Section]]]] = {
-        "data": {"mocap-clips": MocapClipsConfig, "bvh": BvhConfig, "amass": AmassConfig},
-        "tokenizer": {"smpl6d": Smpl6dConfig},
-        "backbone": {"transformer": MotionTransformerConfig},
+        "data": {
+            "mocap-clips": MocapClipsConfig,
+            "bvh": BvhConfig,
+            "amass": AmassConfig,
+            "humanml3d": HumanML3DConfig,
+            "kit-ml": KitConfig,
+        },
+        "tokenizer": {
+            "smpl6d": Smpl6dConfig,
+            "humanml3d": HumanML3DTokenizerConfig,
+            "kit-ml": KitTokenizerConfig,
+        },
+        "backbone": {"transformer": MotionTransformerConfig, "mdm": MdmConfig},
     }
 
     def dataset(self, data: DataConfig, split: Split) -> ExampleDataset:
-        """The samples of ``split``: :class:`Motion` at 30 fps."""
+        """The samples of ``split``: :class:`Motion` at 30 fps, or features at the data set's own rate."""
         return data.build(split)
 
-    def tokenizer(self, config: Smpl6dConfig) -> Smpl6dTokenizer:
+    def tokenizer(self, config: Smpl6dConfig | HumanML3DTokenizerConfig) -> Tokenizer:
         """The tokenizer, with statistics that leave values as they are until it is fitted."""
+        if isinstance(config, HumanML3DTokenizerConfig):
+            return HumanML3DTokenizer(config)
         return Smpl6dTokenizer(config)
 
-    def backbone(self, config: MotionTransformerConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
-        """The core's transformer over frames."""
+    def backbone(
+        self, config: MotionTransformerConfig | MdmConfig, latent: LatentSpec, condition: ConditionSpec
+    ) -> nn.Module:
+        """The core's transformer over frames, or MDM's encoder."""
         return config.build(latent, condition)
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:
@@ -73,8 +95,10 @@ class MotionAdapter:
         return open_motion_samples(path)
 
     def archive(self, samples: Sequence[Any], labels: Sequence[int] | None, path: Path) -> None:
-        """``joints`` (n, frames, 24, 3) in metres, zeros behind the end, ``lengths``, ``fps``, ``labels``."""
-        write_joint_archive(path, samples, labels)
+        """``joints`` (n, frames, 24, 3) in metres, or features (n, frames, 263), zeros behind the end, ``lengths``,
+        ``fps``, ``labels``.
+        """
+        write_motion_archive(path, samples, labels)
 
     def classifier_input(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """(batch, 72, frames): where each joint is, seen from the pelvis, and how the pelvis moves; and a frame mask.
@@ -98,7 +122,9 @@ class MotionAdapter:
         return torch.from_numpy(values), torch.from_numpy(mask)
 
     def render(self, samples: Sequence[Any], directory: Path) -> list[Path]:
-        """An animated GIF of the first samples side by side, and each sample as AMASS-style ``.npz``."""
+        """An animated GIF of the first samples side by side, and each sample as AMASS-style ``.npz``, or as features in
+        ``.npy``.
+        """
         from layersync.modalities.motion.render import render
 
         return render(samples, directory)

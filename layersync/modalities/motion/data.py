@@ -19,7 +19,7 @@ from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
 from layersync.modalities.motion.captions import read_rules
-from layersync.modalities.motion.io.amass import read_amass, read_amass_header
+from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
 from layersync.modalities.motion.presets import PRESETS, choose_preset
 from layersync.modalities.motion.retarget import Alignment, Up, align
@@ -229,10 +229,15 @@ def read_mapped(path: Path, alignment: Alignment) -> Motion:
 
 
 class AmassConfig(MotionFolderConfig):
-    """The ``data`` section for any tree of AMASS-style ``.npz`` files. ``up``: their vertical axis."""
+    """The ``data`` section for any tree of AMASS-style ``.npz`` files, of SMPL, SMPL-H or SMPL-X.
+
+    ``up``: their vertical axis. ``pelvis``: where the pelvis of their body lies in T-pose, in metres, as
+    ``BodyModel(FILE).rest()[0]`` gives it; null is that of SMPL's neutral mean body.
+    """
 
     name: Literal["amass"] = "amass"
     up: Literal["y", "z"] = "z"
+    pelvis: tuple[float, float, float] | None = None
 
     @property
     def suffix(self) -> str:
@@ -241,12 +246,13 @@ class AmassConfig(MotionFolderConfig):
 
     def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
         """Check that every file holds what it must, and read motions when they are asked for."""
+        paths = [path for path in paths if holds_motion(path)]
         readers = {path: partial(self._read, path) for path in paths if self._try(path, read_amass_header)}
         self._say_skipped(len(readers), paths)
         return dict(readers)
 
     def _read(self, path: Path) -> Motion:
-        return read_amass(path, up=self.up).resampled(FPS)
+        return read_amass(path, up=self.up, pelvis=self.pelvis).resampled(FPS)
 
 
 class MotionFolder(ExampleDataset):

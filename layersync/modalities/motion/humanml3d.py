@@ -15,7 +15,7 @@ one comes to frame n + 1, so that a motion of n frames has n - 1 rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import ClassVar, TypeVar
 
@@ -77,16 +77,19 @@ def humanml3d_to_joints(features: Array) -> Array:
     another shape.
     """
     if isinstance(features, Tensor):
-        return _recovered(features)
+        return recovered_joints(features, NUM_JOINTS)
     values = np.asarray(features)
     precision = values.dtype if np.issubdtype(values.dtype, np.floating) else np.dtype(np.float32)
-    joints: np.ndarray = _recovered(torch.from_numpy(values.astype(np.float64))).numpy().astype(precision)
+    recovered = recovered_joints(torch.from_numpy(values.astype(np.float64)), NUM_JOINTS)
+    joints: np.ndarray = recovered.numpy().astype(precision)
     return joints
 
 
-def _recovered(features: Tensor) -> Tensor:
-    if features.ndim < 2 or features.shape[-1] != NUM_FEATURES:
-        raise InputError(f"HumanML3D features are (..., frames, {NUM_FEATURES}), not {tuple(features.shape)}")
+def recovered_joints(features: Tensor, num_joints: int) -> Tensor:
+    """Joints (..., frames, num_joints, 3) of features on a skeleton of ``num_joints``, HumanML3D's or KIT-ML's."""
+    channels = 12 * num_joints - 1
+    if features.ndim < 2 or features.shape[-1] != channels:
+        raise InputError(f"HumanML3D features are (..., frames, {channels}), not {tuple(features.shape)}")
     values = features.double()
     # Rates of a row lead to the next frame, so that the first frame has none.
     half_turn = torch.nn.functional.pad(values[..., :-1, 0], (1, 0)).cumsum(-1)
@@ -95,7 +98,7 @@ def _recovered(features: Tensor) -> Tensor:
     level = torch.stack([step[..., 0], torch.zeros_like(half_turn), step[..., 1]], dim=-1)
     path = (turn @ level[..., None]).squeeze(-1).cumsum(-2)
     root = torch.stack([path[..., 0], values[..., 3], path[..., 2]], dim=-1)
-    local = values[..., POSITIONS].unflatten(-1, (NUM_JOINTS - 1, 3))
+    local = values[..., 4 : 3 * num_joints + 1].unflatten(-1, (num_joints - 1, 3))
     others = local @ turn.transpose(-1, -2) + path[..., None, :]
     return torch.cat([root[..., None, :], others], dim=-2).to(features.dtype)
 
@@ -256,16 +259,18 @@ class HumanML3DFeatures:
     Two normalisations are about, the models' (HumanML3D's ``Mean.npy``, ``Std.npy``) and the evaluator's, 25 times
     larger in root and contacts; a score of features in one that are taken for the other is wrong without a sign of it.
     So there is one way in for either: :meth:`from_normalised`. Raises :class:`InputError` for another shape, values
-    that are not finite, and values that look normalised.
+    that are not finite, and values that look normalised, unless it is ``certain`` that they are not: what a network
+    draws before it has learned anything looks like nothing in particular.
     """
 
     values: np.ndarray
+    certain: bool = field(default=False, repr=False, compare=False)
     fps: ClassVar[float] = FPS
 
     def __post_init__(self) -> None:
         _check_features(self.values)
         below, longest, _ = _marks(self.values)
-        if below > 0.1 and longest > 1.5:
+        if not self.certain and below > 0.1 and longest > 1.5:
             raise InputError(
                 f"features look normalised ({below:.0%} of the joints' heights are more than 10 cm below the floor): "
                 f"denormalise them, or put the mean.npy and std.npy that they were normalised with beside them"
@@ -292,7 +297,7 @@ class HumanML3DFeatures:
 
     def cut(self, start: int, stop: int) -> HumanML3DFeatures:
         """Rows ``start`` to ``stop``, without ``stop``."""
-        return HumanML3DFeatures(self.values[start:stop])
+        return replace(self, values=self.values[start:stop])
 
 
 def _check_features(values: np.ndarray) -> None:

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from layersync.modalities.motion import kit
 from layersync.modalities.motion.io.amass import write_amass
 from layersync.modalities.motion.retarget import Alignment, SourceMotion
-from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.sample import Motion, resampled_joints
 from layersync.modalities.motion.skeleton import JOINTS, PARENTS
 
 NUM_SHOWN = 8
@@ -90,23 +91,36 @@ def _draw_body(
 
 
 def _draw_smpl(draw: ImageDraw.ImageDraw, camera: _Camera, joints: np.ndarray) -> None:
-    _draw_body(draw, camera, joints, _bones(PARENTS), [_colour(name) for name in JOINTS])
+    """SMPL's 24 joints or the first 22 of them."""
+    _draw_body(draw, camera, joints, _bones(PARENTS[: len(joints)]), [_colour(name) for name in JOINTS])
     head = JOINTS.index("head")
     tip = joints[head] + 0.5 * (joints[head] - joints[JOINTS.index("neck")])
     (x, y), radius = camera(tip[None])[0], 0.1 * CELL / _VIEW_METRES
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], outline=_MIDDLE, width=3)
 
 
-def draw_motions(motions: Sequence[Motion], titles: Sequence[str] = ()) -> list[Image.Image]:
+def _draw_kit(draw: ImageDraw.ImageDraw, camera: _Camera, joints: np.ndarray) -> None:
+    _draw_body(draw, camera, joints, kit.BONES, [_MIDDLE] * kit.NUM_JOINTS)
+
+
+def _places(motion: Any) -> np.ndarray:
+    """(frames, joints, 3) metres at 15 frames a second."""
+    if isinstance(motion, Motion):
+        return motion.resampled(FRAME_RATE).joints()
+    joints = motion.places() * kit.METRES_SHOWN if isinstance(motion, kit.KitFeatures) else motion.joints()
+    return resampled_joints(joints, motion.fps, FRAME_RATE)
+
+
+def draw_motions(motions: Sequence[Any], titles: Sequence[str] = ()) -> list[Image.Image]:
     """Frames at 15 a second in which up to eight motions play side by side; shorter ones wait in their last pose.
 
     ``titles`` stand above the motions, one each.
     """
-    shown = [motion.resampled(FRAME_RATE) for motion in motions[:NUM_SHOWN]]
-    count = min(max(len(motion) for motion in shown), int(SECONDS_SHOWN * FRAME_RATE))
-    columns = min(COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    bodies = [motion.joints() for motion in shown]
+    bodies = [_places(motion) for motion in motions[:NUM_SHOWN]]
+    draw_body = _draw_kit if isinstance(motions[0], kit.KitFeatures) else _draw_smpl
+    count = min(max(len(body) for body in bodies), int(SECONDS_SHOWN * FRAME_RATE))
+    columns = min(COLUMNS, len(bodies))
+    rows = -(-len(bodies) // columns)
     frames = []
     for frame in range(count):
         image = Image.new("RGB", (columns * CELL, rows * CELL), _BACKGROUND)
@@ -116,7 +130,7 @@ def draw_motions(motions: Sequence[Motion], titles: Sequence[str] = ()) -> list[
             now = joints[min(frame, len(joints) - 1)]
             camera = _Camera(now[0, [0, 2]])
             _draw_floor(draw, camera)
-            _draw_smpl(draw, camera, now)
+            draw_body(draw, camera, now)
             if index < len(titles):
                 draw.multiline_text((6, 4), "\n".join(wrap(titles[index], TITLE_WIDTH)), fill=_MIDDLE)
             image.paste(cell, ((index % columns) * CELL, (index // columns) * CELL))
@@ -134,14 +148,20 @@ def write_gif(path: Path, frames: Sequence[Image.Image]) -> Path:
 
 
 def render(samples: Sequence[Any], directory: Path) -> list[Path]:
-    """Write ``motions.gif`` of the first eight motions, and every motion as ``motion-000.npz`` that AMASS tools
-    open.
+    """Write ``motions.gif`` of the first eight motions, and every motion as ``motion-000.npz`` that AMASS tools open;
+    features as ``motion-000.npy``, laid out as HumanML3D's ``new_joint_vecs``.
     """
     if not samples:
         return []
     directory.mkdir(parents=True, exist_ok=True)
     written = [write_gif(directory / "motions.gif", draw_motions(samples))]
-    written += [write_amass(directory / f"motion-{index:03d}.npz", motion) for index, motion in enumerate(samples)]
+    for index, motion in enumerate(samples):
+        path = directory / f"motion-{index:03d}.npz"
+        if isinstance(motion, Motion):
+            written.append(write_amass(path, motion))
+        else:
+            np.save(path.with_suffix(".npy"), motion.values)
+            written.append(path.with_suffix(".npy"))
     return written
 
 

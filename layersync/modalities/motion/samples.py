@@ -23,8 +23,9 @@ from layersync.core.run import atomic_write
 from layersync.modalities.motion.data import FPS as MOTION_FPS
 from layersync.modalities.motion.data import BvhConfig
 from layersync.modalities.motion.humanml3d import FPS, NUM_FEATURES, HumanML3DFeatures
-from layersync.modalities.motion.io.amass import read_amass, read_amass_header
+from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.npz import opened_npz
+from layersync.modalities.motion.kit import KitFeatures
 from layersync.modalities.motion.sample import JointMotion, Motion
 
 logger = logging.getLogger(__name__)
@@ -132,16 +133,21 @@ def open_motion_samples(path: Path) -> MotionSamples:
     return MotionSamples(_of_array(path))
 
 
-def write_joint_archive(path: Path, samples: Sequence[Motion], labels: Sequence[int] | None = None) -> None:
-    """Write motions as one ``.npz`` that :func:`open_motion_samples` reads: joints in metres, padded with zeros."""
-    joints = [sample.joints() for sample in samples]
-    lengths = np.array([len(part) for part in joints])
-    padded = np.zeros((len(joints), lengths.max(), *joints[0].shape[1:]), dtype=np.float32)
-    for row, part in enumerate(joints):
+def write_motion_archive(path: Path, samples: Sequence[Any], labels: Sequence[int] | None = None) -> None:
+    """Write motions as one ``.npz`` that :func:`open_motion_samples` reads, padded with zeros.
+
+    Joints in metres, or the features of samples that are such; of KIT-ML's these are written but not read.
+    """
+    featured = isinstance(samples[0], HumanML3DFeatures | KitFeatures)
+    motions = [sample.values if featured else sample.joints() for sample in samples]
+    lengths = np.array([len(part) for part in motions])
+    padded = np.zeros((len(motions), lengths.max(), *motions[0].shape[1:]), dtype=np.float32)
+    for row, part in enumerate(motions):
         padded[row, : len(part)] = part
     extra: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels, dtype=np.int64)}
+    extra["features" if featured else "joints"] = padded
     with atomic_write(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, joints=padded, lengths=lengths, fps=np.float64(samples[0].fps), **extra)
+        np.savez(stream, lengths=lengths, fps=np.float64(samples[0].fps), **extra)
 
 
 def _of_folder(folder: Path) -> list[Record]:
@@ -159,7 +165,7 @@ def _samples_in(paths: Sequence[Path]) -> list[Path]:
         path
         for path in paths
         if path.suffix.lower() in _SUFFIXES and path.stem.lower() not in _STATISTICS and path.is_file()
-        if path.name != ARCHIVE
+        if path.name != ARCHIVE and holds_motion(path)
     ]
 
 

@@ -58,6 +58,11 @@ class Smpl6dTokenizer(Tokenizer):
         """Stored form (frames, 147) float32 of each motion, at the tokenizer's frame rate."""
         stored = []
         for sample in samples:
+            if not isinstance(sample, Motion):
+                raise InputError(
+                    f"tokenizer smpl6d: takes motions with rotations, as BVH and AMASS files have; "
+                    f"{type(sample).__name__} goes with tokenizer humanml3d or kit-ml"
+                )
             motion = sample.resampled(self.config.fps)
             sixd = matrix_to_sixd(torch.from_numpy(motion.rotations)).flatten(1)
             stored.append(torch.cat([torch.from_numpy(motion.translation), sixd], dim=1).float())

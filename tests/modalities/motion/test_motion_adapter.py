@@ -19,9 +19,9 @@ def test_the_adapter_is_found_and_complete():
     assert isinstance(adapter, MotionAdapter)
     assert isinstance(adapter, ModalityAdapter)
     assert {kind: set(names) for kind, names in adapter.sections.items()} == {
-        "data": {"mocap-clips", "bvh", "amass"},
-        "tokenizer": {"smpl6d"},
-        "backbone": {"transformer"},
+        "data": {"mocap-clips", "bvh", "amass", "humanml3d", "kit-ml"},
+        "tokenizer": {"smpl6d", "humanml3d", "kit-ml"},
+        "backbone": {"transformer", "mdm"},
     }
     for names in adapter.sections.values():
         for name, section in names.items():

@@ -5,7 +5,9 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from layersync.core.errors import InputError
+from layersync.modalities.motion.data import AmassConfig
 from layersync.modalities.motion.io.amass import BODY_JOINTS, PELVIS_AT_REST, read_amass, write_amass
+from layersync.modalities.motion.samples import open_motion_samples
 
 
 def test_what_is_written_is_read_again(make_motion, tmp_path):
@@ -35,6 +37,62 @@ def test_poses_of_three_body_models_are_read(tmp_path, width, joints, rate):
         vectors = poses[:, joint * 3 : joint * 3 + 3] if joint < joints else np.zeros((5, 3))
         expected = Rotation.from_rotvec(vectors).as_matrix()
         np.testing.assert_allclose(motion.rotations[:, joint], expected, atol=1e-6)
+
+
+def write_published(folder, body, frames=8):
+    """The keys that AMASS's two releases have, and the other files that lie beside the motions."""
+    random = np.random.default_rng(len(body))
+    folder.mkdir(parents=True)
+    trans = np.cumsum(random.normal(0, 0.01, (frames, 3)), 0) + np.array([0, 0, 0.9])
+    betas = random.normal(0, 1, 16)
+    if body == "smplh":
+        poses = random.normal(0, 0.2, (frames, 156))
+        content = {"poses": poses, "dmpls": np.zeros((frames, 8)), "mocap_framerate": np.array(60.0)}
+        name, other = "01_01_poses.npz", {"shape.npz": {"betas": betas, "gender": "male"}}
+    else:
+        poses = random.normal(0, 0.2, (frames, 165))
+        parts = {"root_orient": 3, "pose_body": 63, "pose_jaw": 3, "pose_eye": 6, "pose_hand": 90}
+        stops = np.cumsum(list(parts.values()))
+        content = {key: poses[:, stop - width : stop] for (key, width), stop in zip(parts.items(), stops, strict=True)}
+        content |= {
+            "poses": poses, "surface_model_type": "smplx", "mocap_frame_rate": np.array(60.0), "num_betas": 16,
+            "mocap_time_length": np.array(frames / 60), "markers_latent": np.zeros((41, 3)),
+            "latent_labels": np.array(["C7"] * 41), "markers_latent_vids": np.array([{"C7": 1}], dtype=object),
+        }  # fmt: skip
+        name, other = "01_01_stageii.npz", {"neutral_stagei.npz": {"betas": betas, "markers_latent": np.zeros((41, 3))}}
+    np.savez(folder / name, trans=trans, betas=betas, gender=np.array("male"), **content)
+    for file, values in other.items():
+        np.savez(folder / file, **values)
+    return folder / name
+
+
+@pytest.mark.parametrize("body", ["smplh", "smplx"])
+def test_folders_of_both_releases_are_read_and_what_holds_no_motion_is_left(tmp_path, body):
+    paths = [write_published(tmp_path / "CMU" / f"{number:02d}", body) for number in range(3)]
+    data = AmassConfig(path=str(tmp_path), min_clips=1, pelvis=(0, -0.35, 0)).build("train")
+    assert len(data) == 3 and data.classes == ("00", "01", "02")
+    motion = data[0].sample
+    assert motion.fps == 30 and len(motion) == 4
+    with np.load(paths[0], allow_pickle=True) as archive:
+        x, y, z = archive["trans"][0] + [0, -0.35, 0]
+        body_pose = archive["poses"][0, 3:66].reshape(21, 3)
+    np.testing.assert_allclose(motion.translation[0], [x, z, -y], atol=1e-6)
+    np.testing.assert_allclose(motion.rotations[0, 1:22], Rotation.from_rotvec(body_pose).as_matrix(), atol=1e-6)
+    assert len(open_motion_samples(tmp_path / "CMU")) == 3
+
+
+def test_the_body_alone_is_enough(tmp_path):
+    path = write_published(tmp_path / "x", "smplx")
+    whole = read_amass(path)
+    with np.load(path, allow_pickle=True) as archive:
+        kept = {key: archive[key] for key in ("root_orient", "pose_body", "trans", "mocap_frame_rate")}
+    np.savez(tmp_path / "part.npz", **kept)
+    part = read_amass(tmp_path / "part.npz")
+    np.testing.assert_array_equal(part.rotations, whole.rotations)
+    np.testing.assert_array_equal(part.translation, whole.translation)
+    np.savez(tmp_path / "torn.npz", **{key: value for key, value in kept.items() if key != "pose_body"})
+    with pytest.raises(InputError, match="no poses"):
+        read_amass(tmp_path / "torn.npz")
 
 
 def test_z_up_and_y_up_say_the_same(tmp_path):

@@ -87,13 +87,74 @@ def test_smplh_files_have_hands_with_fingers(smpl, tmp_path, make_motion):
         "kintree_table": np.stack([[2**32 - 1, *parents[1:]], np.arange(52)]),
         "weights": np.pad(smpl["weights"], ((0, 0), (0, 28))),
         "posedirs": np.zeros((VERTICES, 3, 459)),
-        **{f"hands_components{side}": np.eye(45) for side in "lr"},
-        **{f"hands_mean{side}": np.zeros(45) for side in "lr"},
     }
     np.savez(tmp_path / "SMPLH.npz", **content)
     motion = make_motion(frames=3)
     motion.rotations[:, 22:] = np.eye(3)
-    np.testing.assert_allclose(BodyModel(tmp_path / "SMPLH.npz").joints(motion)[:, :24], motion.joints(), atol=1e-4)
+    body = BodyModel(tmp_path / "SMPLH.npz")
+    assert body.name == "SMPL-H"
+    np.testing.assert_allclose(body.joints(motion), motion.joints(), atol=1e-4)
+
+
+def test_smplx_files_have_a_face_expressions_and_more_vertices(smpl, tmp_path, make_motion):
+    """SMPL-X: jaw and eyes between wrists and hands, 10475 vertices, 300 shapes and 100 expressions."""
+    more = 10475 - VERTICES
+    parents = [
+        *PARENTS[:22],
+        *(15, 15, 15),
+        *(20 if i % 3 == 0 else 24 + i for i in range(15)),
+        *(21 if i % 3 == 0 else 39 + i for i in range(15)),
+    ]
+    regressor = np.zeros((55, 10475))
+    regressor[:22, :VERTICES] = smpl["J_regressor"][:22]
+    regressor[25, :VERTICES], regressor[40, :VERTICES] = smpl["J_regressor"][22], smpl["J_regressor"][23]
+    for joint in (22, 23, 24, *range(26, 40), *range(41, 55)):
+        regressor[joint, joint + 100] = 1
+    random = np.random.default_rng(1)
+    shapedirs = np.zeros((10475, 3, 400), dtype=np.float32)
+    shapedirs[..., :20] = random.normal(0, 0.01, (10475, 3, 20))
+    content = smpl | {
+        "v_template": np.concatenate([smpl["v_template"], random.normal(0, 0.3, (more, 3))]),
+        "J_regressor": regressor,
+        "kintree_table": np.stack([[2**32 - 1, *parents[1:]], np.arange(55)]),
+        "weights": np.eye(55)[random.integers(0, 55, 10475)],
+        "shapedirs": shapedirs,
+        "posedirs": np.zeros((10475, 3, 486), dtype=np.float32),
+    }
+    np.savez(tmp_path / "SMPLX_NEUTRAL.npz", **content, joint2num=np.array({"Pelvis": 0}, dtype=object))
+    motion = make_motion(frames=2)
+    motion.rotations[:, 22:] = np.eye(3)
+    body = BodyModel(tmp_path / "SMPLX_NEUTRAL.npz", num_betas=400)
+    assert (body.name, body.num_betas) == ("SMPL-X", 300)
+    np.testing.assert_allclose(body.joints(motion), motion.joints(), atol=1e-4)
+    assert body.vertices(motion).shape == (2, 10475, 3)
+    betas = np.linspace(-1, 1, 10)
+    shaped = content["v_template"] + shapedirs[..., :10] @ betas
+    np.testing.assert_allclose(body.rest(betas)[22:], (regressor @ shaped)[[25, 40]], atol=1e-5)
+    small = content | {"shapedirs": shapedirs[..., :20]}
+    np.savez(tmp_path / "SMPLX_10.npz", **small)
+    assert BodyModel(tmp_path / "SMPLX_10.npz", num_betas=16).num_betas == 10
+
+
+def test_skinning_is_that_of_the_classes_of_smplx(npz, smpl, make_motion):
+    import torch
+    from smplx import SMPLLayer
+    from smplx.utils import Struct
+
+    motion, betas = make_motion(frames=3, wild=1.0), np.linspace(-2, 2, 10)
+    smpl = smpl | {"posedirs": np.random.default_rng(2).normal(0, 0.01, (VERTICES, 3, 207))}
+    np.savez(npz, **smpl)
+    body = BodyModel(npz)
+    rotations = torch.from_numpy(motion.rotations)
+    layer = SMPLLayer("", data_struct=Struct(**smpl), num_betas=10)
+    expected = layer(
+        betas=torch.from_numpy(betas).float()[None].expand(3, -1),
+        body_pose=rotations[:, 1:],
+        global_orient=rotations[:, :1],
+        transl=torch.from_numpy(motion.translation - body.rest(betas)[0]),
+    )
+    np.testing.assert_allclose(body.vertices(motion, betas), expected.vertices, atol=1e-5)
+    np.testing.assert_allclose(body.joints(motion, betas), expected.joints[:, :24], atol=1e-5)
 
 
 def test_published_pickles_hold_sparse_and_chumpy_arrays(smpl, tmp_path, make_motion, monkeypatch):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import pickle
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +114,8 @@ class TextMotion(FeatureExtractor):
 
     Joints are brought onto the skeleton of HumanML3D where ``000021.npy`` lies in the folder. Of features the first 196
     rows are taken, a multiple of 4, and zeros put behind them, which the last movements of a shorter motion see, as
-    published. ``text`` is given where all captions have tokens and the GloVe files are there.
+    published. ``text`` is given where all captions have tokens and the GloVe files are there. A run's captions have
+    none: with HumanML3D's folder ``texts`` in the extractor's folder, their tokens are found there.
     """
 
     name = "text-motion"
@@ -153,6 +155,7 @@ class TextMotion(FeatureExtractor):
             + (f"; joints on the skeleton of 000021.npy {file_digest(skeleton)[:8]}" if skeleton else "")
             + (f"; words of our_vab {self.words.checksum[:8]}" if self.words else "")
         )
+        self._texts = folder / "texts"
         self._said: set[str] = set()
 
     @torch.inference_mode()
@@ -192,7 +195,8 @@ class TextMotion(FeatureExtractor):
         texts = [example.condition.get("text") for example in examples]
         if None in texts:
             return None
-        tokens = [tokens_of(str(text), example.source) for text, example in zip(texts, examples, strict=True)]
+        lines = [self._lines.get(str(text), str(text)) for text in texts]
+        tokens = [tokens_of(line, example.source) for line, example in zip(lines, examples, strict=True)]
         found = [each for each in tokens if each is not None]
         if 0 < len(found) < len(tokens):
             plain = examples[tokens.index(None)].source
@@ -201,7 +205,7 @@ class TextMotion(FeatureExtractor):
             self._say(
                 f"extractor {self.name}: captions are plain, so that it gives no text, and R-precision and matching "
                 f"cannot be taken; lines with tokens, caption#word/POS word/POS ...#start#end, are made by HumanML3D's "
-                f"text_process.py (spaCy, en_core_web_sm)"
+                f"text_process.py (spaCy, en_core_web_sm), or found where its folder texts lies in the extractor's"
             )
             return None
         if self.words is None:
@@ -210,6 +214,19 @@ class TextMotion(FeatureExtractor):
         encoded = [self.words.encode(each) for each in found]
         words, classes = (torch.from_numpy(np.stack([each[column] for each in encoded])) for column in (0, 1))
         return words, classes, torch.tensor([used for _, _, used in encoded])
+
+    @cached_property
+    def _lines(self) -> dict[str, str]:
+        """Lines with tokens by their caption, of the folder ``texts``."""
+        found: dict[str, str] = {}
+        for path in sorted(self._texts.glob("*.txt")):
+            try:
+                lines = path.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise InputError(f"extractor {self.name}: {path}: no readable text ({error})") from None
+            for line in lines:
+                found.setdefault(line.partition("#")[0], line.strip())
+        return found
 
     def _features(self, example: Example) -> np.ndarray:
         """(rows, 263) float64, not normalised."""

@@ -28,17 +28,26 @@ BODY_JOINTS = 22
 
 _Z_UP_TO_Y_UP = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 _RATE_KEYS = ("mocap_framerate", "mocap_frame_rate", "fps")
+_BODY_KEYS = ("root_orient", "pose_body")
+
+
+def holds_motion(path: Path) -> bool:
+    """Whether a file's name is that of a motion: AMASS has ``shape.npz`` (SMPL-H) and ``*_stagei.npz`` (SMPL-X) beside
+    them, which hold a body's shape and where its markers are.
+    """
+    return path.name != "shape.npz" and not path.name.endswith("_stagei.npz")
 
 
 def read_amass(path: Path, *, up: Literal["y", "z"] = "z", pelvis: Sequence[float] | None = None) -> Motion:
     """Read a pose sequence of SMPL (72 values a frame), SMPL-H (156) or SMPL-X (165).
 
-    Of the last two the body is taken; hands rest. ``up`` is the file's vertical; ``pelvis`` (3,) the pelvis of its body
+    Of the last two the body is taken; hands rest. Where a file has no ``poses``, its ``root_orient`` (3) and
+    ``pose_body`` (63) are the body. ``up`` is the file's vertical; ``pelvis`` (3,) the pelvis of its body
     in T-pose, in metres. Raises :class:`InputError`, naming the file, for anything that is no such file.
     """
     poses, trans, fps = _arrays(path)
     frames = len(poses)
-    if poses.ndim != 2 or frames < 1 or poses.shape[1] not in (72, 156, 165):
+    if poses.ndim != 2 or frames < 1 or poses.shape[1] not in (72, 156, 165, BODY_JOINTS * 3):
         raise InputError(
             f"{path}: poses have shape {poses.shape}; expected (frames, 72), (frames, 156) or (frames, 165)"
         )
@@ -68,8 +77,9 @@ def read_amass_header(path: Path) -> tuple[str, ...]:
 def _arrays(path: Path) -> tuple[np.ndarray, np.ndarray, float]:
     """``poses``, ``trans`` and the frame rate of a file."""
     with _opened(path) as archive:
-        rate = next(key for key in _RATE_KEYS if key in archive)
-        return archive["poses"].astype(np.float64), archive["trans"].astype(np.float64), float(archive[rate])
+        rate = archive[next(key for key in _RATE_KEYS if key in archive)].item()
+        poses = archive["poses"] if "poses" in archive else np.concatenate([archive[key] for key in _BODY_KEYS], axis=1)
+        return poses.astype(np.float64), archive["trans"].astype(np.float64), float(rate)
 
 
 @contextmanager
@@ -77,6 +87,8 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
     """An archive that holds what makes a motion."""
     with opened_npz(path) as archive:
         missing = [key for key in ("poses", "trans") if key not in archive]
+        if "poses" in missing and all(key in archive for key in _BODY_KEYS):
+            missing.remove("poses")
         if not any(key in archive for key in _RATE_KEYS):
             missing.append("mocap_framerate")
         if missing:

@@ -1,32 +1,33 @@
-"""SMPL and SMPL-H body model files, read without running anything that is in them.
+"""SMPL, SMPL-H and SMPL-X body model files, read without running anything that is in them.
 
 ``smplx.create`` unpickles what it is given, and a pickle may run any code. Here ``.npz`` files are read without
 pickle, and ``.pkl`` files by an unpickler that knows numpy arrays, scipy's sparse matrices and a stand-in for
-chumpy's arrays, and refuses everything else. The arrays go to smplx's own model classes.
+chumpy's arrays, and refuses everything else. The arrays go to smplx's own skinning.
 
 smplx is licensed for non-commercial scientific research only, and so are the body models (smpl.is.tue.mpg.de).
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import pickle
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layersync.core.errors import InputError
+from layersync.modalities.motion.io.amass import BODY_JOINTS
 from layersync.modalities.motion.io.npz import opened_npz
 from layersync.modalities.motion.sample import Motion
 from layersync.modalities.motion.skeleton import NUM_JOINTS
 
 _NEEDED = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
-_HANDS = ("hands_componentsl", "hands_componentsr", "hands_meanl", "hands_meanr")
+
+_MODELS = {24: ("SMPL", (22, 23)), 52: ("SMPL-H", (22, 37)), 55: ("SMPL-X", (25, 40))}
+"""By its joints, what a model is called and which of them are its hands, left and right."""
 
 _ALLOWED = {
     ("numpy", "ndarray"),
@@ -86,7 +87,7 @@ def read_body_model(path: Path) -> dict[str, Any]:
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
     with opened_npz(path) as archive:
         # Published archives also hold their makers' own objects, which could only be unpickled: they are left alone.
-        return {key: archive[key] for key in (*_NEEDED, *_HANDS) if key in archive}
+        return {key: archive[key] for key in _NEEDED if key in archive}
 
 
 def _read_pickle(path: Path) -> Any:
@@ -105,40 +106,40 @@ def _plain(value: Any) -> Any:
 
 
 class BodyModel:
-    """SMPL or SMPL-H from a file, for the joints and vertices of motions on a body of a given shape."""
+    """SMPL, SMPL-H or SMPL-X from a file, for the joints and vertices of motions on a body of a given shape.
+
+    Hands are flat and the face rests: motions say nothing about either. Raises :class:`InputError` for other files.
+    """
 
     def __init__(self, path: Path, num_betas: int = 10) -> None:
-        from smplx import SMPLHLayer, SMPLLayer
-        from smplx.utils import Struct
-
         content = read_body_model(path)
-        self.num_betas = min(num_betas, content["shapedirs"].shape[-1])
         joints = content["kintree_table"].shape[1]
-        if joints not in (24, 52):
-            raise InputError(f"{path}: a body of {joints} joints is neither SMPL (24) nor SMPL-H (52)")
-        if joints == 52 and (missing := [key for key in _HANDS if key not in content]):
-            raise InputError(f"{path}: no SMPL-H body: it lacks {', '.join(missing)}")
-        self.hands = joints == 52
-        layer = SMPLHLayer if self.hands else SMPLLayer
-        with contextlib.redirect_stdout(sys.stderr):  # smplx prints advice, and stdout is for results
-            self.layer: nn.Module = layer(str(path), data_struct=Struct(**content), num_betas=self.num_betas)
+        if joints not in _MODELS:
+            known = ", ".join(f"{name} ({count})" for count, (name, _) in _MODELS.items())
+            raise InputError(f"{path}: a body of {joints} joints is none of {known}")
+        self.name, self._hands = _MODELS[joints]
+        self.num_betas = min(num_betas, _shapes(content["shapedirs"].shape[-1], self.name))
+        self._v_template = _tensor(content["v_template"])
+        self._shapedirs = _tensor(content["shapedirs"])[..., : self.num_betas]
+        self._posedirs = _tensor(content["posedirs"]).flatten(0, 1).T
+        self._J_regressor, self._weights = _tensor(content["J_regressor"]), _tensor(content["weights"])
+        self._parents = torch.from_numpy(content["kintree_table"][0].astype(np.int64))
+        self._parents[0] = -1
 
     def rest(self, betas: np.ndarray | None = None) -> np.ndarray:
-        """(24, 3) joints of a body of this shape in T-pose, in metres. SMPL-H's hands end at the knuckles."""
+        """(24, 3) joints of a body of this shape in T-pose, in metres. Hands with fingers end at the knuckles."""
         from smplx.lbs import blend_shapes, vertices2joints
 
-        shape = self._betas(betas)
-        vertices = self.layer.v_template + blend_shapes(shape, self.layer.shapedirs)
-        joints = vertices2joints(self.layer.J_regressor, vertices)[0]
-        return self._body(joints[None])[0].numpy()
+        vertices = self._v_template + blend_shapes(self._betas(betas), self._shapedirs)
+        return self._body(vertices2joints(self._J_regressor, vertices))[0].numpy()
 
     def joints(self, motion: Motion, betas: np.ndarray | None = None) -> np.ndarray:
         """Joint positions (frames, 24, 3) in metres of ``motion`` on a body of shape ``betas`` (num_betas,)."""
-        return self._body(self._forward(motion, betas).joints).numpy()
+        return self._body(self._posed(motion, betas)[1]).numpy()
 
     def vertices(self, motion: Motion, betas: np.ndarray | None = None) -> np.ndarray:
-        """Vertices (frames, 6890, 3) in metres."""
-        return self._forward(motion, betas).vertices.numpy()
+        """Vertices (frames, 6890 or SMPL-X's 10475, 3) in metres."""
+        return self._posed(motion, betas)[0].numpy()
 
     def _betas(self, betas: np.ndarray | None) -> Tensor:
         values = torch.zeros(1, self.num_betas)
@@ -148,24 +149,33 @@ class BodyModel:
         return values
 
     @torch.no_grad()
-    def _forward(self, motion: Motion, betas: np.ndarray | None) -> Any:
+    def _posed(self, motion: Motion, betas: np.ndarray | None) -> tuple[Tensor, Tensor]:
+        """Vertices and joints of the whole model."""
+        from smplx.lbs import lbs
+
         frames = len(motion)
-        rotations = torch.from_numpy(motion.rotations)
-        # smplx moves the model's origin; a motion says where the pelvis is.
-        pose: dict[str, Tensor] = {
-            "betas": self._betas(betas).expand(frames, -1),
-            "global_orient": rotations[:, :1],
-            "transl": torch.from_numpy(motion.translation - self.rest(betas)[:1]),
-        }
-        if self.hands:
-            fingers = torch.eye(3).expand(frames, 15, 3, 3)
-            pose |= {"body_pose": rotations[:, 1:22], "left_hand_pose": fingers, "right_hand_pose": fingers}
-        else:
-            pose["body_pose"] = rotations[:, 1:]
-        return self.layer(**pose)
+        pose = torch.eye(3).repeat(frames, len(self._parents), 1, 1)
+        given = NUM_JOINTS if self.name == "SMPL" else BODY_JOINTS
+        pose[:, :given] = torch.from_numpy(motion.rotations[:, :given])
+        vertices, joints = lbs(
+            self._betas(betas).expand(frames, -1), pose, self._v_template, self._shapedirs, self._posedirs,
+            self._J_regressor, self._parents, self._weights, pose2rot=False,
+        )  # fmt: skip
+        # The model's origin is moved so that the pelvis comes to where the motion says that it is.
+        offset = torch.from_numpy(motion.translation - self.rest(betas)[:1])[:, None]
+        return vertices + offset, joints + offset
 
     def _body(self, joints: Tensor) -> Tensor:
-        """SMPL's 24 of a model's joints; SMPL-H's first left and right finger joint stand for the hands."""
-        if not self.hands:
-            return joints[:, :NUM_JOINTS]
-        return torch.cat([joints[:, :22], joints[:, 22:23], joints[:, 37:38]], dim=1)
+        """SMPL's 24 of a model's joints; the first left and right finger joint stand for hands with fingers."""
+        return joints[:, [*range(BODY_JOINTS), *self._hands]]
+
+
+def _tensor(values: Any) -> Tensor:
+    return torch.from_numpy(np.array(values, dtype=np.float32))
+
+
+def _shapes(columns: int, name: str) -> int:
+    """How many of ``shapedirs``' columns are shapes; SMPL-X's others, 100 of 400 or 10 of 20, are expressions."""
+    if name != "SMPL-X":
+        return columns
+    return 300 if columns >= 400 else min(columns, 10)
