@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
@@ -17,7 +18,8 @@ from layersync.core.classifier import DomainClassifier, Windows, domain_classifi
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, extract, save_features
-from layersync.core.generation import GenerativeModel, load, sampling_settings
+from layersync.core.generation import GenerativeModel, KnownConditions, load, sampling_settings
+from layersync.core.latents import LatentCache
 from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.recipe import Recipe
@@ -237,7 +239,7 @@ def draw(
     model: GenerativeModel, count: int, seed: int, processes: Processes, *, shown: bool = False
 ) -> dict[int, Example]:
     """This process's share of ``count`` samples, by number. A sample is the same whoever draws it."""
-    conditions = model.conditions(count, seed=seed)
+    conditions = model.conditions(count, seed=seed, known=_asked_for(model))
     share = processes.share(count)
     part = conditions[share.start : share.stop]
     if not len(share):
@@ -245,6 +247,18 @@ def draw(
     model.tokenizer.prepare_decoding()
     latents, mask = model.sample_latents(part, seed=seed, start=share.start, shown=shown and processes.main)
     return examples_of(model.decode(latents, mask), part.label.tolist(), part.captions, share.start)
+
+
+def _asked_for(model: GenerativeModel) -> KnownConditions | None:
+    """Conditions of the held-out split, where the recipe takes them from there."""
+    recipe = model.recipe
+    if recipe.evaluate.conditions == "train":
+        return None
+    dataset = recipe.adapter.dataset(recipe.data, "test")
+    if not len(dataset):
+        raise InputError(f"evaluate.conditions: test, and data {recipe.data.name} has no such split")
+    cache = LatentCache.open(dataset, model.tokenizer)
+    return KnownConditions(torch.from_numpy(cache.labels), torch.from_numpy(cache.frames), cache.captions)
 
 
 def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:

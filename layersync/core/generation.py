@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,6 +43,14 @@ class Conditions:
 
     def __getitem__(self, part: slice) -> Conditions:
         return Conditions(self.label[part], self.frames[part], self.captions[part])
+
+
+class KnownConditions(NamedTuple):
+    """What samples can be asked for: of each example of a data set its label, length in frames, and texts."""
+
+    label: Tensor
+    frames: Tensor
+    captions: Sequence[Sequence[str]]
 
 
 class GenerativeModel:
@@ -98,8 +106,11 @@ class GenerativeModel:
         prompts: Sequence[str] | None = None,
         frames: int | None = None,
         seed: int = 0,
+        known: KnownConditions | None = None,
     ) -> Conditions:
         """Labels, texts and lengths for ``count`` samples: drawn together, as they occur in the training data.
+
+        ``known`` is another data set to draw them from.
 
         ``labels`` (``num_classes`` means none) and ``prompts`` ("" means none) are cycled when they are given; lengths
         are then drawn, of samples with the same label where there is one. ``frames`` is the length of all.
@@ -108,19 +119,20 @@ class GenerativeModel:
             InputError: for labels, prompts or lengths that the run does not know.
         """
         self._check_conditions(labels, prompts, frames)
-        known = read_tensors(self.run.path / "conditions.safetensors")
-        lengths = known["frames"]
+        known = known or self._known
+        lengths = known.frames
         if self.latent.num_frames is not None:
             lengths = lengths.clamp(max=self.latent.num_frames)
         chosen = generator(seed, "labels").integers(len(lengths), size=count)
-        label, length, captions = known["label"][chosen], lengths[chosen], self._captions(chosen)
+        label, length = known.label[chosen], lengths[chosen]
+        captions = tuple(known.captions[row][0] if known.captions[row] else "" for row in chosen)
         if prompts is not None:
             captions = tuple(prompts[i % len(prompts)] for i in range(count))
             label = torch.full((count,), -1)
         if labels is not None:
             label = torch.tensor([labels[i % len(labels)] for i in range(count)])
             for row in range(count):
-                same = lengths[known["label"] == label[row]]
+                same = lengths[known.label == label[row]]
                 if len(same):
                     length[row] = same[int(chosen[row]) % len(same)]
         if frames is not None:
@@ -147,12 +159,14 @@ class GenerativeModel:
             if not 1 <= frames <= longest:
                 raise InputError(f"--frames: {frames} is not within 1 to {longest}, the run's window")
 
-    def _captions(self, chosen: np.ndarray) -> tuple[str, ...]:
-        """The first text of each of the ``chosen`` training examples; "" where it has none."""
-        if not self.condition.text_channels:
-            return ("",) * len(chosen)
-        known = json.loads((self.run.path / "captions.json").read_text())
-        return tuple(known[row][0] if known[row] else "" for row in chosen)
+    @cached_property
+    def _known(self) -> KnownConditions:
+        """Of up to 10,000 training examples, which the run keeps."""
+        kept = read_tensors(self.run.path / "conditions.safetensors")
+        captions: list[list[str]] = [[]] * len(kept["label"])
+        if self.condition.text_channels:
+            captions = json.loads((self.run.path / "captions.json").read_text())
+        return KnownConditions(kept["label"], kept["frames"], captions)
 
     def sample_latents(
         self,

@@ -163,6 +163,9 @@ class Evaluate(_Part):
     num_samples: int = Field(1000, ge=2)
     every: Count | None = Field(None, description="Steps between held-out losses; null: at the end only.")
     reference: Literal["train", "test"] = "train"
+    conditions: Literal["train", "test"] = Field(
+        "train", description="The split whose labels, texts and lengths the samples are drawn for."
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
 

@@ -63,7 +63,7 @@ def test_labels_reach_the_network_and_num_classes_means_none(model: GenerativeMo
     found = {label: latents(model, count=1, labels=[label]) for label in (0, 5, 10)}
     assert not torch.equal(found[0], found[5]) and not torch.equal(found[0], found[10])
     unlabelled = model.conditions(1, labels=[0])
-    none = type(unlabelled)(torch.tensor([-1]), unlabelled.frames)
+    none = type(unlabelled)(torch.tensor([-1]), unlabelled.frames, unlabelled.captions)
     assert torch.equal(model.sample_latents(none)[0], found[10])
 
 

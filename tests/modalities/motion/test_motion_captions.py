@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from layersync import InputError, load_recipe
+from layersync import InputError, load, load_recipe, train
+from layersync.core.evaluation import draw
+from layersync.core.parallel import Processes
 from layersync.core.session import dry_run
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.data import AmassConfig
@@ -130,3 +132,23 @@ def test_the_shipped_recipe_takes_a_step_on_files_of_its_kind(
     tiny = ["backbone.hidden_size=32", "train.batch_size=4", "tokenizer.num_frames=16", "data.min_clips=1"]
     needs = dry_run(load_recipe("motion/text", tiny))
     assert needs.parameters > 0
+
+
+def test_scores_are_asked_for_on_the_split_that_the_recipe_names(tree: Path) -> None:
+    """Published text-to-motion scores take texts and lengths of the test set."""
+    recipe = {
+        "modality": "motion",
+        "data": {"name": "amass", "path": str(tree), "captions": str(tree / "rules.yaml"), "test_files": "_old_"},
+        "tokenizer": {"name": "smpl6d", "num_frames": 16},
+        "backbone": {"name": "transformer", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        "condition": {"text_encoder": "minilm", "max_tokens": 12},
+        "train": {"steps": 1, "batch_size": 4, "precision": "float32"},
+        "sample": {"solver": "euler", "steps": 1},
+    }
+    asked = {}
+    for split in ("train", "test"):
+        run = train(load_recipe({**recipe, "evaluate": {"conditions": split}}), tree / f"run-{split}")
+        examples = draw(load(run.path), 24, 0, Processes())
+        asked[split] = {example.captions[0] for example in examples.values()}
+    assert asked["train"] <= {"someone waves with the left hand", "someone waves", "someone walks"}
+    assert asked["test"] and all("old" in text for text in asked["test"])
