@@ -237,12 +237,29 @@ def recipes_list() -> None:
 
 @recipes_app.command("show")
 def recipes_show(
-    recipe: Annotated[str, typer.Argument(help="A shipped name or a file.")], overrides: SetOption = None
+    recipe: Annotated[str, typer.Argument(help="A shipped name or a file.")],
+    overrides: SetOption = None,
+    with_cost: Annotated[
+        bool, typer.Option("--cost", help="What training it needs, from the recipe alone: no data, no weights.")
+    ] = False,
+    num_examples: Annotated[
+        int | None, typer.Option(min=1, help="Size of the training split, where the recipe does not say it.")
+    ] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the work, for --cost.")] = 8,
+    utilisation: Annotated[float, typer.Option(help="Share of the GPUs' peak that is assumed, for --cost.")] = 0.4,
+    as_json: JsonOption = False,
 ) -> None:
-    """A recipe with every default written out."""
+    """A recipe with every default written out, or what it costs."""
     from layersync.core.recipe import load_recipe
 
-    print(load_recipe(recipe, overrides or ()).to_yaml(), end="")
+    chosen = load_recipe(recipe, overrides or ())
+    if with_cost:
+        from layersync.core.cost import cost, cost_table
+
+        found = cost(chosen, num_examples=num_examples, gpus=gpus, utilisation=utilisation)
+        print(json.dumps(found.to_mapping()) if as_json else cost_table(found))
+        return
+    print(json.dumps(chosen.to_mapping()) if as_json else chosen.to_yaml(), end="\n" if as_json else "")
 
 
 @recipes_app.command("schema")
