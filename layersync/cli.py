@@ -232,7 +232,7 @@ def recipes_list() -> None:
 
     for name, text in shipped_recipes().items():
         first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-        print(f"{name:16} {first}")
+        print(f"{name:32} {first}")
 
 
 @recipes_app.command("show")
@@ -286,6 +286,24 @@ def data_prepare(name: Annotated[str, typer.Argument(help="A name that layersync
 
     where = prepare_data(name)
     print(where or f"{name} is installed already: nothing to fetch")
+
+
+@data_app.command("tokenize")
+def data_tokenize(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe such as image/quick.")],
+    overrides: SetOption = None,
+) -> None:
+    """Encode a recipe's data into the latent cache, as train does before its first step.
+
+    Run by torchrun, or started several times, the processes share the work. After any end, run it again to go on.
+    """
+    from layersync.core.recipe import load_recipe
+    from layersync.core.trainer import build_parts
+
+    parts = build_parts(load_recipe(recipe, overrides or ()))
+    for split, cache in (("train", parts.cache), ("held out", parts.held_out)):
+        if cache is not None:
+            _say(f"{split}: {len(cache):,} examples, {cache.meta['bytes'] / 2**20:,.0f} MiB in {cache.directory}")
 
 
 def _integers(text: str | None) -> list[int] | None:

@@ -87,9 +87,7 @@ class Cost:
         return {**dataclasses.asdict(self), "latent_shape": list(self.latent_shape)}
 
 
-def cost(
-    recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, utilisation: float = UTILISATION
-) -> Cost:
+def cost(recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, utilisation: float = UTILISATION) -> Cost:
     """What training ``recipe`` needs.
 
     Args:

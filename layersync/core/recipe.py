@@ -219,7 +219,7 @@ def shipped_recipes() -> dict[str, str]:
     found = {}
     for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
         if folder.is_dir():
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name):
+            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")):
                 if entry.name.endswith(".yaml"):
                     found[f"{folder.name}/{entry.name.removesuffix('.yaml')}"] = entry.read_text()
     return dict(sorted(found.items()))

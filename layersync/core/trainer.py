@@ -26,6 +26,7 @@ from layersync.core.checkpoint import (
     save_checkpoint,
 )
 from layersync.core.condition import batch_condition, drop_condition
+from layersync.core.device import take_own_device
 from layersync.core.draws import module_seed, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
@@ -91,6 +92,7 @@ class Parts:
 def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | None = None) -> Parts:
     """Data, tokenizer, latents and texts. Raises :class:`InputError` for data that cannot be had or read."""
     adapter = recipe.adapter
+    take_own_device()
     dataset = adapter.dataset(recipe.data, recipe.data.split)
     if len(dataset) == 0:
         raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")

@@ -118,7 +118,7 @@ class VaeConfig(Section):
     def stored_channels(self) -> int | None:
         """Mean and deviation of each channel."""
         latent = self.latent_spec()
-        return latent and 2 * latent.channels
+        return None if latent is None else 2 * latent.channels
 
 
 PUBLISHED = {"stabilityai/sd-vae-ft-ema": (4, 8), "stabilityai/sd-vae-ft-mse": (4, 8)}
