@@ -86,9 +86,7 @@ class Stream:
                 row = next(self._iterator)
                 self._next += 1
         except StopIteration:
-            raise InputError(
-                f"data.num_examples: {self._path!r} ends after {self._next} rows, not {index + 1}"
-            ) from None
+            raise InputError(f"data.num_examples: {self._path!r} ends before row {place + 1}") from None
         self._at, self._row = index, row
         return row
 

@@ -3,7 +3,7 @@
 A shard holds the latents of :data:`SHARD_EXAMPLES` consecutive examples in all their variants. On disk, in the folder
 of the cache::
 
-    plan.json                  how many examples there are, and how many to a shard
+    plan.json                  how many examples there are, how many to a shard, how large a file may be
     shard-00007.bin            float32 rows, one frame each (one sample each, for latents without frames)
     shard-00007-1.bin          and on, where one file would be larger than SHARD_BYTES
     shard-00007.json           written last: its files with their CRC-32, labels, captions, lengths. Now it is finished
@@ -81,6 +81,7 @@ class Plan:
     format: int
     count: int
     shard_examples: int
+    shard_bytes: int
     num_variants: int
 
     @property
@@ -114,13 +115,14 @@ def build(
 ) -> None:
     """Encode what is missing of the cache in ``target``, beside other processes; returns when it is complete.
 
-    ``limit`` encodes the first examples alone. Raises :class:`InputError` for an unreadable sample, unless the data
-    set says to skip such; finished shards stay.
+    ``limit`` encodes the first examples alone. ``shard_examples`` and ``shard_bytes`` say how many examples a shard and
+    how many bytes a file has at most, where the cache is new: work goes on as it was begun. Raises
+    :class:`InputError` for an unreadable sample, unless the data set says to skip such; finished shards stay.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    plan = _agree(target, Plan(FORMAT, count, shard_examples, len(dataset.variants)))
+    plan = _agree(target, Plan(FORMAT, count, shard_examples, shard_bytes, len(dataset.variants)))
     try:
-        _encode(target, plan, dataset, tokenizer, shard_bytes)
+        _encode(target, plan, dataset, tokenizer)
         with _lock(target):
             if not complete(target):
                 _merge(target, plan)
@@ -133,6 +135,8 @@ def _agree(target: Path, wanted: Plan) -> Plan:
     """The plan that was begun with, else ``wanted``."""
     with _lock(target):
         target.mkdir(exist_ok=True)
+        if not complete(target):  # it would vouch for files that are about to be written again
+            (target / "meta.json").unlink(missing_ok=True)
         file = target / "plan.json"
         try:
             found = Plan(**json.loads(file.read_text()))
@@ -147,7 +151,7 @@ def _agree(target: Path, wanted: Plan) -> Plan:
         return wanted
 
 
-def _encode(target: Path, plan: Plan, dataset: ExampleDataset, tokenizer: Tokenizer, shard_bytes: int) -> None:
+def _encode(target: Path, plan: Plan, dataset: ExampleDataset, tokenizer: Tokenizer) -> None:
     with _pace(plan, sum(len(plan.examples(n)) for n in range(plan.num_shards) if _finished(target, n))) as advance:
         while missing := [number for number in range(plan.num_shards) if not _finished(target, number)]:
             claimed = 0
@@ -155,7 +159,7 @@ def _encode(target: Path, plan: Plan, dataset: ExampleDataset, tokenizer: Tokeni
                 try:
                     with FileLock(target / f".shard-{number:05d}.lock", timeout=0):
                         if not _finished(target, number):
-                            _write_shard(target, number, plan, dataset, tokenizer, shard_bytes, advance)
+                            _write_shard(target, number, plan, dataset, tokenizer, advance)
                             claimed += 1
                 except Timeout:  # another process is at it
                     continue
@@ -179,19 +183,13 @@ def read_shard(target: Path, number: int) -> Shard:
 
 
 def _write_shard(
-    target: Path,
-    number: int,
-    plan: Plan,
-    dataset: ExampleDataset,
-    tokenizer: Tokenizer,
-    shard_bytes: int,
-    advance: Any,
+    target: Path, number: int, plan: Plan, dataset: ExampleDataset, tokenizer: Tokenizer, advance: Any
 ) -> None:
     for torn in target.glob(f".shard-{number:05d}*.partial"):
         torn.unlink()
     shard, latent = Shard(), tokenizer.latent
     indices = plan.examples(number)
-    with _RowFiles(target, number, shard_bytes) as rows:
+    with _RowFiles(target, number, plan.shard_bytes) as rows:
         for first in range(0, len(indices), ENCODE_BATCH):
             batch = indices[first : first + ENCODE_BATCH]
             samples: list[Any] = []
