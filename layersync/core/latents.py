@@ -119,13 +119,12 @@ class LatentCache:
         return self._files[number][start : start + count]
 
     def _gathered(self, rows: np.ndarray) -> np.ndarray:
-        """Single rows from anywhere, (len(rows), values); those of one file are read together."""
+        """Single rows from anywhere, (len(rows), values)."""
         numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
-        order = np.argsort(numbers, kind="stable")
+        within = (rows - self._first_rows[numbers]).tolist()
         out = np.empty((len(rows), self._files[0].shape[1]), dtype=np.float32)
-        for places in np.split(order, np.flatnonzero(np.diff(numbers[order])) + 1):
-            number = numbers[places[0]]
-            out[places] = self._files[number][rows[places] - self._first_rows[number]]
+        for place, (number, row) in enumerate(zip(numbers.tolist(), within, strict=True)):  # faster than by file
+            out[place] = self._files[number][row]
         return out
 
     def _laid_out(self, rows: Tensor) -> Tensor:
