@@ -232,7 +232,7 @@ def recipes_list() -> None:
 
     for name, text in shipped_recipes().items():
         first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-        print(f"{name:32} {first}")
+        print(f"{name:34} {first}")
 
 
 @recipes_app.command("show")

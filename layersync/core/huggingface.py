@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
 
-def load_table(path: str, split: Split, how: Fingerprint = "content") -> tuple[Dataset, str]:
+def load_table(
+    path: str, split: Split, how: Fingerprint = "content", test_split: str | None = None
+) -> tuple[Dataset, str]:
     """The rows of ``split`` and a fingerprint of them; images and audio stay undecoded bytes.
 
     ``path`` is a hub id, a local folder or a Parquet file; of a hub id everything is fetched first, and kept by
-    ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out. ``how`` local
-    files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`. InputError when it cannot be loaded.
+    ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out; ``test_split``
+    names another. ``how`` local files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`.
+    InputError when it cannot be loaded.
     """
     found, local = _loaded(path, streaming=False)
-    name, held_out = _chosen_split(found, split)
+    name, held_out = _chosen_split(found, split, test_split)
     table = found[name]
     if held_out:
         chosen = np.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
@@ -36,14 +39,16 @@ def load_table(path: str, split: Split, how: Fingerprint = "content") -> tuple[D
     return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{split}"
 
 
-def open_stream(path: str, split: Split, num_examples: int | None, how: Fingerprint = "content") -> tuple[Stream, str]:
+def open_stream(
+    path: str, split: Split, num_examples: int | None, how: Fingerprint = "content", test_split: str | None = None
+) -> tuple[Stream, str]:
     """The rows of ``split`` one after another, nothing of the source kept on disk, and a fingerprint of them.
 
     As :func:`load_table`. How many rows there are comes from the source's metadata or from local Parquet files; where
     neither says it, ``num_examples`` are read and none are held out. InputError when nothing says it.
     """
     found, local = _loaded(path, streaming=True)
-    name, held_out = _chosen_split(found, split)
+    name, held_out = _chosen_split(found, split, test_split)
     total = _num_rows(path, name, found[name])
     if total is not None:
         kept = total // HELD_OUT_EVERY
@@ -56,11 +61,10 @@ def open_stream(path: str, split: Split, num_examples: int | None, how: Fingerpr
         count = num_examples
     every = split if held_out and total is not None else None
     if local:
-        return Stream(_undecoded(found[name]), count, every, path), f"{_print_of_files(local, how)}-{split}"
-    files = json.dumps(sorted(str(file) for file in _data_files(path, name)))  # with the revision that they are of
-    return Stream(_undecoded(found[name]), count, every, path), hashlib.sha256(
-        f"{files}{split}{count}".encode()
-    ).hexdigest()
+        source = _print_of_files(local, how)
+    else:  # the addresses of the files name the revision that they are of
+        source = hashlib.sha256(json.dumps(sorted(map(str, _data_files(path, name)))).encode()).hexdigest()
+    return Stream(_undecoded(found[name]), count, every, path), f"{source}-{name}-{split}-{count}"
 
 
 class Stream:
@@ -143,9 +147,11 @@ def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
 
 
-def _chosen_split(found: Any, split: Split) -> tuple[str, bool]:
+def _chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str, bool]:
     """The source's own name for ``split``, and whether rows of it have to be held out because it has no other."""
-    own = next((name for name in ("test", "validation") if name in found), None)
+    if test_split is not None and test_split not in found:
+        raise InputError(f"data.test_split: {test_split!r} is no split of the source; it has {', '.join(found)}")
+    own = test_split or next((name for name in ("test", "validation") if name in found), None)
     if own is not None and "train" in found:
         return ("train" if split == "train" else own), False
     return next(iter(found)), True

@@ -317,6 +317,7 @@ class HuggingFace(LargeImageData):
     """
 
     name: Literal["hf"] = "hf"
+    test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     streaming: bool = Field(
         False,
         description="Read row after row and keep nothing of the source on disk, rather than fetch all of it first.",
@@ -326,12 +327,12 @@ class HuggingFace(LargeImageData):
         from layersync.core.huggingface import column_of_type, label_column, load_table, open_stream
 
         if self.streaming:
-            stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint)
+            stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint, self.test_split)
             image = column_of_type(stream, "Image", self.path)
             labels, classes = stream.labels(self.num_classes)
             rows: Any = stream
         else:
-            table, fingerprint = load_table(self.path, split, self.fingerprint)
+            table, fingerprint = load_table(self.path, split, self.fingerprint, self.test_split)
             image = column_of_type(table, "Image", self.path)
             label, classes = label_column(table)
             rows, labels = table, None if label is None else table[label][:]

@@ -19,6 +19,7 @@ from layersync.core.latents import LatentCache
 from layersync.core.paths import fingerprint_files
 from layersync.core.recipe import shipped_recipes
 from layersync.core.session import train
+from layersync.core.trainer import FlowMatching
 from layersync.modalities.image.data import Folder, HuggingFace
 from layersync.modalities.image.tokenizer import Pixels, PixelsConfig, centre_crop
 
@@ -145,8 +146,17 @@ def test_every_line_of_the_papers_recipes_names_its_source(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["image/imagenet256-sit-xl2", "image/imagenet512-sit-xl2"])
-def test_the_papers_recipe_trains_small_on_generated_data(name: str, imagenet: Path, vae: Path, tmp_path: Path) -> None:
-    """Everything of the recipe but its sizes: reader, crop, VAE, cache, both flips, TF32 asked for, constant EMA."""
+def test_the_papers_recipe_trains_small_on_generated_data(
+    name: str, imagenet: Path, vae: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything of the recipe but its sizes: reader, crop, VAE, cache, both flips, TF32 in the step and only there."""
+    seen, whole = set(), FlowMatching.forward
+
+    def forward(model: FlowMatching, *arguments: Any) -> Any:
+        seen.add(torch.backends.cuda.matmul.allow_tf32)
+        return whole(model, *arguments)
+
+    monkeypatch.setattr(FlowMatching, "forward", forward)
     size = 32 if "256" in name else 64
     recipe = quietly(
         name, f"data.path={imagenet}", "data.num_classes=3", "data.num_examples=15", f"tokenizer.path={vae}",
@@ -155,8 +165,8 @@ def test_the_papers_recipe_trains_small_on_generated_data(name: str, imagenet: P
     )  # fmt: skip
     run = train(recipe, tmp_path / "run")
     assert run.data.latent.shape == (4, size // 8, size // 8) and run.data.classes == SYNSETS
-    log = (run.path / "metrics.jsonl").read_text()
-    assert '"8-16"' in log
+    assert '"8-16"' in (run.path / "metrics.jsonl").read_text()
+    assert seen == {True} and torch.backends.cuda.matmul.allow_tf32 is False
     dataset = recipe.data.build("train")
     cache = LatentCache.open(dataset, recipe.adapter.tokenizer(recipe.tokenizer))
     assert cache.num_variants == 2 and len(cache) == 15 and cache.row_shape == (8, size // 8, size // 8)
@@ -204,6 +214,21 @@ def test_a_streamed_source_is_what_the_cached_one_is(parquet: Path, path: str, s
     ]
     assert all(torch.equal(a, b) for a, b in zip(caches[0].clips(), caches[1].clips(), strict=True))
     assert np.array_equal(caches[0].labels, caches[1].labels)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_split_can_be_held_out(parquet: Path, streaming: bool, tmp_path: Path) -> None:
+    """As ImageNet on the hub needs it, whose ``test`` has no labels."""
+    (tmp_path / "data").mkdir()
+    for name, split in (("train-00000", "train"), ("test-00000", "validation"), ("train-00001", "test")):
+        source = next((parquet / "own" / "data").glob(f"{name}*"))
+        (tmp_path / "data" / f"{split}-00000-of-00001.parquet").write_bytes(source.read_bytes())
+    keys = {"name": "hf", "path": str(tmp_path), "streaming": streaming}
+    assert len(HuggingFace(**keys).build("test")) == 16
+    chosen = HuggingFace(**keys, test_split="validation").build("test")
+    assert len(chosen) == 7 and int(chosen[0].sample[0, 0, 0]) == 100
+    with pytest.raises(InputError, match=r"data\.test_split: 'val' is no split of the source; it has train"):
+        HuggingFace(**keys, test_split="val").build("train")
 
 
 def test_a_stream_is_walked_once(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
