@@ -87,7 +87,7 @@ def stable_diffusion_vae() -> Iterator[Vae]:
 
 
 def measure(quick: bool) -> Result:
-    recipe = sit_recipe(regularizer={"name": "none"}, data={"name": "digits"})
+    recipe = sit_recipe(regularizer={"name": "none"})
     dataset = Pictures()
     with stable_diffusion_vae() as tokenizer, tempfile.TemporaryDirectory() as scratch:
         say(f"{NAME}: encoding {len(dataset)} images once, for the cache")

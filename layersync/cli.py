@@ -245,8 +245,10 @@ def recipes_show(
     num_examples: Annotated[
         int | None, typer.Option(min=1, help="Size of the training split, where the recipe does not say it.")
     ] = None,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs that share the work, for --cost.")] = 8,
-    utilisation: Annotated[float, typer.Option(help="Share of the GPUs' peak that is assumed, for --cost.")] = 0.4,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that share the work, for --cost; by default 8.")] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of the GPUs' peak that is assumed, for --cost; by default 0.4.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """A recipe with every default written out, or what it costs."""
@@ -256,9 +258,12 @@ def recipes_show(
     if with_cost:
         from layersync.core.cost import cost, cost_table
 
-        found = cost(chosen, num_examples=num_examples, gpus=gpus, utilisation=utilisation)
+        given = {"num_examples": num_examples, "gpus": gpus, "utilisation": utilisation}
+        found = cost(chosen, **{key: value for key, value in given.items() if value is not None})
         print(json.dumps(found.to_mapping()) if as_json else cost_table(found))
         return
+    if (num_examples, gpus, utilisation) != (None, None, None):
+        warnings.warn("--num-examples, --gpus and --utilisation have no effect without --cost", stacklevel=2)
     print(json.dumps(chosen.to_mapping()) if as_json else chosen.to_yaml(), end="\n" if as_json else "")
 
 
@@ -302,7 +307,7 @@ def data_tokenize(
 
     parts = build_parts(load_recipe(recipe, overrides or ()))
     for split, cache in (("train", parts.cache), ("held out", parts.held_out)):
-        if cache is not None:
+        if cache is not None and _main_process():
             _say(f"{split}: {len(cache):,} examples, {cache.meta['bytes'] / 2**20:,.0f} MiB in {cache.directory}")
 
 

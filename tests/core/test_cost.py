@@ -121,6 +121,8 @@ def test_every_recipe_says_what_it_costs_without_data_or_weights(
 
 
 def test_the_table_says_what_is_assumed(command: Any) -> None:
+    status, out, said = command("recipes", "show", "image/quick", "--gpus", 4)
+    assert status == 0 and "have no effect without --cost" in said
     status, out, _ = command("recipes", "show", "image/quick", "--cost", "--gpus", 4, "--utilisation", 0.3)
     assert status == 0 and len(out.splitlines()) == 10
     assert "an estimate, at 30% of 312 TFLOPS bf16" in out and "4 H100" in out and "say --num-examples" in out
