@@ -258,7 +258,7 @@ def recipes_show(
     if with_cost:
         from layersync.core.cost import cost, cost_table
 
-        given = {"num_examples": num_examples, "gpus": gpus, "utilisation": utilisation}
+        given: dict[str, Any] = {"num_examples": num_examples, "gpus": gpus, "utilisation": utilisation}
         found = cost(chosen, **{key: value for key, value in given.items() if value is not None})
         print(json.dumps(found.to_mapping()) if as_json else cost_table(found))
         return
