@@ -23,6 +23,8 @@ NAMES = (
     "step-vs-eager",
     "guidance-interval",
     "cache-read",
+    "cached-vs-vae",
+    "latents-random",
     "help",
     "frechet-vs-sqrtm",
     "frechet-vs-fidelity",

@@ -234,17 +234,39 @@ def recipes_list() -> None:
 
     for name, text in shipped_recipes().items():
         first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-        print(f"{name:16} {first}")
+        print(f"{name:34} {first}")
 
 
 @recipes_app.command("show")
 def recipes_show(
-    recipe: Annotated[str, typer.Argument(help="A shipped name or a file.")], overrides: SetOption = None
+    recipe: Annotated[str, typer.Argument(help="A shipped name or a file.")],
+    overrides: SetOption = None,
+    with_cost: Annotated[
+        bool, typer.Option("--cost", help="What training it needs, from the recipe alone: no data, no weights.")
+    ] = False,
+    num_examples: Annotated[
+        int | None, typer.Option(min=1, help="Size of the training split, where the recipe does not say it.")
+    ] = None,
+    gpus: Annotated[int | None, typer.Option(min=1, help="GPUs that share the work, for --cost; by default 8.")] = None,
+    utilisation: Annotated[
+        float | None, typer.Option(help="Share of the GPUs' peak that is assumed, for --cost; by default 0.4.")
+    ] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """A recipe with every default written out."""
+    """A recipe with every default written out, or what it costs."""
     from layersync.core.recipe import load_recipe
 
-    print(load_recipe(recipe, overrides or ()).to_yaml(), end="")
+    chosen = load_recipe(recipe, overrides or ())
+    if with_cost:
+        from layersync.core.cost import cost, cost_table
+
+        given: dict[str, Any] = {"num_examples": num_examples, "gpus": gpus, "utilisation": utilisation}
+        found = cost(chosen, **{key: value for key, value in given.items() if value is not None})
+        print(json.dumps(found.to_mapping()) if as_json else cost_table(found))
+        return
+    if (num_examples, gpus, utilisation) != (None, None, None):
+        warnings.warn("--num-examples, --gpus and --utilisation have no effect without --cost", stacklevel=2)
+    print(json.dumps(chosen.to_mapping()) if as_json else chosen.to_yaml(), end="\n" if as_json else "")
 
 
 @recipes_app.command("schema")
@@ -271,6 +293,24 @@ def data_prepare(name: Annotated[str, typer.Argument(help="A name that layersync
 
     where = prepare_data(name)
     print(where or f"{name} is installed already: nothing to fetch")
+
+
+@data_app.command("tokenize")
+def data_tokenize(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe such as image/quick.")],
+    overrides: SetOption = None,
+) -> None:
+    """Encode a recipe's data into the latent cache, as train does before its first step.
+
+    Run by torchrun, or started several times, the processes share the work. After any end, run it again to go on.
+    """
+    from layersync.core.recipe import load_recipe
+    from layersync.core.trainer import build_parts
+
+    parts = build_parts(load_recipe(recipe, overrides or ()))
+    for split, cache in (("train", parts.cache), ("held out", parts.held_out)):
+        if cache is not None and _main_process():
+            _say(f"{split}: {len(cache):,} examples, {cache.meta['bytes'] / 2**20:,.0f} MiB in {cache.directory}")
 
 
 def _integers(text: str | None) -> list[int] | None:

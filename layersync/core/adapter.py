@@ -41,6 +41,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
     name: str
 
+    def latent_spec(self) -> LatentSpec | None:
+        """Of a ``tokenizer`` section: its latents, from settings alone. ``None`` where only weights or data say."""
+        return None
+
+    def stored_channels(self) -> int | None:
+        """Of a ``tokenizer`` section: channels on disk, where they are not those of :meth:`latent_spec`."""
+        return None
+
 
 @dataclass(frozen=True)
 class Example:
@@ -96,6 +104,15 @@ class ExampleDataset(ABC):
         return sample
 
 
+@dataclass(frozen=True)
+class DataFacts:
+    """What a ``data`` section says of its training split before it is read; ``None``: only the data say it."""
+
+    num_examples: int | None = None
+    num_classes: int | None = None
+    num_variants: int = 1
+
+
 class DataConfig(Section, ABC):
     """The ``data`` section of a recipe. ``path`` may hold ``~`` and ``$VARIABLES``: expanded on use, never on disk."""
 
@@ -106,6 +123,10 @@ class DataConfig(Section, ABC):
     @abstractmethod
     def build(self, split: Split) -> ExampleDataset:
         """The samples of ``split``. Raises :class:`InputError` for a missing path or a folder with nothing readable."""
+
+    def facts(self) -> DataFacts:
+        """What is known without reading; for estimates (:mod:`layersync.core.cost`)."""
+        return DataFacts()
 
     def prepare(self) -> Path | None:
         """Fetch what is missing and return where it lies; ``None`` when there is nothing to fetch."""

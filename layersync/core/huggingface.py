@@ -2,54 +2,199 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError
-from layersync.core.paths import HELD_OUT_EVERY, fingerprint_files
+from layersync.core.paths import HELD_OUT_EVERY, Fingerprint, fingerprint_files
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 
-def load_table(path: str, split: Split) -> tuple[Dataset, str]:
+def load_table(
+    path: str, split: Split, how: Fingerprint = "content", test_split: str | None = None
+) -> tuple[Dataset, str]:
     """The rows of ``split`` and a fingerprint of them; images and audio stay undecoded bytes.
 
-    ``path`` is a hub id, a local folder or a Parquet file. A source that has no ``test`` (or ``validation``) split has
-    every tenth row held out. InputError when it cannot be loaded.
+    ``path`` is a hub id, a local folder or a Parquet file; of a hub id everything is fetched first, and kept by
+    ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out; ``test_split``
+    names another. ``how`` local files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`.
+    InputError when it cannot be loaded.
     """
-    from datasets import Audio, DatasetDict, Image, load_dataset
+    found, local = _loaded(path, streaming=False)
+    name, held_out = _chosen_split(found, split, test_split)
+    table = found[name]
+    if held_out:
+        chosen = np.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        table = table.select(np.flatnonzero(chosen if split == "test" else ~chosen))
+    table = _undecoded(table)
+    return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{split}"
+
+
+def open_stream(
+    path: str, split: Split, num_examples: int | None, how: Fingerprint = "content", test_split: str | None = None
+) -> tuple[Stream, str]:
+    """The rows of ``split`` one after another, nothing of the source kept on disk, and a fingerprint of them.
+
+    As :func:`load_table`. How many rows there are comes from the source's metadata or from local Parquet files; where
+    neither says it, ``num_examples`` are read and none are held out. InputError when nothing says it.
+    """
+    found, local = _loaded(path, streaming=True)
+    name, held_out = _chosen_split(found, split, test_split)
+    total = _num_rows(path, name, found[name])
+    if total is not None:
+        kept = total // HELD_OUT_EVERY
+        count = (kept if split == "test" else total - kept) if held_out else total
+    elif split == "test":
+        count = 0
+    elif num_examples is None:
+        raise InputError(f"data.num_examples: {path!r} does not say how many rows {name} has; give their number")
+    else:
+        count = num_examples
+    every = split if held_out and total is not None else None
+    if local:
+        source = _print_of_files(local, how)
+    else:  # the addresses of the files name the revision that they are of
+        source = hashlib.sha256(json.dumps(sorted(map(str, _data_files(path, name)))).encode()).hexdigest()
+    return Stream(_undecoded(found[name]), count, every, path), f"{source}-{name}-{split}-{count}"
+
+
+class Stream:
+    """Rows of a streamed source by index. Going forward is cheap; going back, or in another order, starts anew."""
+
+    def __init__(self, rows: IterableDataset, count: int, held_out: Split | None, path: str):
+        self.features = rows.features or {}
+        self._rows, self._count, self._held_out, self._path = rows, count, held_out, path
+        self._iterator: Iterator[dict[str, Any]] = iter(())
+        self._next, self._at, self._row = 0, -1, dict[str, Any]()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == self._at:
+            return self._row
+        place = self._place(index)
+        if self._at < 0 or place < self._next:
+            self._iterator, self._next = iter(self._rows.skip(place)), place
+        try:
+            while self._next <= place:
+                row = next(self._iterator)
+                self._next += 1
+        except StopIteration:
+            raise InputError(f"data.num_examples: {self._path!r} ends before row {place + 1}") from None
+        self._at, self._row = index, row
+        return row
+
+    def _place(self, index: int) -> int:
+        """Row of the source: every tenth is held out where there is no split for that."""
+        if self._held_out is None:
+            return index
+        return index + index // (HELD_OUT_EVERY - 1) if self._held_out == "train" else (index + 1) * HELD_OUT_EVERY - 1
+
+    def labels(self, num_classes: int | None) -> tuple[StreamedLabels | None, list[str]]:
+        """The label column, read with its row, and the class names; as :func:`label_column`.
+
+        A column of bare numbers does not say how many classes there are: ``num_classes`` has to.
+        """
+        for name, feature in self.features.items():
+            if type(feature).__name__ == "ClassLabel":
+                return StreamedLabels(self, name, len(feature.names)), list(feature.names)
+        if "int" in str(getattr(self.features.get("label"), "dtype", "")):
+            if num_classes is None:
+                raise InputError(f"data.num_classes: the labels of {self._path!r} are numbers; say how many there are")
+            return StreamedLabels(self, "label", num_classes), [str(label) for label in range(num_classes)]
+        return None, []
+
+
+class StreamedLabels(Sequence[int]):
+    """One column of a :class:`Stream`. InputError for a label that is none of the classes."""
+
+    def __init__(self, stream: Stream, column: str, num_classes: int):
+        self._stream, self._column, self._num_classes = stream, column, num_classes
+
+    def __len__(self) -> int:
+        return len(self._stream)
+
+    def __getitem__(self, index: Any) -> Any:
+        label = self._stream[index][self._column]
+        if label is None or not 0 <= label < self._num_classes:
+            raise InputError(f"row {index}: its label {label} is none of the {self._num_classes} classes")
+        return label
+
+
+def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
+    """The splits, and where they lie if they are on this machine."""
+    from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     local = Path(os.path.expandvars(path)).expanduser()
     source = str(local) if local.exists() else path
     try:
-        parquet = local.is_file() and local.suffix == ".parquet"
-        found: DatasetDict = load_dataset("parquet", data_files=source) if parquet else load_dataset(source)
+        if local.is_file() and local.suffix == ".parquet":
+            return load_dataset("parquet", data_files=source, streaming=streaming), local
+        return load_dataset(source, streaming=streaming), local if local.exists() else None
     except (DatasetNotFoundError, DatasetsError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
-    held_out = next((name for name in ("test", "validation") if name in found), None)
-    if held_out is not None and "train" in found:
-        table = found["train" if split == "train" else held_out]
-    else:
-        whole = found[next(iter(found))]
-        chosen = np.arange(len(whole)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-        table = whole.select(np.flatnonzero(chosen if split == "test" else ~chosen))
-    for name, feature in table.features.items():
+
+
+def _chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str, bool]:
+    """The source's own name for ``split``, and whether rows of it have to be held out because it has no other."""
+    if test_split is not None and test_split not in found:
+        raise InputError(f"data.test_split: {test_split!r} is no split of the source; it has {', '.join(found)}")
+    own = test_split or next((name for name in ("test", "validation") if name in found), None)
+    if own is not None and "train" in found:
+        return ("train" if split == "train" else own), False
+    return next(iter(found)), True
+
+
+def _undecoded(table: Any) -> Any:
+    from datasets import Audio, Image
+
+    for name, feature in (table.features or {}).items():
         if isinstance(feature, Image | Audio):
             table = table.cast_column(name, type(feature)(decode=False))
-    if local.exists():
-        files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else [local]
-        return table, f"{fingerprint_files(local.parent, files, None)}-{split}"
-    return table, f"{table._fingerprint}-{split}"
+    return table
 
 
-def column_of_type(table: Dataset, kind: str, path: str) -> str:
+def _print_of_files(local: Path, how: Fingerprint) -> str:
+    files = sorted(file for file in local.rglob("*") if file.is_file()) if local.is_dir() else [local]
+    return fingerprint_files(local.parent, files, None, how)
+
+
+def _data_files(path: str, split: str) -> list[str]:
+    from datasets import load_dataset_builder
+
+    local = Path(os.path.expandvars(path)).expanduser()
+    if local.is_file():
+        return [str(local)]
+    builder = load_dataset_builder(str(local) if local.exists() else path)
+    return list((builder.config.data_files or {}).get(split, ()))
+
+
+def _num_rows(path: str, split: str, rows: IterableDataset) -> int | None:
+    """From the source's metadata, else from the footers of Parquet files on this machine."""
+    splits = rows.info.splits or {}
+    if split in splits and splits[split].num_examples:
+        return int(splits[split].num_examples)
+    files = _data_files(path, split)
+    if files and all(file.endswith(".parquet") and Path(file).is_file() for file in files):
+        from pyarrow.parquet import read_metadata  # type: ignore[import-untyped]
+
+        return sum(read_metadata(file).num_rows for file in files)
+    return None
+
+
+def column_of_type(table: Dataset | Stream, kind: str, path: str) -> str:
     """The one column whose feature class is named ``kind``. InputError when there is none or more than one."""
     found = [name for name, feature in table.features.items() if type(feature).__name__ == kind]
     if len(found) != 1:

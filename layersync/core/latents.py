@@ -1,10 +1,8 @@
 """Latents on disk: every sample is tokenized once, and read memory-mapped ever after.
 
 The cache holds the stored form of whole clips, each in the variants that the data set lists; windows are cut when they
-are read. It is keyed by the fingerprints of data and tokenizer, so that a change of either makes a new one. A lock
-keeps two processes from building the same cache twice. On disk: ``rows.bin``, float32 rows one frame each (one sample
-each, for latents without frames), ``index.npz`` with where clips begin and their labels, ``captions.json`` with the
-texts of each example, ``meta.json``.
+are read. It is keyed by the fingerprints of data and tokenizer, so that a change of either makes a new one. How it is
+built, and what lies on disk: :mod:`layersync.core.shards`.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +18,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from layersync.core.adapter import ExampleDataset, LatentSpec, Tokenizer
 from layersync.core.draws import StepDraws
-from layersync.core.errors import InputError
 from layersync.core.packaged import cache_directory
-from layersync.core.progress import progress
+from layersync.core.shards import FORMAT, ShardFile, build, complete, verify
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 3
-ENCODE_BATCH = 32
 FIT_LIMIT = 10_000
 
 
@@ -73,25 +66,29 @@ class LatentCache:
         self.captions: list[list[str]] = json.loads((directory / "captions.json").read_text())
         self.num_variants: int = self.meta["num_variants"]
         self.row_shape: tuple[int, ...] = tuple(self.meta["row_shape"])
-        shape = (int(self.starts[-1]), math.prod(self.row_shape))
-        self.rows = np.memmap(directory / "rows.bin", dtype=np.float32, mode="r", shape=shape)
+        files = [ShardFile(**file) for file in self.meta["files"]]
+        verify(directory, files)
+        values = math.prod(self.row_shape)
+        self._files = [
+            np.memmap(directory / file.name, np.float32, "r", shape=(file.rows, values)).view(np.ndarray)
+            for file in files
+        ]
+        self._first_rows = np.concatenate([[0], np.cumsum([file.rows for file in files])])
 
     @classmethod
     def open(
         cls, dataset: ExampleDataset, tokenizer: Tokenizer, *, limit: int | None = None, directory: Path | None = None
     ) -> LatentCache:
-        """The cache for these, built when it is missing.
+        """The cache for these; what is missing of it is built first, beside other processes that do so too.
 
         ``limit`` encodes only the first examples, into ``directory`` (for a dry run). Raises :class:`InputError` for
-        an unreadable sample, unless the data set says to skip such.
+        an unreadable sample, unless the data set says to skip such, and for a file whose checksum is wrong.
         """
         root = directory or cache_directory() / "latents"
         root.mkdir(parents=True, exist_ok=True)
         target = root / cache_key(dataset, tokenizer)
-        if not _complete(target):
-            with FileLock(str(target) + ".lock"):
-                if not _complete(target):
-                    _build(target, dataset, tokenizer, limit)
+        if not complete(target):
+            build(target, dataset, tokenizer, limit=limit)
         cache = cls(target, tokenizer.latent)
         if cache.meta["skipped"]:
             skipped = cache.meta["skipped"]
@@ -112,7 +109,23 @@ class LatentCache:
     def stored(self, entry: int, variant: int = 0) -> Tensor:
         """The whole stored clip of one entry, laid out as latents are."""
         row = entry * self.num_variants + variant
-        return self._laid_out(torch.from_numpy(self.rows[self.starts[row] : self.starts[row + 1]].copy()))
+        first, last = int(self.starts[row]), int(self.starts[row + 1])
+        return self._laid_out(torch.from_numpy(self._span(first, last - first).copy()))
+
+    def _span(self, first: int, count: int) -> np.ndarray:
+        """``count`` rows of one clip from row ``first`` on: no clip lies in two files."""
+        number = int(np.searchsorted(self._first_rows, first, side="right")) - 1
+        start = first - int(self._first_rows[number])
+        return self._files[number][start : start + count]
+
+    def _gathered(self, rows: np.ndarray) -> np.ndarray:
+        """Single rows from anywhere, (len(rows), values)."""
+        numbers = np.searchsorted(self._first_rows, rows, side="right") - 1
+        within = (rows - self._first_rows[numbers]).tolist()
+        out = np.empty((len(rows), self._files[0].shape[1]), dtype=np.float32)
+        for place, (number, row) in enumerate(zip(numbers.tolist(), within, strict=True)):  # faster than by file
+            out[place] = self._files[number][row]
+        return out
 
     def _laid_out(self, rows: Tensor) -> Tensor:
         """(..., frames, values) to (..., *latent) with frames on their axis."""
@@ -133,14 +146,16 @@ class LatentCache:
         entries = draws.indices * self.num_variants + np.minimum(variant, self.num_variants - 1)
         window = self.latent.num_frames
         if window is None:
-            return LatentBatch(self._laid_out(torch.from_numpy(self.rows[entries][:, None])), None, label, captions)
+            return LatentBatch(
+                self._laid_out(torch.from_numpy(self._gathered(entries)[:, None])), None, label, captions
+            )
         first, last = self.starts[entries], self.starts[entries + 1]
         room = np.maximum(last - first - window, 0) + 1
         first = first + np.minimum((draws.position.double().numpy() * room).astype(np.int64), room - 1)
         length = np.minimum(last - first, window)
-        out = np.zeros((len(entries), window, self.rows.shape[1]), dtype=np.float32)
+        out = np.zeros((len(entries), window, math.prod(self.row_shape)), dtype=np.float32)
         for row in range(len(entries)):
-            out[row, : length[row]] = self.rows[first[row] : first[row] + length[row]]
+            out[row, : length[row]] = self._span(int(first[row]), int(length[row]))
         mask = torch.from_numpy(np.arange(window)[None] < length[:, None])
         return LatentBatch(self._laid_out(torch.from_numpy(out)), mask, label, captions)
 
@@ -162,64 +177,3 @@ class _Clips:
         for entry in np.unique(np.linspace(0, count - 1, min(count, self.limit)).astype(np.int64)):
             for variant in range(self.cache.num_variants):
                 yield self.cache.stored(int(entry), variant)
-
-
-def _complete(target: Path) -> bool:
-    try:
-        meta = json.loads((target / "meta.json").read_text())
-        index = (target / "index.npz").is_file() and (target / "captions.json").is_file()
-        return index and (target / "rows.bin").stat().st_size == meta["bytes"]
-    except (FileNotFoundError, json.JSONDecodeError, KeyError):
-        return False
-
-
-def _build(target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, limit: int | None) -> None:
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as scratch:
-        partial = Path(scratch) / "cache"
-        partial.mkdir()
-        frames: list[int] = []
-        labels: list[int] = []
-        examples: list[int] = []
-        captions: list[tuple[str, ...]] = []
-        row_shape: tuple[int, ...] = ()
-        latent = tokenizer.latent
-        skipped = 0
-        with (partial / "rows.bin").open("wb") as rows, progress("tokenizing", count) as advance:
-            for first in range(0, count, ENCODE_BATCH):
-                samples, batch = [], range(first, min(first + ENCODE_BATCH, count))
-                for index in batch:
-                    try:
-                        example = dataset[index]
-                        samples += [dataset.variant(example.sample, name) for name in dataset.variants]
-                    except InputError as error:
-                        if dataset.on_error != "skip":
-                            raise
-                        logger.warning("skipped: %s", error)
-                        skipped += 1
-                        continue
-                    labels.append(example.label)
-                    captions.append(example.captions)
-                    examples.append(index)
-                for clip in tokenizer.encode(samples) if samples else ():
-                    laid = clip.movedim(latent.frame_axis, 0) if latent.variable else clip.unsqueeze(0)
-                    row_shape = tuple(laid.shape[1:])
-                    frames.append(len(laid))
-                    rows.write(laid.contiguous().to(torch.float32).numpy().tobytes())
-                advance(len(batch))
-        if not labels:
-            raise InputError(f"data: nothing could be read ({skipped} skipped)" if skipped else "data: is empty")
-        starts = np.concatenate([[0], np.cumsum(frames)]).astype(np.int64)
-        np.savez(partial / "index.npz", starts=starts, labels=np.array(labels), examples=np.array(examples))
-        (partial / "captions.json").write_text(json.dumps(captions))
-        meta = {
-            "format": FORMAT,
-            "bytes": (partial / "rows.bin").stat().st_size,
-            "row_shape": row_shape,
-            "num_variants": len(dataset.variants),
-            "skipped": skipped,
-        }
-        (partial / "meta.json").write_text(json.dumps(meta) + "\n")
-        if target.exists():
-            target.rename(Path(scratch) / "broken")
-        partial.rename(target)

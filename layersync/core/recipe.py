@@ -120,7 +120,9 @@ class Train(_Part):
     condition_dropout: Fraction = Field(0.1, description="Share of samples trained without their condition.")
     ema_decay: Fraction = 0.9999
     ema_ramp: bool = Field(True, description="Let the decay rise as (1 + n) / (10 + n) up to ema_decay.")
-    precision: Literal["auto", "bf16", "float32"] = "auto"
+    precision: Literal["auto", "bf16", "tf32", "float32"] = Field(
+        "auto", description="tf32: float32 throughout, products in TF32 on CUDA. auto: bf16 where there is hardware."
+    )
     compile: bool = False
     gradient_checkpointing: bool = False
     checkpoint_every: Count = 1000

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from layersync.core.checkpoint import (
     save_checkpoint,
 )
 from layersync.core.condition import batch_condition, drop_condition
+from layersync.core.device import take_own_device
 from layersync.core.draws import module_seed, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
@@ -91,6 +92,7 @@ class Parts:
 def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | None = None) -> Parts:
     """Data, tokenizer, latents and texts. Raises :class:`InputError` for data that cannot be had or read."""
     adapter = recipe.adapter
+    take_own_device()
     dataset = adapter.dataset(recipe.data, recipe.data.split)
     if len(dataset) == 0:
         raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")
@@ -140,6 +142,9 @@ def _summary(recipe: Recipe, dataset: ExampleDataset, tokenizer: Tokenizer, enco
 
 def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:
     """The training dtype and the reason for it: bf16 where the processor computes in it."""
+    if wanted == "tf32":
+        cuda = device.type == "cuda"
+        return torch.float32, "the recipe says so, with TF32 products" if cuda else "TF32 is for CUDA devices alone"
     if wanted != "auto":
         return {"bf16": torch.bfloat16, "float32": torch.float32}[wanted], "the recipe says so"
     if device.type == "cuda":
@@ -151,6 +156,17 @@ def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, st
     else:
         native, what = False, f"a {device.type} device"
     return (torch.bfloat16, f"{what} computes in bf16") if native else (torch.float32, f"{what} has no bf16")
+
+
+@contextmanager
+def tf32_products(wanted: bool) -> Iterator[None]:
+    """Whether CUDA multiplies float32 matrices in TF32 inside; outside, sampling and scores are as they were."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = wanted
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Trainer:
@@ -242,9 +258,10 @@ class Trainer:
             t = self._times(draws.uniform_time).to(self.device)
             torch.manual_seed(module_seed(self.recipe.seed, step, rank, micro))
             last = micro == accumulate - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model), self.autocast():
-                losses = self.model(x1, x0, t, condition, mask, step, self.ema_forward)
-            self.accelerator.backward((losses.flow + losses.regularizer) / accumulate)
+            with tf32_products(train.precision == "tf32"):
+                with nullcontext() if last else self.accelerator.no_sync(self.model), self.autocast():
+                    losses = self.model(x1, x0, t, condition, mask, step, self.ema_forward)
+                self.accelerator.backward((losses.flow + losses.regularizer) / accumulate)
             found = {"flow_loss": losses.flow, "regularizer_loss": losses.regularizer, **losses.logs}
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / accumulate

@@ -167,7 +167,8 @@ def test_a_torn_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
     whole = LatentCache.open(Clips(), Frames(), directory=tmp_path)
     wanted, folder = whole.read(draws([0, 2])).stored, whole.directory
     if damage == "rows":
-        (folder / "rows.bin").write_bytes((folder / "rows.bin").read_bytes()[:-5])
+        rows = folder / "shard-00000.bin"
+        rows.write_bytes(rows.read_bytes()[:-5])
     elif damage == "index":
         (folder / "index.npz").unlink()
     elif damage == "meta":
@@ -199,7 +200,7 @@ while len(list(meeting.iterdir())) < 2:
     time.sleep(0.001)
 cache = LatentCache.open(dataset, Counted(PixelsConfig(image_size=8, channels=1)),
                          directory=Path(sys.argv[1]))
-print(len(cache), float(cache.rows.sum()))
+print(len(cache), float(sum(clip.sum() for clip in cache.clips())))
 """
 
 

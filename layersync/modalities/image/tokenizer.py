@@ -75,13 +75,17 @@ class PixelsConfig(Section):
     channels: Literal[1, 3] = 3
     rounding: Rounding = Field("nearest", description=ROUNDING)
 
+    def latent_spec(self) -> LatentSpec:
+        """The pixels."""
+        return LatentSpec(self.channels, (self.image_size, self.image_size))
+
 
 class Pixels(Tokenizer):
     """Latents are the pixels."""
 
     def __init__(self, config: PixelsConfig):
         self.config = config
-        self.latent = LatentSpec(config.channels, (config.image_size, config.image_size))
+        self.latent = config.latent_spec()
         self.fingerprint = f"pixels-{config.image_size}-{config.channels}"
 
     def encode(self, samples: Sequence[np.ndarray]) -> list[Tensor]:  # noqa: D102
@@ -103,6 +107,54 @@ class VaeConfig(Section):
     image_size: int = Field(256, ge=8)
     rounding: Rounding = Field("nearest", description=ROUNDING)
 
+    def latent_spec(self) -> LatentSpec | None:
+        """From the VAE's ``config.json`` where it is on this machine, else as published; its weights are not needed."""
+        shape = _shape_on_disk(self.path) or PUBLISHED.get(self.path)
+        if shape is None:
+            return None
+        channels, reduction = shape
+        return LatentSpec(channels, (_side(self.image_size, reduction),) * 2)
+
+    def stored_channels(self) -> int | None:
+        """Mean and deviation of each channel."""
+        latent = self.latent_spec()
+        return None if latent is None else 2 * latent.channels
+
+
+PUBLISHED = {"stabilityai/sd-vae-ft-ema": (4, 8), "stabilityai/sd-vae-ft-mse": (4, 8)}
+"""Latent channels and pixels a latent of published VAEs (their ``config.json``: latent_channels 4, 4 resolutions)."""
+
+
+def _shape_on_disk(path: str) -> tuple[int, int] | None:
+    """Latent channels and reduction of a local folder, or of a hub id that is in the hub's cache already."""
+    file = Path(_expanded(path)) / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import HFValidationError
+
+        try:
+            found = try_to_load_from_cache(path, "config.json")
+        except HFValidationError:  # a path, and nothing is there
+            return None
+        if not isinstance(found, str):
+            return None
+        file = Path(found)
+    try:
+        settings = json.loads(file.read_text())
+        return int(settings["latent_channels"]), 2 ** (len(settings["block_out_channels"]) - 1)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"tokenizer.path: {file} is no config of an AutoencoderKL ({error})") from None
+
+
+def _side(image_size: int, reduction: int) -> int:
+    if image_size % reduction:
+        raise InputError(f"tokenizer.image_size: {image_size} is no multiple of the VAE's {reduction}")
+    return image_size // reduction
+
+
+def _expanded(path: str) -> str:
+    return os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
+
 
 class Vae(Tokenizer):
     """Moments of the VAE's posterior are stored; latents are drawn from them anew at every step.
@@ -119,9 +171,7 @@ class Vae(Tokenizer):
         self.vae.to(self.device).eval().requires_grad_(False)
         settings = self.vae.config
         reduction = 2 ** (len(settings.block_out_channels) - 1)
-        if config.image_size % reduction:
-            raise InputError(f"tokenizer.image_size: {config.image_size} is no multiple of the VAE's {reduction}")
-        side = config.image_size // reduction
+        side = _side(config.image_size, reduction)
         self.latent = LatentSpec(settings.latent_channels, (side, side))
         self.scale = float(settings.scaling_factor)
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
@@ -178,9 +228,8 @@ def scale_state(scale: float, shift: float) -> dict[str, Tensor]:
 def _load_vae(path: str) -> Any:
     from diffusers import AutoencoderKL
 
-    expanded = os.path.expandvars(str(Path(path).expanduser()) if path.startswith("~") else path)
     try:
-        return AutoencoderKL.from_pretrained(expanded, use_safetensors=True)
+        return AutoencoderKL.from_pretrained(_expanded(path), use_safetensors=True)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(

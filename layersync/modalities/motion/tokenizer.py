@@ -36,6 +36,15 @@ class Smpl6dConfig(Section):
     root: RootForm = "velocity"
     fps: PositiveFloat = 30.0
 
+    def latent_spec(self) -> LatentSpec:
+        """Root channels and 6 numbers for each joint, frame by frame."""
+        channels = ROOT_CHANNELS[self.root] + NUM_JOINTS * 6
+        return LatentSpec(channels=channels, grid=(self.num_frames,), sequence=True, variable=True)
+
+    def stored_channels(self) -> int:
+        """Pelvis position and 6 numbers for each joint."""
+        return 3 + NUM_JOINTS * 6
+
 
 class Smpl6dTokenizer(Tokenizer):
     """Latents are (frames, root channels + 144): root first, then 6 numbers for each joint in SMPL's order.
@@ -47,8 +56,8 @@ class Smpl6dTokenizer(Tokenizer):
 
     def __init__(self, config: Smpl6dConfig) -> None:
         self.config = config
-        channels = ROOT_CHANNELS[config.root] + NUM_JOINTS * 6
-        self.latent = LatentSpec(channels=channels, grid=(config.num_frames,), sequence=True, variable=True)
+        self.latent = config.latent_spec()
+        channels = self.latent.channels
         # The stored form does not know the window, but what else is cached under this name is made of windows.
         self.fingerprint = f"smpl6d-1-fps{config.fps:g}-frames{config.num_frames}"
         self.mean = torch.zeros(channels)
