@@ -181,8 +181,10 @@ def _activations(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec) -
         return value
 
     half = recipe.train.precision in ("auto", "bf16")
-    with FakeTensorMode():
+    with torch.device("meta"):  # made here: a fake module that copies its layers has tensors of two fake modes
         backbone, run = _backbone(recipe, latent, condition)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        backbone.to_empty(device="cpu")
         own = {parameter.untyped_storage()._cdata for parameter in backbone.parameters()}
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
 from layersync.core.paths import expand
 from layersync.modalities.audio.clip import check_header, read_clip
@@ -49,6 +49,10 @@ class MtgJamendoConfig(DataConfig):
     label: Literal["none", "first-tag"] = "none"
     seconds: float | None = Field(None, gt=0)
     on_error: OnError = "stop"
+
+    def facts(self) -> DataFacts:
+        """Tracks are unlabelled unless their first tag is the label; how many there are only the table says."""
+        return DataFacts(num_classes=0 if self.label == "none" else None)
 
     def build(self, split: Split) -> MtgJamendo:
         """The tracks of ``split``, in the table's order."""

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
 from layersync.modalities.motion.humanml3d import NUM_FEATURES, HumanML3DFeatures
 from layersync.modalities.motion.kit import NUM_FEATURES as KIT_FEATURES
@@ -60,6 +60,10 @@ class HumanML3DConfig(DataConfig):
     name: Literal["humanml3d", "kit-ml"] = "humanml3d"
     path: str
     test_split: Literal["test", "val"] = "test"
+
+    def facts(self) -> DataFacts:
+        """Motions have texts and no labels."""
+        return DataFacts(num_classes=0)
 
     def build(self, split: Split) -> HumanML3DFolder:
         """The motions of ``split`` that published protocols keep.

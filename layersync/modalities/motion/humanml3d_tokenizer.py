@@ -38,6 +38,11 @@ class HumanML3DTokenizerConfig(Section):
     """Folder of the ``Mean.npy`` and ``Std.npy`` that models are trained with; null takes them from the training data,
     deviations averaged over each group of features as published."""
 
+    def latent_spec(self) -> LatentSpec:
+        """A sequence of features."""
+        channels = KIT_FEATURES if self.name == "kit-ml" else NUM_FEATURES
+        return LatentSpec(channels=channels, grid=(self.num_frames,), sequence=True, variable=True)
+
 
 class KitTokenizerConfig(HumanML3DTokenizerConfig):
     """The ``tokenizer`` section for KIT-ML."""
@@ -54,11 +59,10 @@ class HumanML3DTokenizer(Tokenizer):
     def __init__(self, config: HumanML3DTokenizerConfig) -> None:
         self.config = config
         self.kit = config.name == "kit-ml"
-        channels = KIT_FEATURES if self.kit else NUM_FEATURES
-        self.latent = LatentSpec(channels=channels, grid=(config.num_frames,), sequence=True, variable=True)
+        self.latent = config.latent_spec()
         self.fingerprint = f"{config.name}-1-frames{config.num_frames}"
-        self.mean = torch.zeros(channels)
-        self.deviation = torch.ones(channels)
+        self.mean = torch.zeros(self.latent.channels)
+        self.deviation = torch.ones(self.latent.channels)
         self._fitted = False
 
     def encode(self, samples: Sequence[Any]) -> list[Tensor]:
