@@ -50,7 +50,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         logger.info("%s has taken its %d steps already: nothing to do", path, recipe.train.steps)
         return run
     writable_parent(path, "--out")
-    parts = build_parts(recipe)
+    parts = build_parts(recipe, fresh=run is None)
     trainer = Trainer(recipe, parts, fresh=run is None)
     start, seconds = 0, 0.0
     if run is not None and run.data.fingerprint != parts.data.fingerprint:

@@ -89,8 +89,14 @@ class Parts:
     texts: TextTable | None = None
 
 
-def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | None = None) -> Parts:
-    """Data, tokenizer, latents and texts. Raises :class:`InputError` for data that cannot be had or read."""
+def build_parts(
+    recipe: Recipe, *, limit: int | None = None, directory: Path | None = None, fresh: bool = True
+) -> Parts:
+    """Data, tokenizer, latents and texts.
+
+    Raises :class:`InputError` for data that cannot be had or read and, of a ``fresh`` run, for weights to start from
+    that do not fit: before anything is tokenized.
+    """
     adapter = recipe.adapter
     take_own_device()
     dataset = adapter.dataset(recipe.data, recipe.data.split)
@@ -103,7 +109,11 @@ def build_parts(recipe: Recipe, *, limit: int | None = None, directory: Path | N
     encoder = _text_encoder(recipe, dataset)
     summary = _summary(recipe, dataset, tokenizer, encoder)
     with torch.device("meta"):  # a backbone that does not fit is found before anything is tokenized
-        adapter.backbone(recipe.backbone, tokenizer.latent, summary.condition)
+        backbone = adapter.backbone(recipe.backbone, tokenizer.latent, summary.condition)
+    if recipe.train.init and fresh:
+        source = find_weights(recipe.train.init)
+        check_source(source, tokenizer)
+        check_fit(backbone, read_tensors(source), source)
     cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
     tokenizer.fit(cache.clips())
     held_out = None
@@ -192,7 +202,6 @@ class Trainer:
         regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
         if recipe.train.init and fresh:
             source = find_weights(recipe.train.init)
-            check_source(source, parts.tokenizer)
             load_weights(backbone, read_tensors(source), source)
         if recipe.train.gradient_checkpointing:
             if not hasattr(backbone, "gradient_checkpointing"):

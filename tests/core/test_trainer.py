@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import layersync
 from layersync.core.draws import StepDraws
-from layersync.core.errors import TrainingError
-from layersync.core.latents import LatentBatch
+from layersync.core.errors import InputError, TrainingError
+from layersync.core.latents import LatentBatch, LatentCache
 from layersync.core.probe import flow_loss
 from layersync.core.trainer import Trainer, build_parts, choose_precision
 
@@ -105,8 +105,6 @@ class TestPadding:
     """A trainer whose latents are cut short by a mask, as audio and motion latents are."""
 
     def step(self, recipe: Any, filling: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
-        from layersync.core.latents import LatentCache
-
         whole = LatentCache.read
 
         def read(cache: LatentCache, draws: StepDraws) -> LatentBatch:
@@ -251,3 +249,12 @@ def test_what_a_run_holds(trained: Any) -> None:
     assert {path.name for path in trained.latest_checkpoint().iterdir()} == {
         "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json",
     }  # fmt: skip
+
+
+def test_weights_to_start_from_are_checked_before_anything_is_tokenized(
+    tiny: Make, trained: layersync.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
+    with pytest.raises(InputError, match="do not fit the backbone"):
+        layersync.train(tiny(f"train.init={trained.path}", "backbone.hidden_size=48"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
