@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layersync.core.adapter import Split
-from layersync.core.errors import InputError
+from layersync.core.errors import InputError, nearest
 from layersync.core.paths import HELD_OUT_EVERY, Fingerprint, fingerprint_files
 
 if TYPE_CHECKING:
@@ -211,3 +211,30 @@ def label_column(table: Dataset) -> tuple[str | None, list[str]]:
     if "label" in table.features and np.issubdtype(np.asarray(table["label"][:1]).dtype, np.integer):
         return "label", [str(label) for label in range(max(table["label"][:]) + 1)]
     return None, []
+
+
+CAPTION_COLUMNS = ("caption", "captions", "text")
+
+
+def caption_column(features: Mapping[str, Any], given: str | None, path: str) -> str | None:
+    """The column of texts: ``given``, else the first of :data:`CAPTION_COLUMNS` that holds strings, or ``None``.
+
+    Raises :class:`InputError` for a column that is not there or holds no strings.
+    """
+    if given is not None:
+        if not _holds_strings(features.get(given)):
+            known = nearest(given, features)
+            raise InputError(f"data.caption_column: {given!r} is no column of texts in {path!r}; {known}")
+        return given
+    return next((name for name in CAPTION_COLUMNS if _holds_strings(features.get(name))), None)
+
+
+def _holds_strings(feature: Any) -> bool:
+    inner = getattr(feature, "feature", feature)  # of a list of strings
+    return getattr(inner, "dtype", None) in ("string", "large_string")
+
+
+def captions_of(value: Any) -> tuple[str, ...]:
+    """The texts in a row, one or several; empty ones are none."""
+    texts = [value] if isinstance(value, str) else list(value or ())
+    return tuple(text.strip() for text in texts if text and text.strip())

@@ -146,3 +146,17 @@ def fingerprint_files(
             content = f"{stats[index].st_size}-{stats[index].st_mtime_ns}"
         digest.update(f"{'/'.join(file.parts[prefix:])}\0{label}\0{content}\n".encode())
     return digest.hexdigest()
+
+
+def caption_files(root: Path, files: Sequence[Path]) -> dict[Path, Path]:
+    """Text files with the names of ``files``, ``walk.txt`` beside ``walk.bvh``, by the file that they are about."""
+    texts = {text.with_suffix(""): text for text in root.rglob("*.txt")}
+    return {file: texts[file.with_suffix("")] for file in files if file.with_suffix("") in texts} if texts else {}
+
+
+def read_captions(text: Path) -> tuple[str, ...]:
+    """The lines of a text file that are not empty, each a caption. InputError for what is no UTF-8."""
+    try:
+        return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{text}: cannot be read as captions in UTF-8 ({error})") from None

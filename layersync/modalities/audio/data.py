@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
-from layersync.core.paths import expand
+from layersync.core.paths import caption_files, expand, fingerprint_files, read_captions
 from layersync.modalities.audio.clip import check_header, read_clip
 
 OnError = Literal["stop", "skip"]
@@ -81,11 +81,15 @@ class FolderClips(ExampleDataset):
         self._pattern = config.labels
         self._files = [root / name for name in chosen]
         self._labels = [labels[name] for name in chosen]
+        texts = caption_files(root, self._files)
+        self._captions = {file: read_captions(text) for file, text in texts.items()}
         if self.on_error == "stop":
             for file, label in zip(self._files, self._labels, strict=True):
                 self._require_label(file, label)
                 check_header(file)
         self.fingerprint = _folder_fingerprint(chosen, self._files, self._labels, (self.on_error, *self.classes))
+        if texts:
+            self.fingerprint += f"-{fingerprint_files(root, sorted(texts.values()), None)}"
 
     def __len__(self) -> int:
         return len(self._files)
@@ -93,7 +97,11 @@ class FolderClips(ExampleDataset):
     def __getitem__(self, index: int) -> Example:
         file, label = self._files[index], self._labels[index]
         self._require_label(file, label)
-        condition = {} if label is None else {"label": self.classes.index(label)}
+        condition: dict[str, int | str | tuple[str, ...]] = {}
+        if label is not None:
+            condition["label"] = self.classes.index(label)
+        if texts := self._captions.get(file):
+            condition["text"] = texts
         return Example(read_clip(file, str(file)), condition, str(file))
 
     def _require_label(self, file: Path, label: str | None) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
+from layersync.core.huggingface import caption_column, captions_of
 from layersync.core.paths import expand
 from layersync.modalities.audio.clip import read_clip
 from layersync.modalities.audio.data import OnError, chosen_by_hash
@@ -25,9 +26,10 @@ class HubConfig(DataConfig):
 
     ``path`` is a Parquet file, a folder (of Parquet or audio files, or written by ``save_to_disk``), or the name of a
     data set on the hub, with ``subset`` where it has several. The audio column is the one of type ``Audio``; the label
-    column the one of type ``ClassLabel``, else one called ``label``: ``audio_column`` and ``label_column`` choose
-    otherwise. The test split is the source's ``test``, else its ``validation``, else ``test_fraction`` of ``train``,
-    chosen by a hash of the row number.
+    column the one of type ``ClassLabel``, else one called ``label``; that of captions one called ``caption``,
+    ``captions`` or ``text``: ``audio_column``, ``label_column`` and ``caption_column`` choose otherwise. The test
+    split is the source's ``test``, else its ``validation``, else ``test_fraction`` of ``train``, chosen by a hash of
+    the row number.
     """
 
     name: Literal["hf"] = "hf"
@@ -35,6 +37,7 @@ class HubConfig(DataConfig):
     subset: str | None = None
     audio_column: str | None = None
     label_column: str | None = None
+    caption_column: str | None = None
     test_fraction: float = Field(default=0.1, ge=0, lt=1)
     on_error: OnError = "stop"
 
@@ -53,13 +56,16 @@ class HubClips(ExampleDataset):
         features = next(iter(splits.values())).features
         self._audio_column = _audio_column(config, features)
         self._label_column = _label_column(config, features)
+        self._caption_column = caption_column(features, config.caption_column, config.path)
         self.on_error = config.on_error
         self.classes = _classes(splits, self._label_column)
         self._index = {name: index for index, name in enumerate(self.classes)}
         chosen, rows = _rows_of_split(splits, split, config.test_fraction)
         self._name = f"{config.path} split {chosen}"
         self._rows = rows
-        columns = [column for column in (self._audio_column, self._label_column) if column is not None]
+        columns = [
+            column for column in (self._audio_column, self._label_column, self._caption_column) if column is not None
+        ]
         self._table = splits[chosen].select_columns(columns).cast_column(self._audio_column, Audio(decode=False))
         self.fingerprint = self._fingerprint()
 
@@ -69,7 +75,11 @@ class HubClips(ExampleDataset):
     def __getitem__(self, index: int) -> Example:
         row = self._table[self._rows[index]]
         source = f"{self._name} row {self._rows[index]}"
-        condition = {} if self._label_column is None else {"label": self._label(row[self._label_column], source)}
+        condition: dict[str, int | str | tuple[str, ...]] = {}
+        if self._label_column is not None:
+            condition["label"] = self._label(row[self._label_column], source)
+        if self._caption_column is not None and (texts := captions_of(row[self._caption_column])):
+            condition["text"] = texts
         return Example(read_clip(self._contents(row, source), source), condition, source)
 
     def _contents(self, row: dict[str, Any], source: str) -> bytes:
@@ -108,7 +118,10 @@ class HubClips(ExampleDataset):
                     raise
                 contents = str(error).encode()
             label = "" if self._label_column is None else row[self._label_column]
-            digest.update(f"{number}\0{label}\0{hashlib.blake2b(contents, digest_size=16).hexdigest()}\n".encode())
+            text = "" if self._caption_column is None else row[self._caption_column]
+            digest.update(
+                f"{number}\0{label}\0{text}\0{hashlib.blake2b(contents, digest_size=16).hexdigest()}\n".encode()
+            )
         return f"audio-hf-{digest.hexdigest()}"
 
 

@@ -23,10 +23,12 @@ from layersync.core.packaged import WheelData
 from layersync.core.paths import (
     FINGERPRINT,
     Fingerprint,
+    caption_files,
     expand,
     fingerprint_files,
     held_out_rows,
     labelled_files,
+    read_captions,
 )
 
 CORRUPT = (
@@ -102,7 +104,9 @@ class ImageDataset(ExampleDataset):
         sources: Sequence[str] | None = None,
         flip: bool = False,
         on_error: Literal["stop", "skip"] = "stop",
+        captions: Callable[[int], tuple[str, ...]] | None = None,
     ):
+        self._captions = captions
         self._read, self._labels, self._size, self._sources = read, labels, size, sources
         self.fingerprint, self.classes, self.on_error = fingerprint, tuple(classes), on_error
         self.variants = ("original", "flip") if flip else ("original",)
@@ -111,7 +115,11 @@ class ImageDataset(ExampleDataset):
         return self._size
 
     def __getitem__(self, index: int) -> Example:
-        condition = {} if self._labels is None else {"label": int(self._labels[index])}
+        condition: dict[str, int | str | tuple[str, ...]] = {}
+        if self._labels is not None:
+            condition["label"] = int(self._labels[index])
+        if self._captions is not None and (texts := self._captions(index)):
+            condition["text"] = texts
         source = str(index) if self._sources is None else self._sources[index]
         return Example(self._read(index), condition, source)
 
@@ -240,7 +248,8 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
 class Folder(LargeImageData):
     """Any tree of image files; the folder that holds a file is its label.
 
-    ``train/`` and ``test/`` (or ``val/``, as in ImageNet) are its splits.
+    ``train/`` and ``test/`` (or ``val/``, as in ImageNet) are its splits. ``NAME.txt`` beside ``NAME.png`` holds the
+    image's captions, one a line.
     """
 
     name: Literal["folder"] = "folder"
@@ -249,15 +258,21 @@ class Folder(LargeImageData):
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         root = expand(self.path, "data.path")
         tree = labelled_files(root, EXTENSIONS, split, self.labels)
+        texts = caption_files(root, tree.files)
+        captions = {file: read_captions(text) for file, text in texts.items()}
+        told = fingerprint_files(root, tree.files, tree.labels, self.fingerprint)
+        if texts:
+            told = f"{told}-{fingerprint_files(root, sorted(texts.values()), None)}"
         dataset = ImageDataset(
             lambda index: decode_image(tree.files[index].read_bytes(), str(tree.files[index])),
             tree.labels,
-            fingerprint_files(root, tree.files, tree.labels, self.fingerprint),
+            told,
             size=len(tree.files),
             classes=tree.classes,
             sources=[str(file) for file in tree.files],
             flip=self.flip,
             on_error=self.on_error,
+            captions=(lambda index: captions.get(tree.files[index], ())) if captions else None,
         )
         return self.checked(dataset, split)
 
@@ -313,10 +328,12 @@ def _read_picture(file: Path) -> np.ndarray:
 class HuggingFace(LargeImageData):
     """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
 
-    Image and label columns are found by their feature types. Without a split of its own, every tenth is held out.
+    Image and label columns are found by their feature types, the column of captions by its name: caption, captions or
+    text, unless ``caption_column`` names it. Without a split of its own, every tenth is held out.
     """
 
     name: Literal["hf"] = "hf"
+    caption_column: str | None = Field(None, description="Column of texts, one or a list of them a row.")
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     streaming: bool = Field(
         False,
@@ -324,7 +341,14 @@ class HuggingFace(LargeImageData):
     )
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
-        from layersync.core.huggingface import column_of_type, label_column, load_table, open_stream
+        from layersync.core.huggingface import (
+            caption_column,
+            captions_of,
+            column_of_type,
+            label_column,
+            load_table,
+            open_stream,
+        )
 
         if self.streaming:
             stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint, self.test_split)
@@ -336,14 +360,16 @@ class HuggingFace(LargeImageData):
             image = column_of_type(table, "Image", self.path)
             label, classes = label_column(table)
             rows, labels = table, None if label is None else table[label][:]
+        column = caption_column(rows.features, self.caption_column, self.path)
         dataset = ImageDataset(
             lambda index: _decoded(rows[index][image], f"{self.path}[{index}]"),
             labels,
-            fingerprint,
+            fingerprint if column is None else f"{fingerprint}-{column}",
             size=len(rows),
             classes=classes,
             flip=self.flip,
             on_error=self.on_error,
+            captions=None if column is None else lambda index: captions_of(rows[index][column]),
         )
         return self.checked(dataset, split)
 

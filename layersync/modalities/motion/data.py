@@ -18,6 +18,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
+from layersync.core.paths import caption_files, read_captions
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
@@ -110,11 +111,13 @@ class MotionFolderConfig(DataConfig):
             raise InputError(f"data.path: none of the {len(paths)} {self.suffix} files in {root} can be read")
         nested = any(path.parent != root for path in readers)
         records = [Record(path, self._label(path, nested), (), read) for path, read in readers.items()]
+        kept = self._frequent(records, root)
+        texts = caption_files(root, [record.path for record in kept]) if rules is None else {}
+        if rules is not None:
+            kept = [record._replace(captions=rules.captions(record.path.name)) for record in kept]
         kept = [
-            record._replace(
-                captions=_captions_beside(record.path) if rules is None else rules.captions(record.path.name)
-            )
-            for record in self._frequent(records, root)
+            record._replace(captions=read_captions(texts[record.path])) if record.path in texts else record
+            for record in kept
         ]
         return MotionFolder(self, split, root, kept)
 
@@ -153,12 +156,6 @@ class MotionFolderConfig(DataConfig):
     def _say_skipped(self, readable: int, paths: Sequence[Path]) -> None:
         if readable < len(paths):
             logger.warning("data %s: %d of %d files skipped", self.path, len(paths) - readable, len(paths))
-
-
-def _captions_beside(path: Path) -> tuple[str, ...]:
-    """The lines of the text file with the name of ``path``, where there is one."""
-    text = path.with_suffix(".txt")
-    return tuple(line.strip() for line in text.read_text().splitlines() if line.strip()) if text.is_file() else ()
 
 
 class BvhConfig(MotionFolderConfig):

@@ -251,3 +251,31 @@ def test_wrong_tables_are_named(parquet: Callable[..., Path], tmp_path: Path) ->
     broken.write_bytes(b"no table")
     with pytest.raises(InputError, match="cannot open"):
         HubConfig(path=str(broken)).build("train")
+
+
+def test_text_files_beside_sounds_are_their_captions(tree: Path) -> None:
+    plain = FolderConfig(path=str(tree), test_fraction=0).build("train")
+    first = Path(plain[0].source)
+    first.with_suffix(".txt").write_text("a low tone\nsomething hums\n")
+    data = FolderConfig(path=str(tree), test_fraction=0).build("train")
+    assert data[0].captions == ("a low tone", "something hums") and data[1].captions == ()
+    assert data.fingerprint != plain.fingerprint
+
+
+def test_a_column_of_texts_is_read_with_its_row(
+    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(3)]
+    sounds = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    prints = []
+    for last in ("a high tone", "something else"):
+        rows = {"sound": sounds, "text": ["a low tone", None, last]}
+        table = datasets.Dataset.from_dict(rows).cast_column("sound", datasets.Audio())
+        table.to_parquet(str(tmp_path / f"{len(prints)}.parquet"))
+        data = HubConfig(path=str(tmp_path / f"{len(prints)}.parquet"), test_fraction=0).build("train")
+        assert [data[index].captions for index in range(3)] == [("a low tone",), (), (last,)]
+        prints.append(data.fingerprint)
+    assert prints[0] != prints[1]

@@ -199,3 +199,40 @@ def test_small_pictures_train_without_a_held_out_part(tmp_path: Path) -> None:
     assert run.records()[0]["held_out_split"] == "train"
     with pytest.raises(InputError, match="split test is empty"):
         evaluate(run.path)
+
+
+def test_text_files_beside_images_are_their_captions(tree: Path) -> None:
+    before = dataset(name="folder", path=str(tree)).fingerprint
+    (tree / "cats" / "00.txt").write_text("a cat\n\na cat of noise\n")
+    (tree / "cats" / "notes.txt").write_text("beside no image")
+    data = dataset(name="folder", path=str(tree))
+    found = {example.source: example.captions for example in (data[index] for index in range(len(data)))}
+    assert found.pop(str(tree / "cats" / "00.png")) == ("a cat", "a cat of noise")
+    assert set(found.values()) == {()} and data.fingerprint != before
+    (tree / "cats" / "00.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match=r"00\.txt: cannot be read as captions"):
+        dataset(name="folder", path=str(tree))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_column_of_texts_is_found_by_name_or_named(tmp_path: Path, streaming: bool) -> None:
+    import datasets
+
+    rows = {"image": [noise_image(n) for n in range(20)], "caption": [["one", " two "], [], [""], ["four"]] * 5}
+    rows |= {"label": [0, 1] * 10, "words": [f"picture {n}" for n in range(20)]}
+    features = datasets.Features(
+        image=datasets.Image(),
+        caption=datasets.List(datasets.Value("string")),
+        label=datasets.ClassLabel(names=["a", "b"]),
+        words=datasets.Value("string"),
+    )
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(str(tmp_path / "data.parquet"))
+    section = {"name": "hf", "path": str(tmp_path / "data.parquet"), "streaming": streaming, "num_examples": None}
+    lists, words = (dataset(**section, **more) for more in ({}, {"caption_column": "words"}))
+    assert [lists[index].captions for index in range(4)] == [("one", "two"), (), (), ("four",)]
+    assert [words[index].captions for index in range(2)] == [("picture 0",), ("picture 1",)]
+    assert lists.fingerprint != words.fingerprint
+    with pytest.raises(InputError, match=r"data\.caption_column: 'word' is no column of texts.*'words'"):
+        dataset(**section, caption_column="word")
+    with pytest.raises(InputError, match=r"data\.caption_column: 'label' is no column of texts"):
+        dataset(**section, caption_column="label")
