@@ -21,7 +21,7 @@ demo: install
 	$(BIN)/python examples/demo.py --out demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
 
 test-all: install
 	$(BIN)/python -m pytest

@@ -198,6 +198,33 @@ MUTATIONS = [
              "(features[:length] - self.mean) / self.std", "features[:length] - self.mean",
              "modalities/motion/test_motion_text_motion.py::"
              "test_what_enters_the_network_is_what_the_published_code_gives_it"),
+    Mutation("a dropped text has no token", "core/condition.py",
+             'out["text_mask"] & ~dropped.to(out["text_mask"].device)[:, None]', 'out["text_mask"]',
+             "test_text.py::test_guidance_moves_away_from_no_text"),
+    Mutation("one of several captions is drawn", "core/latents.py",
+             "captions[min(int(position * len(captions)), len(captions) - 1)]", "captions[0]",
+             "test_latents.py::test_captions_are_kept_and_one_of_several_is_drawn"),
+    Mutation("padding is no part of a text", "core/text.py",
+             "row[real].mean(0, keepdim=True)", "row.mean(0, keepdim=True)",
+             "test_text.py::test_one_vector_a_text_is_clips_projection_or_the_mean"),
+    Mutation("each prompt reaches its own sample", "core/generation.py",
+             "condition = {key: value[part] for key, value in given.items()}",
+             "condition = {key: value[:1].expand(size, *value.shape[1:]) for key, value in given.items()}",
+             "test_text.py::test_what_is_said_changes_what_is_drawn"),
+    Mutation("labels are not read beside texts unless wanted", "core/trainer.py",
+             'used = labels == "required" or (labels == "auto" and encoder is None)', 'used = labels != "ignored"',
+             "test_text.py::test_labels_are_left_to_scores_where_text_is_read"),
+    Mutation("scores are asked for on the named split", "core/evaluation.py",
+             'if recipe.evaluate.conditions == "train":', "if recipe.seed == 0:",
+             "modalities/motion/test_motion_captions.py::"
+             "test_scores_are_asked_for_on_the_split_that_the_recipe_names"),
+    Mutation("texts of files belong to the fingerprint", "modalities/image/data.py",
+             'told = f"{told}-{fingerprint_files(root, sorted(texts.values()), None)}"', "pass",
+             "modalities/image/test_image_data.py::test_text_files_beside_images_are_their_captions"),
+    Mutation("sides in texts forbid mirror images", "modalities/motion/data.py",
+             "sided = sided_text is not None or any(map(_names_side, self.classes))",
+             "sided = any(map(_names_side, self.classes))",
+             "modalities/motion/test_motion_captions.py::test_texts_that_name_a_side_are_not_mirrored"),
 ]  # fmt: skip
 
 

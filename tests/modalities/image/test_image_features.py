@@ -356,7 +356,7 @@ def test_dinov2_weights_that_are_none_are_one_line(dino_folder: Path, clip_folde
     (wide / "config.json").write_text("{")
     assert "config.json is missing or no JSON" in refused(lambda: FACTORIES["dinov2"](str(wide)))
     stated = f"{dino_folder}#sha256={'0' * 16}"
-    assert "is not what its checksum says" in refused(lambda: FACTORIES["dinov2"](stated))
+    assert "are not what their checksum says" in refused(lambda: FACTORIES["dinov2"](stated))
 
 
 # --- clip ---
