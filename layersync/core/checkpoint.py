@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import Tokenizer
 from layersync.core.errors import InputError
+from layersync.core.packaged import sync_path
 from layersync.core.paths import expand
-from layersync.core.run import CHECKPOINT_PREFIX, Run, sync_path
+from layersync.core.run import CHECKPOINT_PREFIX, Run
 
 
 def save_checkpoint(

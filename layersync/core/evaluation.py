@@ -221,14 +221,15 @@ def evaluate(
     processes = Processes.here()
     real = _real_side(model, chosen, reference, processes)
     wordy = any(metric.needs is Needs.TEXT for metric in chosen)
+    known = conditions_of_split(model)
     found: list[dict[str, Score]] = []
     for number in range(replications):
         seed = recipe.evaluate.seed + number
-        examples = draw(model, count, seed, processes, shown=shown)
+        examples = draw(model, count, seed, processes, known=known, shown=shown)
         scorer = RunScorer(model, examples, real, made, processes, shown, wordy)
         found.append({metric.name: scorer.score(metric) for metric in chosen})
     scores = found[0] if replications == 1 else {name: combine([part[name] for part in found]) for name in found[0]}
-    settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed)
+    settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed, recipe.evaluate.conditions)
     result = Evaluation(str(run), model.step, weights, settings, scores, package_versions())
     if processes.main:
         model.run.append("evaluation.jsonl", result.to_mapping())
@@ -236,10 +237,19 @@ def evaluate(
 
 
 def draw(
-    model: GenerativeModel, count: int, seed: int, processes: Processes, *, shown: bool = False
+    model: GenerativeModel,
+    count: int,
+    seed: int,
+    processes: Processes,
+    *,
+    known: KnownConditions | None = None,
+    shown: bool = False,
 ) -> dict[int, Example]:
-    """This process's share of ``count`` samples, by number. A sample is the same whoever draws it."""
-    conditions = model.conditions(count, seed=seed, known=_asked_for(model))
+    """This process's share of ``count`` samples, by number. A sample is the same whoever draws it.
+
+    ``known`` is what they are drawn for, the run's training data by default.
+    """
+    conditions = model.conditions(count, seed=seed, known=known)
     share = processes.share(count)
     part = conditions[share.start : share.stop]
     if not len(share):
@@ -249,8 +259,8 @@ def draw(
     return examples_of(model.decode(latents, mask), part.label.tolist(), part.captions, share.start)
 
 
-def _asked_for(model: GenerativeModel) -> KnownConditions | None:
-    """Conditions of the held-out split, where the recipe takes them from there."""
+def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
+    """What the recipe's samples are drawn for: the held-out split, where it says so; ``None`` for the training data."""
     recipe = model.recipe
     if recipe.evaluate.conditions == "train":
         return None

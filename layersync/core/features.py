@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -141,7 +142,7 @@ class HubWeights:
         must then have. Raises :class:`InputError` for a folder without weights, or no connection.
         """
         name, _, stated = (given or self.repository).partition("#sha256=")
-        folder = Path(name).expanduser()
+        folder = Path(os.path.expandvars(name)).expanduser()
         if not folder.is_dir():
             folder = self._snapshot(name)
         found = self._digest(folder)
@@ -177,13 +178,13 @@ class HubWeights:
                 snapshot_download(
                     repository,
                     revision=revision or None,
-                    allow_patterns=["*.json", "*.txt", "*.yaml", "model-*.safetensors", *WEIGHT_FILES],
+                    allow_patterns=["*.json", "*.txt", "*.yaml", "*.model", "model-*.safetensors", *WEIGHT_FILES],
                 )
             )
         except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
             remedy = (
-                f"give {given_as(self.owner, 'FOLDER')}, a folder with its config.json, preprocessor_config.json "
-                f"and model.safetensors"
+                f"give {given_as(self.owner, 'FOLDER')}, a folder with its config.json, model.safetensors and what "
+                f"prepares its input (preprocessor_config.json, tokenizer.json)"
             )
             raise missing_weights(self.owner, f"{name} on the Hugging Face hub", remedy) from None
 

@@ -22,6 +22,7 @@ from layersync.core.draws import generator, sample_noise, solver_noise
 from layersync.core.errors import InputError
 from layersync.core.guidance import GuidedPrediction
 from layersync.core.interpolant import DdpmCosine
+from layersync.core.latents import drawn_caption
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe, Sample, check_sampling
 from layersync.core.results import SamplingSettings
@@ -91,10 +92,10 @@ class GenerativeModel:
         settings = self.recipe.condition
         assert settings.text_encoder is not None
         encoder = TextEncoder(settings.text_encoder, settings.text_pooling, settings.max_tokens)
-        if encoder.channels != self.condition.text_channels:
+        if encoder.fingerprint != self.run.data.text_encoder:
             raise InputError(
-                f"condition.text_encoder: {settings.text_encoder} gives {encoder.channels} channels, the run "
-                f"was trained on {self.condition.text_channels}"
+                f"condition.text_encoder: {settings.text_encoder!r} is not what the run was trained with (weights, "
+                f"words, pooling or length differ: {encoder.fingerprint}, not {self.run.data.text_encoder})"
             )
         return encoder
 
@@ -110,7 +111,10 @@ class GenerativeModel:
     ) -> Conditions:
         """Labels, texts and lengths for ``count`` samples: drawn together, as they occur in the training data.
 
-        ``known`` is another data set to draw them from.
+        Of several texts of an example one is drawn.
+
+        ``known`` is another data set to draw them from: each of its examples once, as published protocols go through a
+        test set, unless more are wanted than there are.
 
         ``labels`` (``num_classes`` means none) and ``prompts`` ("" means none) are cycled when they are given; lengths
         are then drawn, of samples with the same label where there is one. ``frames`` is the length of all.
@@ -119,13 +123,17 @@ class GenerativeModel:
             InputError: for labels, prompts or lengths that the run does not know.
         """
         self._check_conditions(labels, prompts, frames)
-        known = known or self._known
+        other, known = known is not None, known or self._known
         lengths = known.frames
         if self.latent.num_frames is not None:
             lengths = lengths.clamp(max=self.latent.num_frames)
-        chosen = generator(seed, "labels").integers(len(lengths), size=count)
+        source = generator(seed, "labels")
+        if other and count <= len(lengths):
+            chosen = source.permutation(len(lengths))[:count]
+        else:
+            chosen = source.integers(len(lengths), size=count)
         label, length = known.label[chosen], lengths[chosen]
-        captions = tuple(known.captions[row][0] if known.captions[row] else "" for row in chosen)
+        captions = tuple(drawn_caption(known.captions[row], float(source.random())) for row in chosen)
         if prompts is not None:
             captions = tuple(prompts[i % len(prompts)] for i in range(count))
             label = torch.full((count,), -1)
@@ -148,6 +156,9 @@ class GenerativeModel:
                 raise InputError(f"--labels: {label}, and the run is not conditioned on labels")
             if not 0 <= label <= limit:
                 raise InputError(f"--labels: {label} is none of the labels 0 to {limit - 1}, nor {limit} for none")
+        for prompt in prompts or ():
+            if not prompt.isprintable() and any(0xD800 <= ord(letter) < 0xE000 for letter in prompt):
+                raise InputError(f"--prompt: {prompt!r} is no text in UTF-8")
         if prompts is not None and not with_text:
             raise InputError("--prompt: the run is not conditioned on text; train with condition.text_encoder")
         if limit and with_text and (labels is None) != (prompts is None):
@@ -300,12 +311,13 @@ class GenerativeModel:
         return self.decode(latents, mask)
 
 
-def sampling_settings(settings: Sample, count: int, seed: int) -> SamplingSettings:
+def sampling_settings(settings: Sample, count: int, seed: int, conditions: str) -> SamplingSettings:
     """What a score has to say about how its samples were drawn."""
-    fields = {field.name for field in dataclasses.fields(SamplingSettings)} - {"num_samples", "seed", "adaptive"}
+    fields = {field.name for field in dataclasses.fields(SamplingSettings)}
+    fields -= {"num_samples", "seed", "conditions", "adaptive"}
     chosen = settings.model_dump(include=fields)
     adaptive = settings.model_dump(include={"atol", "rtol", "batch_size"}) if settings.solver == "dopri5" else None
-    return SamplingSettings(**chosen, num_samples=count, seed=seed, adaptive=adaptive)
+    return SamplingSettings(**chosen, num_samples=count, seed=seed, conditions=conditions, adaptive=adaptive)
 
 
 def load(

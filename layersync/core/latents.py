@@ -139,7 +139,7 @@ class LatentCache:
         """The windows and conditions that ``draws`` name; shorter clips are padded with zeros and masked."""
         label = torch.from_numpy(self.labels[draws.indices])
         captions = tuple(
-            _chosen(self.captions[index], float(position))
+            drawn_caption(self.captions[index], float(position))
             for index, position in zip(draws.indices, draws.caption, strict=True)
         )
         variant = (draws.variant.double().numpy() * self.num_variants).astype(np.int64)
@@ -164,7 +164,8 @@ class LatentCache:
         return _Clips(self, limit)
 
 
-def _chosen(captions: Sequence[str], position: float) -> str:
+def drawn_caption(captions: Sequence[str], position: float) -> str:
+    """One of an example's texts by a draw in [0, 1); "" where it has none."""
     return captions[min(int(position * len(captions)), len(captions) - 1)] if captions else ""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Iterator
@@ -85,6 +86,16 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) 
             f"missing or misshapen, such as {wrong[0]}"
         )
     return model.float().eval().requires_grad_(False).to(default_device())
+
+
+def network_digest(network: Any) -> str:
+    """What a diffusers autoencoder computes, in 16 hexadecimal digits: settings and weights, wherever they lie."""
+    settings = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().data)
+    return digest.hexdigest()[:16]
 
 
 def first_line(error: Exception) -> str:

@@ -85,10 +85,12 @@ class Condition(_Part):
         "auto", description="auto: class labels where the data has them and no text is read."
     )
     text_encoder: str | None = Field(
-        None, description="minilm, or a text encoder of transformers (hub id, folder); null: texts are not read."
+        None,
+        min_length=1,
+        description="minilm, or a text encoder of transformers (hub id, folder); null: texts are not read.",
     )
     text_pooling: Pooling = Field("tokens", description="tokens: one embedding a token; pooled: one a text.")
-    max_tokens: Count = Field(32, description="Longer texts are cut, special tokens included.")
+    max_tokens: int = Field(32, ge=3, description="Longer texts are cut; begin and end of the text count too.")
 
 
 class Optimizer(_Part):
@@ -220,7 +222,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_yaml(text: str, where: str) -> dict[str, Any]:
+def read_yaml(text: str, where: str, wanted: str = "a recipe is a mapping of sections") -> dict[str, Any]:
     """A mapping from YAML text. Tags are never executed. Raises :class:`InputError` naming ``where``."""
     try:
         content = yaml.load(text, Loader=_Loader)
@@ -230,7 +232,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{where}: no valid YAML{at}: {problem}") from None
     if not isinstance(content, dict):
-        raise InputError(f"{where}: a recipe is a mapping of sections, this is a {type(content).__name__}")
+        raise InputError(f"{where}: {wanted}, this is a {type(content).__name__}")
     return content
 
 

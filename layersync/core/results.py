@@ -20,6 +20,8 @@ class SamplingSettings:
     num_samples: int
     seed: int
     precision: str
+    conditions: str
+    """The split whose labels, texts and lengths they were drawn for."""
     adaptive: dict[str, float] | None = None
     """For an adaptive solver its tolerances ``atol`` and ``rtol``, and ``batch_size``, on which its steps depend."""
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
+from layersync.core.packaged import sync_path
 from layersync.core.recipe import Recipe, load_recipe
 
 CHECKPOINT_PREFIX = "step-"
@@ -42,6 +43,8 @@ class DataSummary:
     """Whether the backbone is conditioned on the labels; scores know them in any case."""
     text_channels: int = 0
     """Width of the text embeddings that the backbone is conditioned on; 0 for none."""
+    text_encoder: str = ""
+    """Fingerprint of what made them; empty for none."""
 
     @property
     def condition(self) -> ConditionSpec:
@@ -87,15 +90,6 @@ def writable_parent(path: Path, option: str) -> None:
         raise InputError(f"{option}: {path} cannot be made, {nearest} is a file")
     if not os.access(nearest, os.W_OK):
         raise InputError(f"{option}: {path} cannot be made, {nearest} is not writable")
-
-
-def sync_path(path: Path) -> None:
-    """Make sure that a file, or a directory's entries, are on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Run:

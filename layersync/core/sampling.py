@@ -17,8 +17,9 @@ from torch import Tensor
 
 from layersync.core.errors import InputError
 from layersync.core.generation import Conditions, GenerativeModel, load
+from layersync.core.packaged import sync_path
 from layersync.core.recipe import ineffective
-from layersync.core.run import sync_path, writable_parent
+from layersync.core.run import writable_parent
 
 
 def read_noise(path: Path) -> Tensor:

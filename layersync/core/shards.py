@@ -36,8 +36,9 @@ from torch import Tensor
 
 from layersync.core.adapter import Example, ExampleDataset, Tokenizer
 from layersync.core.errors import InputError
+from layersync.core.packaged import sync_path
 from layersync.core.progress import progress
-from layersync.core.run import atomic_write, sync_path
+from layersync.core.run import atomic_write
 
 logger = logging.getLogger(__name__)
 

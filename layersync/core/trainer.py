@@ -122,7 +122,7 @@ def build_parts(
         if len(test):
             held_out = LatentCache.open(test, tokenizer, limit=limit, directory=directory)
     texts = None
-    if encoder is not None:
+    if encoder is not None:  # which is let go here: no text encoder stays in memory during training
         captions = [caption for part in (cache, held_out) if part is not None for of in part.captions for caption in of]
         texts = TextTable.of(encoder, captions, kept=directory is None)
     return Parts(tokenizer, cache, held_out, replace(summary, num_examples=len(cache)), texts)
@@ -132,13 +132,26 @@ def _text_encoder(recipe: Recipe, dataset: ExampleDataset) -> TextEncoder | None
     condition = recipe.condition
     if condition.text_encoder is None:
         return None
-    first = range(min(CAPTIONS_LOOKED_FOR, len(dataset)))
-    if not any(dataset[index].captions for index in first):
+    if not _has_captions(dataset):
         raise InputError(
-            f"condition.text_encoder: data {recipe.data.name} has no captions (looked at {len(first)} samples); "
-            f"leave it out, or give captions"
+            f"condition.text_encoder: data {recipe.data.name} has no captions (looked at {CAPTIONS_LOOKED_FOR} "
+            f"samples); leave it out, or give captions"
         )
-    return TextEncoder(condition.text_encoder, condition.text_pooling, condition.max_tokens)
+    encoder = TextEncoder(condition.text_encoder, condition.text_pooling, condition.max_tokens)
+    encoder(["a"])  # one that cannot run is found here, not when all the data is tokenized
+    return encoder
+
+
+def _has_captions(dataset: ExampleDataset) -> bool:
+    """Whether one of the first samples has a text; those that cannot be read are passed over where the data says so."""
+    for index in range(min(CAPTIONS_LOOKED_FOR, len(dataset))):
+        try:
+            if dataset[index].captions:
+                return True
+        except InputError:
+            if dataset.on_error != "skip":
+                raise
+    return False
 
 
 def _summary(recipe: Recipe, dataset: ExampleDataset, tokenizer: Tokenizer, encoder: TextEncoder | None) -> DataSummary:
@@ -146,8 +159,10 @@ def _summary(recipe: Recipe, dataset: ExampleDataset, tokenizer: Tokenizer, enco
     if labels == "required" and not dataset.classes:
         raise InputError(f"condition.labels: required, and data {recipe.data.name} has none")
     used = labels == "required" or (labels == "auto" and encoder is None)
-    key, channels = cache_key(dataset, tokenizer), 0 if encoder is None else encoder.channels
-    return DataSummary(key, len(dataset), tuple(dataset.classes), tokenizer.latent, used, channels)
+    text = (0, "") if encoder is None else (encoder.channels, encoder.fingerprint)
+    return DataSummary(
+        cache_key(dataset, tokenizer), len(dataset), tuple(dataset.classes), tokenizer.latent, used, *text
+    )
 
 
 def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:

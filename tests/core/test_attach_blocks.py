@@ -419,3 +419,15 @@ def test_times_and_steps_that_are_missing(watched: Any) -> None:
             model(INPUT)
             with pytest.raises(ValueError, match=said):
                 handle.loss()
+
+
+@pytest.mark.parametrize("blocks", [None, 5])
+def test_what_cannot_be_walked_is_no_list_of_blocks(blocks: Any) -> None:
+    with pytest.raises(InputError, match=r"blocks: (NoneType|int) is no list of blocks"):
+        layersync.attach(blocks, [(1, 2)], 0.5)
+
+
+@pytest.mark.parametrize(("settings", "said"), [({"select": 1.5}, "select: 1.5"), ({"layout": "BC"}, "layout: 'BC'")])
+def test_settings_that_no_block_can_meet(settings: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        layersync.attach(torch.nn.ModuleList(torch.nn.Linear(4, 4) for _ in range(3)), [(1, 2)], 0.5, **settings)

@@ -149,6 +149,18 @@ def test_centring_is_float32_under_bf16_autocast() -> None:
     assert float(found.loss) == pytest.approx(-wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize("similarity", ["cosine", "centred"])
+def test_a_sample_without_a_real_token_gives_nothing(similarity: Any) -> None:
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    taps = {n: value.requires_grad_() for n, value in features().items()}
+    sync = LayerSync([(1, 3)], 0.3, similarity=similarity)
+    found = sync(taps, mask=mask).loss
+    found.backward()
+    rest = sync({n: value[[0, 2]] for n, value in features().items()}, mask=mask[[0, 2]]).loss
+    assert float(found) == pytest.approx(float(rest) * 2 / 3, rel=1e-5)
+    assert torch.isfinite(taps[1].grad).all() and not taps[1].grad[1].any()
+
+
 @pytest.mark.parametrize(
     ("pairs", "words"),
     [
@@ -159,7 +171,10 @@ def test_centring_is_float32_under_bf16_autocast() -> None:
         ([(-1, 3)], ["[-1, 3]", "numbered from 1"]),
         ([], ["empty"]),
         ([(1, 2), (1, 2)], ["twice"]),
-        ([(1, 2, 3)], ["[1, 2, 3]"]),
+        ([(1, 2, 3)], ["(1, 2, 3)"]),
+        ((1, 2), ["1 is no [student, teacher] pair"]),
+        ([(1.5, 3)], ["(1.5, 3)"]),
+        ([(True, 3)], ["(True, 3)"]),
     ],
 )
 def test_pairs_that_make_no_sense_are_refused(pairs: Any, words: list[str]) -> None:
@@ -170,8 +185,8 @@ def test_pairs_that_make_no_sense_are_refused(pairs: Any, words: list[str]) -> N
         assert word in str(refused.value)
 
 
-@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf])
-def test_weights_that_make_no_sense_are_refused(weight: float) -> None:
+@pytest.mark.parametrize("weight", [-0.1, math.nan, math.inf, "0.2", None])
+def test_weights_that_make_no_sense_are_refused(weight: Any) -> None:
     with pytest.raises(ValueError, match=r"weight.*at least 0"):
         LayerSync([(1, 2)], weight)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor
 import layersync
 from layersync import InputError, Run, load_recipe, train
 from layersync.core.evaluation import draw
-from layersync.core.generation import GenerativeModel
+from layersync.core.generation import GenerativeModel, KnownConditions
+from layersync.core.latents import LatentCache
 from layersync.core.parallel import Processes
 from layersync.core.text import TextEncoder, TextTable
 
@@ -116,6 +118,42 @@ def test_weights_in_several_files(t5: Path, tmp_path: Path) -> None:
         TextEncoder(str(tmp_path), "tokens", 16)
 
 
+def test_a_folder_without_words_is_no_text_encoder(t5: Path, tmp_path: Path) -> None:
+    """transformers makes an empty tokenizer of it, to which every word is unknown."""
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        shutil.copy(t5 / name, tmp_path)
+    with pytest.raises(InputError, match="no vocabulary"):
+        TextEncoder(str(tmp_path), "tokens", 16)
+
+
+def test_other_words_are_another_encoder(t5: Path, tmp_path: Path) -> None:
+    shutil.copytree(t5, tmp_path / "other")
+    words = (tmp_path / "other" / "tokenizer.json").read_text()
+    (tmp_path / "other" / "tokenizer.json").write_text(words.replace('"walk"', '"run"'))
+    one, other = (TextEncoder(str(folder), "tokens", 16).fingerprint for folder in (t5, tmp_path / "other"))
+    assert one != other
+
+
+def test_models_of_text_and_pictures_are_refused(tmp_path: Path) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.SiglipConfig(
+        text_config={**small, "vocab_size": 20}, vision_config={**small, "image_size": 8, "patch_size": 4}
+    )
+    transformers.SiglipModel(config).save_pretrained(tmp_path)
+    small_tokenizer(tmp_path)
+    with pytest.raises(InputError, match="siglip, which reads more than text"):
+        TextEncoder(str(tmp_path), "tokens", 8)
+
+
+def test_a_damaged_table_is_made_anew(cache: Path) -> None:
+    encoder = TextEncoder("minilm", "tokens", 11)
+    wanted = TextTable.of(encoder, TEXTS).read(TEXTS)["text"]
+    newest = max((cache / "texts").glob("*/rows.bin"), key=lambda path: path.stat().st_mtime_ns)
+    for damage in (lambda: newest.write_bytes(newest.read_bytes()[:100]), (newest.parent / "index.json").unlink):
+        damage()
+        assert torch.equal(TextTable.of(encoder, TEXTS).read(TEXTS)["text"], wanted)
+
+
 def test_minilm_hears_meaning_without_a_hub() -> None:
     encoder = TextEncoder("minilm", "pooled", 32)
     old, elderly, piano = torch.nn.functional.normalize(
@@ -179,6 +217,57 @@ def drawn(model: GenerativeModel, prompts: list[str], **settings: Any) -> Tensor
     return model.sample_latents(conditions, noise=noise, settings=model.settings(**settings))[0]
 
 
+def test_a_run_is_sampled_with_the_encoder_it_was_trained_with(run: Run, tmp_path: Path, command: Command) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    recipe = (tmp_path / "run" / "recipe.yaml").read_text()
+    assert "text_pooling: tokens" in recipe
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe.replace("max_tokens: 12", "max_tokens: 13"))
+    status, _, err = command("sample", tmp_path / "run", "--prompt", "a walk")
+    assert status == 2 and "is not what the run was trained with" in err and err.count("\n") == 1
+
+
+def test_an_encoder_that_cannot_run_is_found_before_anything_is_tokenized(
+    t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(t5, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
+    with pytest.raises(InputError, match=r"condition\.text_encoder"):
+        train(load_recipe(RECIPE, [f"condition.text_encoder={tmp_path / 'cut'}"]), tmp_path / "run")
+
+
+def test_data_that_skips_what_it_cannot_read_does_so_with_texts_too(tmp_path: Path, command: Command) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    for number in range(6):
+        Image.effect_noise((8, 8), 60).save(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text("noise")
+    (tmp_path / "images" / "0.png").write_bytes(b"no picture")
+    recipe = {
+        "modality": "image",
+        "data": {"name": "folder", "path": str(tmp_path / "images"), "on_error": "skip"},
+        "tokenizer": {"name": "pixels", "image_size": 8, "channels": 1},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        "condition": {"text_encoder": "minilm", "max_tokens": 8},
+        "train": {"steps": 1, "batch_size": 2},
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    status, _, err = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "run")
+    assert status == 0, err
+
+
+def test_each_example_of_another_split_is_asked_for_once_by_one_of_its_texts(model: GenerativeModel) -> None:
+    """As published protocols go through a test set."""
+    texts = [[f"{number} {word}" for word in ("walks", "runs", "hops")] for number in range(40)]
+    known = KnownConditions(torch.zeros(40).long(), torch.full((40,), 16), texts)
+    asked = model.conditions(40, known=known).captions
+    assert len({text.split()[0] for text in asked}) == 40 and len({text.split()[1] for text in asked}) == 3
+    assert asked != model.conditions(40, known=known, seed=1).captions
+    assert len(model.conditions(100, known=known)) == 100
+
+
 def test_what_is_said_changes_what_is_drawn(model: GenerativeModel) -> None:
     walk, dance, none, walk_again = drawn(model, ["a person walks", "a person dances", "", "a person walks"])
     assert torch.allclose(walk, walk_again, atol=1e-5)
@@ -232,6 +321,7 @@ def test_sample_by_prompt(run: Run, tmp_path: Path, command: Command) -> None:
     [
         (["--labels", "0", "--num", "1"], ["--labels", "not conditioned on labels"]),
         (["--prompt", "a walk", "--frames", "17"], ["--frames", "17", "16"]),
+        (["--prompt", "\udcff"], ["--prompt", "no text in UTF-8"]),
     ],
 )
 def test_bad_wishes(run: Run, command: Command, arguments: list[str], words: list[str]) -> None:
@@ -248,6 +338,8 @@ def test_prompts_without_text(trained: Run, command: Command) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ("condition.max_tokens=2", ["condition.max_tokens", "greater than or equal to 3"]),
+        ("condition.text_encoder=''", ["condition.text_encoder"]),
         ("condition.text_encoder=minilm", ["condition.text_encoder", "digits", "no captions"]),
         ("condition.max_tokens=1000", None),
     ],

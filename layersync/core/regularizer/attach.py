@@ -67,7 +67,11 @@ def attach(
     numbered = tuple(_modules(blocks))
     if len({id(block) for block in numbered}) < len(numbered):
         raise InputError("blocks: the same module stands at two places; a block that runs twice has no number")
-    if layout is not None and not (layout.count("B") == layout.count("C") == 1 and len(set(layout)) == len(layout)):
+    if select is not None and not (callable(select) or isinstance(select, int | str)):
+        raise InputError(f"select: {select!r} is no index, key or function")
+    if layout is not None and not (
+        layout.count("B") == layout.count("C") == 1 and len(set(layout)) == len(layout) >= len("BTC")
+    ):
         raise InputError(f"layout: {layout!r} is none; B and C once, a letter for each axis of tokens, as in BFTC")
     return Attachment(numbered, LayerSync(pairs, weight, depth=len(numbered), **options), select, layout)
 
@@ -289,6 +293,8 @@ def _modules(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """The blocks one by one, lists within taken apart."""
     if isinstance(blocks, nn.Module) and not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
         raise InputError(f"blocks: {type(blocks).__name__} is no list of blocks; pass the ModuleList inside of it")
+    if not isinstance(blocks, Iterable):
+        raise InputError(f"blocks: {type(blocks).__name__} is no list of blocks")
     for entry in blocks:
         if isinstance(entry, (nn.ModuleList, list, tuple)):
             yield from _modules(entry)

@@ -42,14 +42,14 @@ def alignment(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, c
         if mask is None:
             return cosine.mean(1)
         real = mask.to(cosine.dtype)
-        return (cosine * real).sum(1) / real.sum(1)
+        return (cosine * real).sum(1) / real.sum(1).clamp_min(1)
 
 
 def _centred(features: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return features - features.mean(1, keepdim=True)
     real = mask.unsqueeze(-1).to(features.dtype)
-    return features - (features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True)
+    return features - (features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
 
 
 def auto_pairs(depth: int) -> tuple[Pair, ...]:
@@ -67,8 +67,9 @@ def check_pairs(pairs: Sequence[Sequence[int]], depth: int | None) -> tuple[Pair
     last = f" of {depth} blocks" if depth else ""
     checked = []
     for pair in pairs:
-        if len(pair) != 2:
-            raise InputError(f"regularizer.pairs: {list(pair)} is no [student, teacher] pair")
+        whole = isinstance(pair, Sequence) and all(isinstance(block, int) and block is not True for block in pair)
+        if not whole or len(pair) != 2:
+            raise InputError(f"regularizer.pairs: {pair!r} is no [student, teacher] pair of block numbers")
         student, teacher = pair
         if student < 1:
             raise InputError(f"regularizer.pairs: {list(pair)}: blocks are numbered from 1{last}")
@@ -159,7 +160,7 @@ class LayerSync(nn.Module):
         if pairs == "auto" and depth is None:
             raise InputError("regularizer.pairs: auto needs depth, the number of blocks")
         self.pairs = auto_pairs(depth) if pairs == "auto" else check_pairs(pairs, depth)  # type: ignore[arg-type]
-        if not (math.isfinite(weight) and weight >= 0):
+        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
             raise InputError(f"regularizer.weight: {weight} is not a number of at least 0")
         if similarity not in get_args(Similarity):
             raise InputError(f"regularizer.similarity: {similarity!r} is unknown; there are: cosine, centred")

@@ -5,12 +5,10 @@ Legend: B clips, C channels of a latent, T frames of latents, A audio channels, 
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +20,7 @@ from torch import Tensor
 from layersync.core.adapter import LatentSpec, Section, Tokenizer
 from layersync.core.device import default_device
 from layersync.core.errors import InputError
-from layersync.core.pretrained import first_line, read_config
+from layersync.core.pretrained import first_line, network_digest, read_config
 from layersync.modalities.audio.clip import Clip, by_length, window_frames
 
 _CLIPS_AT_ONCE = 8
@@ -89,7 +87,7 @@ class Oobleck(Tokenizer):
         self.latent = LatentSpec(
             int(settings.decoder_input_channels), (config.num_frames,), sequence=True, variable=True
         )
-        self.fingerprint = f"oobleck-{_weights_digest(self.vae)}"
+        self.fingerprint = f"oobleck-{network_digest(self.vae)}"
 
     @torch.no_grad()
     def encode(self, samples: Sequence[Clip]) -> list[Tensor]:
@@ -226,12 +224,3 @@ def _load_autoencoder(config: OobleckConfig) -> Any:
     if odd:
         raise InputError(f"tokenizer.path: {config.path!r} has downsampling_ratios {odd}; only even ones keep lengths")
     return model
-
-
-def _weights_digest(vae: Any) -> str:
-    settings: Mapping[str, Any] = {key: value for key, value in dict(vae.config).items() if not key.startswith("_")}
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().float().numpy().data)
-    return digest.hexdigest()[:16]

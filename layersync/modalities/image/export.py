@@ -14,7 +14,8 @@ import yaml
 from layersync.core.errors import InputError, nearest
 from layersync.core.export import checked_weights, checkpoint_of, write_safetensors
 from layersync.core.generation import load
-from layersync.core.run import Run, atomic_write, sync_path, writable_parent
+from layersync.core.packaged import sync_path
+from layersync.core.run import Run, atomic_write, writable_parent
 from layersync.modalities.image.backbone import SiTConfig
 from layersync.modalities.image.published import with_sigma
 from layersync.modalities.image.tokenizer import Vae, VaeConfig
@@ -81,6 +82,8 @@ def _refuse_others(run: Run, to: str) -> None:
 
 
 def _write_sit(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
+    if weights not in ("ema", "model"):
+        raise InputError(f"--weights: {weights!r} is unknown; there are: ema, model")
     if weights != "ema":
         warnings.warn("--weights has no effect with --to sit: the file holds both, under ema and model", stacklevel=3)
     states = {kind: checked_weights(run, checkpoint, kind) for kind in ("ema", "model")}

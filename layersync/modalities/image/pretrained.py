@@ -14,8 +14,9 @@ from torch import Tensor
 from layersync.core.checkpoint import check_fit, save_checkpoint
 from layersync.core.errors import InputError, nearest
 from layersync.core.generation import default_device
+from layersync.core.packaged import sync_path
 from layersync.core.recipe import Recipe, load_recipe
-from layersync.core.run import DataSummary, Run, environment, sync_path, writable_parent
+from layersync.core.run import DataSummary, Run, environment, writable_parent
 from layersync.modalities.image.backbone import SiTConfig
 from layersync.modalities.image.published import (
     HEADS,
@@ -94,14 +95,20 @@ def _recipe(layout: str, path: Path, inferred: Architecture, published: Publishe
     return recipe
 
 
+def _word(settings: Mapping[str, Any], key: str) -> str:
+    """A setting of ``args`` that is a word; "" where it is none."""
+    value = settings.get(key)
+    return value if isinstance(value, str) else ""
+
+
 def _sections(layout: str, inferred: Architecture, settings: Mapping[str, Any], step: int) -> dict[str, Any]:
     """The setting that the checkpoint was trained and is sampled in, as far as its code and its ``args`` say."""
     objective = {"interpolant": "linear", "prediction": "velocity"}
-    if settings.get("path_type") in PATHS:
+    if _word(settings, "path_type") in PATHS:
         objective["interpolant"] = PATHS[settings["path_type"]]
-    if settings.get("prediction") in ("velocity", "noise", "score"):
+    if _word(settings, "prediction") in ("velocity", "noise", "score"):
         objective["prediction"] = settings["prediction"]
-    vae = settings["vae"] if settings.get("vae") in ("ema", "mse") else "ema"
+    vae = settings["vae"] if _word(settings, "vae") in ("ema", "mse") else "ema"
     batch_size = settings.get("global_batch_size", settings.get("batch_size", 256))
     return {
         "modality": "image",

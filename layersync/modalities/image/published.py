@@ -102,7 +102,7 @@ def _stored(path: Path) -> dict[str, Any]:
     attribute by attribute without any code of the file's being run.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'is a folder, no file of weights' if path.is_dir() else 'no such file'}")
     if path.suffix == ".safetensors":
         return dict(read_tensors(path))
     try:
@@ -110,7 +110,7 @@ def _stored(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise InputError(f"{path}: {_why_not(str(error))}") from None
-    except UNREADABLE:
+    except (*UNREADABLE, AssertionError, TypeError, zipfile.BadZipFile):
         raise InputError(f"{path}: is cut short, damaged, or no file of torch.save") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: holds a {type(content).__name__}, not tensors by name")
@@ -133,6 +133,9 @@ def _tensors(content: Mapping[Any, Any], where: str) -> dict[str, Tensor]:
     if not state or len(state) < len(content):
         others = [str(name) for name in content if name not in state]
         raise InputError(f"{where}: is no state dict; it holds {', '.join(others[:10]) or 'nothing'}")
+    odd = [name for name, value in state.items() if not value.is_floating_point() or not bool(value.isfinite().all())]
+    if odd:
+        raise InputError(f"{where}: {len(odd)} tensors hold no finite floating-point numbers, such as {odd[0]}")
     return state
 
 

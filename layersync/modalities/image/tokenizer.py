@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from layersync.core.adapter import LatentSpec, Section, Tokenizer
 from layersync.core.errors import InputError
+from layersync.core.pretrained import network_digest
 
 Rounding = Literal["nearest", "truncate"]
 ROUNDING = "How pixels become bytes. nearest: as SiT, DiT and EDM; truncate: as ADM and REPA, half a grey level darker."
@@ -105,6 +105,7 @@ class VaeConfig(Section):
     name: Literal["vae"] = "vae"
     path: str = Field("stabilityai/sd-vae-ft-ema", description="Hub id, or a local folder in diffusers' layout.")
     image_size: int = Field(256, ge=8)
+    scaling_factor: float | None = Field(None, gt=0, description="Latents are multiplied by it; null: the VAE's own.")
     rounding: Rounding = Field("nearest", description=ROUNDING)
 
     def latent_spec(self) -> LatentSpec | None:
@@ -159,7 +160,8 @@ def _expanded(path: str) -> str:
 class Vae(Tokenizer):
     """Moments of the VAE's posterior are stored; latents are drawn from them anew at every step.
 
-    latents = (mean + deviation * noise - shift_factor) * scaling_factor, both factors from the VAE's config.
+    latents = (mean + deviation * noise - shift_factor) * scaling_factor, both factors from the VAE's config unless the
+    recipe gives the scale.
     """
 
     stochastic = True
@@ -173,9 +175,9 @@ class Vae(Tokenizer):
         reduction = 2 ** (len(settings.block_out_channels) - 1)
         side = _side(config.image_size, reduction)
         self.latent = LatentSpec(settings.latent_channels, (side, side))
-        self.scale = float(settings.scaling_factor)
+        self.scale = config.scaling_factor or float(settings.scaling_factor)
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
-        self.fingerprint = f"vae-{config.image_size}-{_weights_digest(self.vae)}"
+        self.fingerprint = f"vae-{config.image_size}-{network_digest(self.vae)}"
 
     def state(self) -> dict[str, Tensor]:
         """Scale and shift, so that another VAE's cannot stand in for them unnoticed."""
@@ -236,11 +238,3 @@ def _load_vae(path: str) -> Any:
             f"tokenizer.path: no VAE can be loaded from {path!r} ({reason}); give a hub id with a connection, or a "
             f"local folder with config.json and diffusion_pytorch_model.safetensors"
         ) from None
-
-
-def _weights_digest(vae: Any) -> str:
-    digest = hashlib.sha256(json.dumps(dict(vae.config), sort_keys=True, default=str).encode())
-    for name, value in sorted(vae.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().float().numpy().data)
-    return digest.hexdigest()[:16]

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -296,6 +297,10 @@ class MotionFolder(ExampleDataset):
         """By name, or the same share of each label, the files of which are ordered by a hash of their names."""
         if config.test_files is not None:
             pattern = re.compile(config.test_files)
+            if split == "train" and not any(pattern.search(record.path.name) for record in records):
+                warnings.warn(
+                    f"data.test_files: {config.test_files!r} is in no file name: nothing is held out", stacklevel=3
+                )
             return [record for record in records if bool(pattern.search(record.path.name)) == (split == "test")]
         test: set[Path] = set()
         for label in {record.label for record in records}:

@@ -236,3 +236,9 @@ def test_exports_replace_nothing(command: Command, imported: Run, tmp_path: Path
     for to in ("sit", "safetensors", "diffusers"):
         status, _, err = command("export", imported.path, "--to", to, "--out", tmp_path / "there")
         assert status == 2 and "exists" in err and (tmp_path / "there").read_text() == "mine"
+
+
+def test_weights_that_there_are_none_of(command: Command, imported: Run, tmp_path: Path) -> None:
+    for to in ("sit", "safetensors"):
+        status, _, err = command("export", imported.path, "--to", to, "--weights", "emma", "--out", tmp_path / "x")
+        assert status == 2 and "emma" in err and not (tmp_path / "x").exists(), err

@@ -328,7 +328,12 @@ def bad_file(kind: str, folder: Path) -> Path:
         "narrow": state | {"final_layer.linear.weight": torch.zeros(17, 64)},
         "projectors": state | {"projectors.0.0.weight": torch.zeros(1)},
         "classes": {"ema": state, "args": argparse.Namespace(num_classes=11)},
+        "integers": {name: value.to(torch.int8) for name, value in state.items()},
+        "nan": state | {"final_layer.linear.bias": state["final_layer.linear.bias"] * float("nan")},
     }
+    if kind == "folder":
+        path.mkdir()
+        return path
     if kind in contents:
         torch.save(contents[kind], path)
     elif kind == "cut":
@@ -357,6 +362,9 @@ def bad_file(kind: str, folder: Path) -> Path:
         ("narrow", "final_layer.linear.weight has 17 rows"),
         ("projectors", "is a checkpoint of REPA, it holds projectors.0.0.weight: layersync import repa"),
         ("classes", "args say 11 classes, the table has 11 rows"),
+        ("integers", "tensors hold no finite floating-point numbers"),
+        ("nan", "1 tensors hold no finite floating-point numbers, such as final_layer.linear.bias"),
+        ("folder", "is a folder, no file of weights"),
     ],
 )
 def test_files_that_are_no_checkpoint(command: Command, tmp_path: Path, kind: str, words: str) -> None:
@@ -367,6 +375,13 @@ def test_files_that_are_no_checkpoint(command: Command, tmp_path: Path, kind: st
     assert sorted(tmp_path.iterdir()) == before, "nothing run, nothing written"
     if kind == "surplus":
         assert "extra.09 is not the backbone's and 2 more" in err and "extra.10" not in err
+
+
+def test_args_that_are_no_words_say_nothing(tmp_path: Path) -> None:
+    settings = argparse.Namespace(path_type=["Linear"], prediction={}, vae=3)
+    torch.save({"ema": weights(), "args": settings}, tmp_path / "a.pt")
+    run = import_checkpoint("sit", tmp_path / "a.pt", tmp_path / "run", [HEADS])
+    assert (run.recipe.objective.interpolant, run.recipe.objective.prediction) == ("linear", "velocity")
 
 
 @pytest.mark.parametrize(

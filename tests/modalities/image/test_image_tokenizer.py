@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,20 @@ def test_a_grid_and_single_pictures_are_written(tmp_path: Path) -> None:
     files = render_images(samples, tmp_path)
     assert [file.name for file in files] == ["grid.png", *(f"{n:03d}.png" for n in range(5))]
     assert (np.asarray(Image.open(tmp_path / "003.png")) == samples[3]).all()
+
+
+def test_a_vae_is_the_same_wherever_it_lies(vae_folder: Path, tmp_path: Path) -> None:
+    """A moved folder, or a hub id instead of one, must not encode a data set anew."""
+    shutil.copytree(vae_folder, tmp_path / "moved")
+    here, there = (Vae(VaeConfig(path=str(path), image_size=16)) for path in (vae_folder, tmp_path / "moved"))
+    assert here.fingerprint == there.fingerprint
+
+
+def test_the_recipe_can_name_the_scale(vae_folder: Path) -> None:
+    own = Vae(VaeConfig(path=str(vae_folder), image_size=16))
+    named, other = (Vae(VaeConfig(path=str(vae_folder), image_size=16, scaling_factor=s)) for s in (0.18215, 0.3643))
+    stored = torch.stack(own.encode([photo(16, 16)]))
+    assert torch.equal(own.latents(stored), named.latents(stored)) and own.fingerprint == other.fingerprint
+    assert torch.allclose(other.latents(stored), 2 * own.latents(stored))
+    decoded = (tokenizer.decode(tokenizer.latents(stored))[0] for tokenizer in (own, other))
+    assert np.array_equal(*decoded)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from layersync import InputError, load, load_recipe, train
-from layersync.core.evaluation import draw
+from layersync.core.evaluation import conditions_of_split, draw
 from layersync.core.parallel import Processes
 from layersync.core.session import dry_run
 from layersync.modalities.motion.captions import read_rules
@@ -86,6 +86,8 @@ def test_a_pattern_on_names_holds_files_out(tree: Path) -> None:
     }
     assert names["test"] == {f"{name}.npz" for name in NAMES if "_old_" in name}
     assert names["train"] == {f"{name}.npz" for name in NAMES if "_old_" not in name}
+    with pytest.warns(UserWarning, match=r"data\.test_files: '_new_' is in no file name: nothing is held out"):
+        assert len(AmassConfig(path=str(tree), test_files="_new_").build("train")) == len(NAMES)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,11 @@ def test_a_pattern_on_names_holds_files_out(tree: Path) -> None:
         ({"pattern": "[a-z]+"}, "no named group"),
         ({"pattern": "^(?P<content>q+)"}, "does not match the file name"),
         ({"words": {**RULES["words"], "content": {"walk": {"action": ["walks"]}}}}, "content 'wave-left'"),
-        ({"templates": ["{subject} {mood}"]}, "no template fits"),
+        ({"templates": ["{subject} {mood}"]}, "no words have a slot 'mood'"),
+        ({"templates": ["{manner} {action}"]}, "no template fits"),
+        ({"templates": ["{} {action}"]}, "slots are names in braces"),
+        ({"templates": ["{action"]}, "is no template"),
+        ({"templates": ["{action:d}"]}, "slots are names in braces"),
         ({"words": 3}, "words"),
     ],
 )
@@ -108,7 +114,12 @@ def test_rules_that_make_no_sense(tree: Path, change: dict[str, Any], said: str)
 
 def test_rules_that_are_not_there(tree: Path) -> None:
     (tree / "broken.yaml").write_text("pattern: [")
-    for source, said in (("bandai", "bandai-namco"), (str(tree / "broken.yaml"), "no valid YAML")):
+    (tree / "bytes.yaml").write_bytes(bytes(range(256)))
+    (tree / "list.yaml").write_text("[1, 2]")
+    (tree / "date.yaml").write_text("pattern: 2020-99-99")
+    bad = {"broken.yaml": "no valid YAML", "bytes.yaml": "cannot be read as text", "list.yaml": "rules are a mapping"}
+    bad |= {"date.yaml": "no valid YAML"}
+    for source, said in (("bandai", "bandai-namco"), *((str(tree / name), said) for name, said in bad.items())):
         with pytest.raises(InputError, match=said):
             AmassConfig(path=str(tree), captions=source).build("train")
 
@@ -148,7 +159,8 @@ def test_scores_are_asked_for_on_the_split_that_the_recipe_names(tree: Path) -> 
     asked = {}
     for split in ("train", "test"):
         run = train(load_recipe({**recipe, "evaluate": {"conditions": split}}), tree / f"run-{split}")
-        examples = draw(load(run.path), 24, 0, Processes())
+        model = load(run.path)
+        examples = draw(model, 24, 0, Processes(), known=conditions_of_split(model))
         asked[split] = {example.captions[0] for example in examples.values()}
     assert asked["train"] <= {"someone waves with the left hand", "someone waves", "someone walks"}
-    assert asked["test"] and all("old" in text for text in asked["test"])
+    assert asked["test"] and all("old" in text or "slowly" in text for text in asked["test"])

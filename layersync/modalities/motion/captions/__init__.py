@@ -7,7 +7,6 @@ A caption is a template with a phrase in each slot; a template that names a slot
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -16,10 +15,10 @@ from itertools import product
 from pathlib import Path
 from string import Formatter
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from layersync.core.errors import InputError, nearest
+from layersync.core.recipe import read_yaml
 
 SHIPPED = ("bandai-namco",)
 Words = Mapping[str, Mapping[str, Mapping[str, list[str]]]]
@@ -44,10 +43,27 @@ class CaptionRules(BaseModel):
             raise ValueError("has no named group, such as (?P<content>[a-z]+)")
         return pattern
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with any of the rules."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+    @field_validator("templates")
+    @classmethod
+    def _have_plain_slots(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            try:
+                parts = list(Formatter().parse(template))
+            except ValueError as error:
+                raise ValueError(f"{template!r} is no template ({error})") from error
+            for _, slot, form, conversion in parts:
+                if slot is not None and (not slot.isidentifier() or form or conversion):
+                    raise ValueError(f"{template!r} is no template; slots are names in braces, such as {{action}}")
+        return templates
+
+    @model_validator(mode="after")
+    def _knows_every_slot(self) -> CaptionRules:
+        known = {slot for values in self.words.values() for slots in values.values() for slot in slots}
+        for template in self.templates:
+            for _, slot, _, _ in Formatter().parse(template):
+                if slot is not None and slot not in known:
+                    raise ValueError(f"templates: {template!r}: no words have a slot {slot!r}; {nearest(slot, known)}")
+        return self
 
     def captions(self, name: str) -> tuple[str, ...]:
         """All captions of the file called ``name``. InputError where the rules do not know it."""
@@ -81,13 +97,15 @@ def read_rules(source: str) -> CaptionRules:
         path = Path(os.path.expandvars(source)).expanduser()
         if not path.is_file():
             raise InputError(f"data.captions: {source!r} is no file of caption rules; {nearest(source, SHIPPED)}")
-        text = path.read_text()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"data.captions: {source} cannot be read as text ({error})") from None
+    content = read_yaml(text, f"data.captions: {source}", "rules are a mapping of pattern, templates and words")
     try:
-        return CaptionRules.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise InputError(f"data.captions: {source} is no valid YAML ({str(error).splitlines()[0]})") from None
+        return CaptionRules.model_validate(content)
     except ValidationError as failure:
         first = failure.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = "".join(f"{part}: " for part in (".".join(str(part) for part in first["loc"]),) if part)
         problem = first["msg"].removeprefix("Value error, ")
-        raise InputError(f"data.captions: {source}: {where}: {problem}") from None
+        raise InputError(f"data.captions: {source}: {where}{problem}") from None
