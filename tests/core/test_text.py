@@ -20,6 +20,7 @@ from layersync import InputError, Run, load_recipe, train
 from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel, KnownConditions
 from layersync.core.latents import LatentCache
+from layersync.core.packaged import cache_directory
 from layersync.core.parallel import Processes
 from layersync.core.text import TextEncoder, TextTable
 
@@ -145,10 +146,10 @@ def test_models_of_text_and_pictures_are_refused(tmp_path: Path) -> None:
         TextEncoder(str(tmp_path), "tokens", 8)
 
 
-def test_a_damaged_table_is_made_anew(cache: Path) -> None:
+def test_a_damaged_table_is_made_anew() -> None:
     encoder = TextEncoder("minilm", "tokens", 11)
     wanted = TextTable.of(encoder, TEXTS).read(TEXTS)["text"]
-    newest = max((cache / "texts").glob("*/rows.bin"), key=lambda path: path.stat().st_mtime_ns)
+    newest = max((cache_directory() / "texts").glob("*/rows.bin"), key=lambda path: path.stat().st_mtime_ns)
     for damage in (lambda: newest.write_bytes(newest.read_bytes()[:100]), (newest.parent / "index.json").unlink):
         damage()
         assert torch.equal(TextTable.of(encoder, TEXTS).read(TEXTS)["text"], wanted)
