@@ -33,7 +33,7 @@ def measure(quick: bool) -> Result:
     for step in range(warmup + (5 if quick else 40)):
         draw = partial(step_draws, recipe.seed, step, size, slice(0, size), len(parts.cache), parts.data.latent)
         drawing, drawn = seconds(draw), draw()
-        reading = seconds(partial(parts.cache.read, drawn, parts.data.condition.num_classes))
+        reading = seconds(partial(parts.cache.read, drawn))
         training = seconds(partial(trainer.train_step, step))
         if step >= warmup:
             draws_seconds.append(drawing)

@@ -61,7 +61,7 @@ def measure(quick: bool) -> Result:
     pairs = interleaved(
         lambda _: scores.update(fidelity=fidelity(*sets)),
         lambda _: scores.update(ours=ours(*sets)),
-        pairs=1 if quick else 3,
+        pairs=1 if quick else 2,
         warmup=0,
         what=NAME,
     )
