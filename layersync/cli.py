@@ -272,7 +272,7 @@ def recipes_show(
 @recipes_app.command("schema")
 def recipes_schema() -> None:
     """JSON Schema of recipes, for editors."""
-    from layersync.core.recipe import recipe_schema
+    from layersync.core.schema import recipe_schema
 
     print(json.dumps(recipe_schema(), indent=2))
 

@@ -111,7 +111,7 @@ MUTATIONS = [
     Mutation("resume: a changed recipe is refused", "core/run.py", 'return [] if ours == theirs else [path]',
              "return []", "test_resume.py::test_a_changed_recipe_is_refused"),
     Mutation("samples are independent of the batch: noise", "core/generation.py",
-             "sample_noise(seed, first, size, self.latent)", "sample_noise(seed, 0, size, self.latent)",
+             "sample_noise(seed, start + first, size, self.latent)", "sample_noise(seed, start, size, self.latent)",
              "test_generation.py::test_samples_do_not_depend_on_the_batch"),
     Mutation("samples are independent of the batch: SDE", "core/generation.py",
              "solver_noise(seed, step, first, shape)", "solver_noise(seed, step, 0, shape)",

@@ -201,6 +201,13 @@ class Backbone(Protocol):
         ...
 
 
+def check_taps(taps: Sequence[int], depth: int) -> None:
+    """Raise ValueError for a tap that is none of the blocks 1 to ``depth``."""
+    for tap in taps:
+        if not 1 <= tap <= depth:
+            raise ValueError(f"tap {tap} is outside of blocks 1 to {depth}")
+
+
 class Tokenizer(ABC):
     """Samples to latents and back. Whole clips are stored; windows are cut from what is stored when it is read.
 

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section
+from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
 from layersync.core.errors import InputError
 
 
@@ -334,9 +334,7 @@ class DiffusionTransformer(nn.Module):
 
         Raises ValueError for a tap outside of 1 to ``depth``.
         """
-        for tap in taps:
-            if not 1 <= tap <= self.depth:
-                raise ValueError(f"tap {tap} is outside of blocks 1 to {self.depth}")
+        check_taps(taps, self.depth)
         x = x_t.transpose(1, 2) if self.sequence else x_t
         token_mask = None
         if mask is not None:

@@ -13,12 +13,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from layersync.core.adapter import LatentSpec, Section, Tokenizer
+from layersync.core.adapter import LatentSpec, Section
 from layersync.core.errors import InputError
 from layersync.modalities.motion.humanml3d import NUM_FEATURES, HumanML3DFeatures, joints_to_humanml3d
 from layersync.modalities.motion.kit import NUM_FEATURES as KIT_FEATURES
 from layersync.modalities.motion.kit import KitFeatures
 from layersync.modalities.motion.sample import JointMotion, Motion
+from layersync.modalities.motion.tokenizer import ChannelStatistics
 
 Features = HumanML3DFeatures | KitFeatures
 
@@ -50,14 +51,14 @@ class KitTokenizerConfig(HumanML3DTokenizerConfig):
     name: Literal["kit-ml"] = "kit-ml"
 
 
-class HumanML3DTokenizer(Tokenizer):
+class HumanML3DTokenizer(ChannelStatistics):
     """Latents are (frames, 263 or 251), each number minus its mean and divided by its deviation.
 
     Stored are whole motions as they are. The statistics are kept in the run, so that samples need no data set.
     """
 
     def __init__(self, config: HumanML3DTokenizerConfig) -> None:
-        self.config = config
+        self.config, self.name = config, config.name
         self.kit = config.name == "kit-ml"
         self.latent = config.latent_spec()
         self.fingerprint = f"{config.name}-1-frames{config.num_frames}"
@@ -83,19 +84,9 @@ class HumanML3DTokenizer(Tokenizer):
             self.mean, self.deviation = self._taken(stored)
         self._fitted = True
 
-    def state(self) -> dict[str, Tensor]:
-        """``mean`` and ``deviation`` (channels,)."""
-        return {"mean": self.mean, "deviation": self.deviation}
-
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over statistics. Raises :class:`InputError` when they are for another latent."""
-        for key in ("mean", "deviation"):
-            if key not in state or state[key].shape != (self.latent.channels,):
-                found = tuple(state[key].shape) if key in state else "nothing"
-                raise InputError(
-                    f"tokenizer {self.config.name}: {key} must have {self.latent.channels} values, found {found}"
-                )
-        self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
+        super().load_state(state)
         self._fitted = True
 
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:

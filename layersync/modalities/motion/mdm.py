@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section
+from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
 from layersync.core.errors import InputError
 from layersync.core.interpolant import discrete_step
 from layersync.core.pretrained import read_tensors
@@ -164,9 +164,7 @@ class MDM(nn.Module):
 
         Raises ValueError for a tap outside of 1 to ``depth``.
         """
-        for tap in taps:
-            if not 1 <= tap <= self.depth:
-                raise ValueError(f"tap {tap} is outside of blocks 1 to {self.depth}")
+        check_taps(taps, self.depth)
         frames = self.input_process.poseEmbedding(x_t)
         x = torch.cat([self._condition_token(t, condition).to(frames.dtype)[:, None], frames], dim=1)
         x = self.sequence_pos_encoder(x)

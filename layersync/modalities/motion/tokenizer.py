@@ -46,7 +46,27 @@ class Smpl6dConfig(Section):
         return 3 + NUM_JOINTS * 6
 
 
-class Smpl6dTokenizer(Tokenizer):
+class ChannelStatistics(Tokenizer):
+    """A tokenizer with a mean and a deviation of each channel, which the run keeps. ``name`` is for messages."""
+
+    name: str
+    mean: Tensor
+    deviation: Tensor
+
+    def state(self) -> dict[str, Tensor]:
+        """``mean`` and ``deviation`` (channels,)."""
+        return {"mean": self.mean, "deviation": self.deviation}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over statistics. Raises :class:`InputError` when they are for another latent."""
+        for key in ("mean", "deviation"):
+            if key not in state or state[key].shape != (self.latent.channels,):
+                found = tuple(state[key].shape) if key in state else "nothing"
+                raise InputError(f"tokenizer {self.name}: {key} must have {self.latent.channels} values, found {found}")
+        self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
+
+
+class Smpl6dTokenizer(ChannelStatistics):
     """Latents are (frames, root channels + 144): root first, then 6 numbers for each joint in SMPL's order.
 
     Stored are whole clips as they are, (frames, 147): pelvis position in metres and 6-D rotations. What depends on
@@ -55,7 +75,7 @@ class Smpl6dTokenizer(Tokenizer):
     """
 
     def __init__(self, config: Smpl6dConfig) -> None:
-        self.config = config
+        self.config, self.name = config, config.name
         self.latent = config.latent_spec()
         channels = self.latent.channels
         # The stored form does not know the window, but what else is cached under this name is made of windows.
@@ -94,18 +114,6 @@ class Smpl6dTokenizer(Tokenizer):
         mean = total / count
         self.mean = mean.float()
         self.deviation = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_DEVIATION).float()
-
-    def state(self) -> dict[str, Tensor]:
-        """``mean`` and ``deviation`` (channels,)."""
-        return {"mean": self.mean, "deviation": self.deviation}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over statistics. Raises :class:`InputError` when they are for another latent."""
-        for key in ("mean", "deviation"):
-            if key not in state or state[key].shape != (self.latent.channels,):
-                found = tuple(state[key].shape) if key in state else "nothing"
-                raise InputError(f"tokenizer smpl6d: {key} must have {self.latent.channels} values, found {found}")
-        self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
 
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """(batch, frames, 147) stored windows, zeros behind the end of a clip, to normalised latents; padding stays

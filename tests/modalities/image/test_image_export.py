@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from published_checkpoints import HEADS, LABELS, latents, save_vae, sit_file, weights
+from published_checkpoints import HEADS, LABELS, latents, sit_file, weights
 from safetensors import safe_open
 from torch import Tensor
 
@@ -28,20 +28,6 @@ from layersync.modalities.image.export import export_run
 from layersync.modalities.image.pretrained import import_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random AutoencoderKL of 4 latent channels and reduction 2, as diffusers saves it."""
-    return save_vae(tmp_path_factory.mktemp("vae"))
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Run:
-    """A run in SiT's layout, with a VAE that is there."""
-    folder = tmp_path_factory.mktemp("sit")
-    overrides = [HEADS, f"tokenizer.path={vae}", "tokenizer.image_size=16", "sample.solver=euler", "sample.steps=5"]
-    return import_checkpoint("sit", sit_file(folder / "0000007.pt"), folder / "run", overrides)
 
 
 def published_samples(run: Run) -> np.ndarray:

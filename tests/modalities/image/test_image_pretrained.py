@@ -52,20 +52,6 @@ def golden() -> Mapping[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random AutoencoderKL of 4 latent channels and reduction 2, as diffusers saves it."""
-    return save_vae(tmp_path_factory.mktemp("vae"))
-
-
-@pytest.fixture(scope="module")
-def imported(tmp_path_factory: pytest.TempPathFactory, vae: Path) -> Run:
-    """SiT's layout, with a VAE that is there."""
-    folder = tmp_path_factory.mktemp("sit")
-    overrides = [HEADS, f"tokenizer.path={vae}", "tokenizer.image_size=16", "sample.solver=euler", "sample.steps=5"]
-    return import_checkpoint("sit", sit_file(folder / "0000007.pt"), folder / "run", overrides)
-
-
-@pytest.fixture(scope="module")
 def repa(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("repa")
     return import_checkpoint("repa", repa_file(folder / "0070000.pt"), folder / "run", [HEADS])
