@@ -223,8 +223,8 @@ def modalities(as_json: JsonOption = False) -> None:
         for part, names in parts.items():
             print(f"  {part:10} {', '.join(names)}")
     print("Further metrics are KIND-EXTRACTOR, or KIND-EXTRACTOR.STREAM:")
-    for kind, (_, meaning) in KINDS.items():
-        print(f"  {kind:14} {meaning}")
+    for kind, about in KINDS.items():
+        print(f"  {kind:14} {about.meaning}")
 
 
 @recipes_app.command("list")
