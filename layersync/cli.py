@@ -218,7 +218,8 @@ def compare(
         return
     if as_json:
         print(json.dumps(found.to_mapping()))
-    print(target)
+    else:
+        print(target)
 
 
 @app.command("import")

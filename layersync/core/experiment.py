@@ -86,12 +86,12 @@ def compare(
         warnings.simplefilter("always")
         chosen = _seeds(seeds, recipes, overrides)
         arms = _arms(recipes, named, overrides)
+        earlier = _earlier(directory, resume)
+        if earlier is not None:
+            _check_same(directory, arms, earlier)
     for message in dict.fromkeys(str(warning.message) for warning in caught):  # each once, not once a variant
         warnings.warn(message, stacklevel=2)
     count = _jobs(jobs)
-    earlier = _earlier(directory, resume)
-    if earlier is not None:
-        _check_same(directory, arms, earlier)
     records = _finished(directory, arms, chosen, earlier)
     arms = _check_work(arms, chosen, records, earlier)
     command = _command(recipes, named, chosen, overrides, count)
