@@ -29,7 +29,7 @@ Better = Literal["lower", "higher"]
 
 
 class Kind(NamedTuple):
-    """What a kind of metric is computed from, what it says, and which way it improves; ``None``: towards real data's."""
+    """What a kind of metric is computed from, says, and which way it improves; ``None``: towards that of real data."""
 
     needs: Needs
     meaning: str

@@ -145,9 +145,9 @@ class RunRecord:
 class Gain:
     """What a variant gains over the comparison's reference variant in one metric, paired by seed.
 
-    A fraction: 0.1 is 10 % better, whichever way the metric improves, -0.1 is 10 % worse. Mean and interval are taken on
-    logarithms of ratios. ``None`` stands for what cannot be said: ``interval`` and ``resolution`` of one seed, all of a
-    metric without a better side or with scores that are not positive; ``note`` then says why.
+    A fraction: 0.1 is 10 % better, whichever way the metric improves, -0.1 is 10 % worse. Mean and interval are taken
+    on logarithms of ratios. ``None`` stands for what cannot be said: ``interval`` and ``resolution`` of one seed, all
+    of a metric without a better side or with scores that are not positive; ``note`` then says why.
     """
 
     mean: float | None
@@ -160,7 +160,7 @@ class Gain:
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times sooner a variant comes to the reference variant's last score; below 1 never occurs.
+    """How many times sooner a variant comes to the reference variant's last score: 2 is in half the steps.
 
     ``steps`` and ``seconds`` are ``None`` where it does not come there: ``note`` says so. In intervals, 95 % over
     resampled seeds, 0 stands for "not reached".
