@@ -62,6 +62,9 @@ def write_report(directory: Path) -> Path:
     comparison = read_comparison(directory)
     if not os.access(directory, os.W_OK):
         raise InputError(f"{directory}: is not writable, so that no report can go there")
+    target = directory / FIGURES
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, and the figures go into a folder of that name")
     gain = figures.gain_figure(comparison.domains)
     views = [_view(directory, index, domain) for index, domain in enumerate(comparison.domains, 1)]
     page = (
@@ -69,7 +72,6 @@ def write_report(directory: Path) -> Path:
         .get_template("page.html.j2")
         .render(comparison=comparison, gain=gain, views=views, variants=_names(comparison.domains))
     )
-    target = directory / FIGURES
     target.mkdir(exist_ok=True)
     for name, figure in _named(gain, views):
         with atomic_write(target / f"{name}.svg") as partial:
