@@ -31,6 +31,7 @@ NAMES = (
     "frechet-small",
     "fid-memory",
     "precision-recall",
+    "report-size",
 )
 LIMIT_SECONDS = 600
 """After which one benchmark is stopped and reported as failed."""

@@ -218,9 +218,10 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
         for name, variant in shown.items():
-            _lines(
-                axes, name, finished(variant), lambda run: run.scores.get(metric, ()), domain, variant.curves[metric]
-            )
+            times = variant.speed_up.steps if variant.speed_up is not None and metric == domain.metric else None
+            remark = f", {times:.2f}× in steps" if times else ""
+            runs, curve = finished(variant), variant.curves[metric]
+            _lines(axes, name, runs, lambda run: run.scores.get(metric, ()), domain, curve, remark)
         _logarithmic(
             axes, [value for v in shown.values() for run in finished(v) for value in run.scores.get(metric, ())]
         )
@@ -246,6 +247,7 @@ def _lines(
     values: Callable[[RunRecord], Sequence[float]],
     domain: Domain,
     curve: Curve | None = None,
+    remark: str = "",
 ) -> None:
     """Seeds thin, their mean bold; without a curve that holds it, the mean is taken here."""
     colour, marker = series(domain)[name]
@@ -256,7 +258,7 @@ def _lines(
     if curve is not None and curve.interval:
         low, high = zip(*curve.interval, strict=True)
         axes.fill_between(steps[: len(low)], low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=_short(name))
+    axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=_short(name) + remark)
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
@@ -278,23 +280,12 @@ def _mark_speed_up(axes: Axes, domain: Domain) -> None:
         return
     last = evaluated_steps(domain)[-1]
     axes.axhline(reference.mean[-1], color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)))
-    below = 0
-    for name, variant in domain.variants.items():
-        if variant.speed_up is None or variant.speed_up.steps is None:
-            continue
+    reached = [(v.speed_up.steps, name) for name, v in domain.variants.items() if v.speed_up and v.speed_up.steps]
+    for times, name in sorted(reached, reverse=True):  # the longest arrow under the shorter ones
         colour, _ = series(domain)[name]
-        ends = (last / variant.speed_up.steps, reference.mean[-1]), (last, reference.mean[-1])
+        ends = (last / times, reference.mean[-1]), (last, reference.mean[-1])
         axes.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0})
-        axes.annotate(
-            f"{variant.speed_up.steps:.2f}× in steps",
-            ends[0],
-            (-3, (-9 - 9 * below) if domain.better.get(domain.metric) == "lower" else (3 + 9 * below)),
-            textcoords="offset points",
-            fontsize=7,
-            color=colour,
-            ha="right",
-        )
-        below += 1
+        axes.plot(*ends[0], marker="|", color=colour, markersize=9, markeredgewidth=1.4)
 
 
 def _step_axis(axes: Axes) -> None:
