@@ -32,6 +32,8 @@ NAMES = (
     "fid-memory",
     "precision-recall",
     "report-size",
+    "compare-overhead",
+    "compare-jobs",
 )
 LIMIT_SECONDS = 600
 """After which one benchmark is stopped and reported as failed."""
