@@ -31,6 +31,7 @@ NAMES = (
     "frechet-small",
     "fid-memory",
     "precision-recall",
+    "report-size",
     "compare-overhead",
     "compare-jobs",
 )

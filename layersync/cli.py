@@ -223,6 +223,16 @@ def compare(
         raise typer.Exit(1)
 
 
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that layersync compare wrote.")],
+) -> None:
+    """Write DIR/report.html and DIR/figures of a comparison."""
+    from layersync.report import write_report
+
+    print(write_report(directory))
+
+
 @app.command("import")
 def import_(
     layout: Annotated[str, typer.Argument(help="sit (SiT's and LayerSync's code) or repa.")],

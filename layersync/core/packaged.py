@@ -15,8 +15,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import uuid
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +41,18 @@ def sync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A dotted name beside ``path`` to write to; fsynced and renamed to ``path`` when the block ends well."""
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        yield partial
+        sync_path(partial)
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def file_digest(path: Path) -> str:

@@ -9,10 +9,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,7 +22,7 @@ from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
-from layersync.core.packaged import sync_path
+from layersync.core.packaged import atomic_write, sync_path
 from layersync.core.recipe import Recipe, load_recipe
 
 CHECKPOINT_PREFIX = "step-"
@@ -69,18 +67,6 @@ class DataSummary:
         """The inverse of :meth:`to_mapping`."""
         latent = LatentSpec(**{**content["latent"], "grid": tuple(content["latent"]["grid"])})
         return cls(**{**content, "classes": tuple(content["classes"]), "latent": latent})
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A dotted name beside ``path`` to write to; fsynced and renamed to ``path`` when the block ends well."""
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        yield partial
-        sync_path(partial)
-        partial.rename(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def writable_parent(path: Path, option: str) -> None:

@@ -1,0 +1,423 @@
+"""The figures of a comparison, for the page and for papers: one column wide, the same bytes whenever they are drawn.
+
+Colours are Okabe and Ito's, told apart by the colour-blind too; markers differ as well. Names are drawn as they are,
+never as mathematics.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from layersync.core.results import Curve, Domain, RunRecord, SimilarityMap, Variant
+from layersync.report.text import ARROWS, evaluated_steps, finished, number, percent, score
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+WIDTH = 3.5
+"""Inches: a column of the usual two."""
+PNG_DPI = 300
+INK, MUTED, GRID, PAPER = "#1d2127", "#6a717c", "#e3e6ea", "#fffffe"
+REFERENCE = "#7b8088"
+SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LOG_RATIO = 4.0
+"""Scores that span more than this factor are drawn on a logarithmic axis."""
+WIDEST_GAIN = 0.25
+"""Intervals are cut off, with an arrow, beyond this gain or three times the largest mean gain."""
+LONGEST_NAME = 22
+RASTER_DEPTH = 16
+"""Maps of more blocks are drawn as pixels: their squares as vectors would be most of the page."""
+
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 8,
+    "figure.facecolor": PAPER,
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "legend.fontsize": 7.5,
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "savefig.facecolor": PAPER,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "layersync",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.color": MUTED,
+    "ytick.labelcolor": INK,
+    "ytick.labelsize": 7.5,
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure. ``alt`` says in words what it shows."""
+
+    title: str
+    alt: str
+    svg: str
+    png: bytes
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    """Whatever the user's matplotlibrc says, for as long as this lasts."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _draw(title: str, alt: str, height: float, paint: Callable[[Canvas], None]) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure as Canvas
+
+    with _style():
+        canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(canvas)
+        paint(canvas)
+        svg, png = io.StringIO(), io.BytesIO()
+        canvas.savefig(svg, format="svg", metadata={"Date": None}, dpi=PNG_DPI)
+        canvas.set_layout_engine("none")  # what the first drawing found stays: it is half of the time
+        canvas.savefig(png, format="png", metadata={"Software": None}, dpi=PNG_DPI)
+    return Figure(title, alt, svg.getvalue(), png.getvalue())
+
+
+def _short(name: str) -> str:
+    """A name that fits; a leading underscore would hide it from a legend."""
+    cut = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    return f" {cut}" if cut.startswith("_") else cut
+
+
+def series(domain: Domain) -> dict[str, tuple[str, str]]:
+    """Colour and marker of each variant: the reference grey, the others in the order of the recipe."""
+    others = [name for name in domain.variants if name != domain.reference]
+    found = {domain.reference: (REFERENCE, MARKERS[-1])}
+    for index, name in enumerate(others):
+        found[name] = (SERIES[index % len(SERIES)], MARKERS[index % (len(MARKERS) - 1)])
+    return found
+
+
+def gain_figure(domains: Sequence[Domain]) -> Figure | None:
+    """Gain of every variant of every domain, a dot with its interval; hollow where one seed gives none."""
+    rows = [
+        (domain, [(name, variant) for name, variant in domain.variants.items() if name != domain.reference])
+        for domain in domains
+    ]
+    means = [v.gain.mean for _, variants in rows for _, v in variants if v.gain is not None and v.gain.mean is not None]
+    if not rows:
+        return None
+    ends = [
+        end
+        for _, variants in rows
+        for _, variant in variants
+        if variant.gain is not None and variant.gain.mean is not None
+        for end in (variant.gain.interval or (variant.gain.mean,))
+    ]
+    largest = max((abs(mean) for mean in means), default=0.0)
+    bound = 1.12 * max(0.02, min(max((abs(end) for end in ends), default=0.0), max(WIDEST_GAIN, 3 * largest)))
+    lines = sum(1 + len(variants) for _, variants in rows)
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        axes.axvline(0, color=INK, linewidth=0.9)
+        places, labels, place = [], [], 0.0
+        hollow = False
+        for domain, variants in rows:
+            # Data to the right of the axis' left end: a heading of its own line, above the variants of the domain.
+            heading = f"{_short(domain.name)}  ·  {_short(domain.metric)}"
+            axes.text(
+                0.01,
+                place,
+                heading,
+                transform=axes.get_yaxis_transform(),
+                va="center",
+                fontsize=7.5,
+                color=INK,
+                bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1.5},
+            )
+            for name, variant in variants:
+                place += 1
+                places.append(place)
+                labels.append(_short(name))
+                hollow |= _whisker(axes, variant, place, bound, *series(domain)[name])
+            place += 1.25
+        axes.set_yticks(places, labels)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_xlim(-bound, bound)
+        axes.set_ylim(place - 0.6, -0.6)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if value else "0")
+        axes.set_xlabel("gain over the reference variant, %  (right is better)")
+        if hollow:
+            axes.set_title("hollow: one seed, no error bar", loc="right", fontsize=7, color=MUTED)
+
+    alt = "Gain over the reference variant with 95 % intervals. " + " ".join(
+        f"{domain.name}, {name}: " + _gain_words(variant) for domain, variants in rows for name, variant in variants
+    )
+    return _draw("Gain", alt, 0.75 + 0.235 * lines, paint)
+
+
+def _gain_words(variant: Variant) -> str:
+    found = variant.gain
+    if found is None or found.mean is None:
+        return "cannot be stated."
+    if found.interval is None:
+        return f"{percent(found.mean)}, one seed, no error bar."
+    return f"{percent(found.mean)}, from {percent(found.interval[0])} to {percent(found.interval[1])}."
+
+
+def _whisker(axes: Axes, variant: Variant, place: float, bound: float, colour: str, marker: str) -> bool:
+    """One row of the figure of gains; whether its point is hollow."""
+    found = variant.gain
+    if found is None or found.mean is None:
+        axes.text(0, place, "  cannot be stated", va="center", fontsize=7, color=MUTED, style="italic")
+        return False
+    if found.interval is not None:
+        low, high = (min(max(end, -bound), bound) for end in found.interval)
+        axes.plot([low, high], [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
+        for end, cut, tip in ((found.interval[0], low, "<"), (found.interval[1], high, ">")):
+            axes.plot([cut], [place], marker=tip if end != cut else "|", color=colour, markersize=6, clip_on=False)
+    face = colour if found.interval is not None else PAPER
+    axes.plot([found.mean], [place], marker=marker, color=colour, markersize=6, markerfacecolor=face)
+    return found.interval is None
+
+
+def score_figure(domain: Domain, metric: str) -> Figure | None:
+    """Scores against steps: every seed thin, the mean bold in its band, the speed-up where it is read off."""
+    shown = {name: v for name, v in domain.variants.items() if metric in v.curves and finished(v)}
+    if not shown:
+        return None
+    better = domain.better.get(metric)
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for name, variant in shown.items():
+            times = variant.speed_up.steps if variant.speed_up is not None and metric == domain.metric else None
+            remark = f", {times:.2f}× in steps" if times else ""
+            runs, curve = finished(variant), variant.curves[metric]
+            _lines(axes, name, runs, lambda run: run.scores.get(metric, ()), domain, curve, remark)
+        _logarithmic(
+            axes, [value for v in shown.values() for run in finished(v) for value in run.scores.get(metric, ())]
+        )
+        if metric == domain.metric:
+            _mark_speed_up(axes, domain)
+        _step_axis(axes)
+        axes.set_ylabel(f"{_short(metric)}")
+        arrow = {"lower": "↓ ", "higher": "↑ ", None: ""}[better]
+        axes.set_title(f"{arrow}{ARROWS[better]}", loc="left", fontsize=7, color=MUTED)
+        axes.legend(loc="best")
+
+    steps = evaluated_steps(domain)
+    alt = f"{metric} of {domain.name} against training steps ({ARROWS[better]}). At step {steps[-1]:,}: " + "; ".join(
+        f"{name} {score(variant.curves[metric])}" for name, variant in shown.items()
+    )
+    return _draw(f"{metric} against steps", alt, 2.5, paint)
+
+
+def _lines(
+    axes: Axes,
+    name: str,
+    runs: Sequence[RunRecord],
+    values: Callable[[RunRecord], Sequence[float]],
+    domain: Domain,
+    curve: Curve | None = None,
+    remark: str = "",
+) -> None:
+    """Seeds thin, their mean bold; without a curve that holds it, the mean is taken here."""
+    colour, marker = series(domain)[name]
+    for run in runs if len(runs) > 1 else ():
+        axes.plot(run.steps[: len(values(run))], values(run), color=colour, linewidth=0.6, alpha=0.4)
+    steps = runs[0].steps
+    mean = curve.mean if curve is not None else np.mean([values(run) for run in runs], axis=0).tolist()
+    if curve is not None and curve.interval:
+        low, high = zip(*curve.interval, strict=True)
+        axes.fill_between(steps[: len(low)], low, high, color=colour, alpha=0.16, linewidth=0)
+    axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=_short(name) + remark)
+
+
+def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
+    """A logarithmic axis where it helps."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    known = [value for value in values if math.isfinite(value)]
+    if known and min(known) > 0 and max(known) / min(known) > LOG_RATIO:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
+
+
+def _mark_speed_up(axes: Axes, domain: Domain) -> None:
+    """The reference's last score as a line, and from its end an arrow to where each variant comes to it."""
+    reference = domain.variants[domain.reference].curves.get(domain.metric)
+    if reference is None or not reference.mean:
+        return
+    last = evaluated_steps(domain)[-1]
+    axes.axhline(reference.mean[-1], color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)))
+    reached = [(v.speed_up.steps, name) for name, v in domain.variants.items() if v.speed_up and v.speed_up.steps]
+    for times, name in sorted(reached, reverse=True):  # the longest arrow under the shorter ones
+        colour, _ = series(domain)[name]
+        ends = (last / times, reference.mean[-1]), (last, reference.mean[-1])
+        axes.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0})
+        axes.plot(*ends[0], marker="|", color=colour, markersize=9, markeredgewidth=1.4)
+
+
+def _step_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("training steps")
+
+
+def loss_figure(domain: Domain) -> Figure | None:
+    """Held-out flow loss against steps."""
+    shown = {
+        name: runs
+        for name, variant in domain.variants.items()
+        if (runs := [run for run in finished(variant) if len(run.held_out_loss) == len(run.steps)])
+    }
+    if not shown:
+        return None
+
+    def paint(canvas: Canvas) -> None:
+        axes = canvas.subplots()
+        for name, runs in shown.items():
+            _lines(axes, name, runs, lambda run: run.held_out_loss, domain)
+        _logarithmic(axes, [value for runs in shown.values() for run in runs for value in run.held_out_loss])
+        _step_axis(axes)
+        axes.set_ylabel("held-out flow loss")
+        axes.legend(loc="best")
+
+    last = "; ".join(
+        f"{name} {number(float(np.mean([run.held_out_loss[-1] for run in runs])))}" for name, runs in shown.items()
+    )
+    return _draw("Held-out loss", f"Held-out flow loss of {domain.name} against steps; at the end {last}.", 2.5, paint)
+
+
+def similarity_figure(domain: Domain, pair: str) -> Figure | None:
+    """Similarity of a pair of blocks against steps, raw and with each sample's mean over tokens removed."""
+    shown = {
+        name: variant.similarity[pair]
+        for name, variant in domain.variants.items()
+        if pair in variant.similarity and finished(variant)
+    }
+    if not shown:
+        return None
+    kinds = [kind for kind in KINDS if all(kind in curves for curves in shown.values())]
+
+    def paint(canvas: Canvas) -> None:
+        panels = canvas.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, kind in zip(panels, kinds, strict=True):
+            for name, curves in shown.items():
+                runs = finished(domain.variants[name])
+                student, teacher = (int(block) - 1 for block in pair.split("-"))
+
+                def entries(
+                    run: RunRecord, kind: Kind = kind, row: int = student, column: int = teacher
+                ) -> list[float]:
+                    return [_map(found, kind)[row][column] for found in run.similarity]
+
+                _lines(axes, name, runs, entries, domain, curves[kind])
+            axes.set_ylabel(KINDS[kind])
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+        _step_axis(panels[-1])
+        panels[0].legend(loc="best")
+
+    last = "; ".join(
+        f"{name} " + ", ".join(f"{KINDS[kind]} {score(curves[kind])}" for kind in kinds)
+        for name, curves in shown.items()
+    )
+    blocks = " and ".join(pair.split("-"))
+    alt = f"Similarity of blocks {blocks} of {domain.name} against steps; at the end {last}."
+    return _draw(f"Similarity of blocks {blocks}", alt, 3.3, paint)
+
+
+Kind = Literal["cosine", "centred"]
+KINDS: Mapping[Kind, str] = {"cosine": "cosine", "centred": "centred cosine"}
+
+
+def _map(found: SimilarityMap, kind: Kind) -> tuple[tuple[float, ...], ...]:
+    return found.cosine if kind == "cosine" else found.centred
+
+
+def _last_maps(variant: Variant) -> dict[Kind, np.ndarray] | None:
+    """(depth, depth) of the last step, mean over seeds."""
+    last = [run.similarity[-1] for run in finished(variant) if run.similarity]
+    if not last:
+        return None
+    return {kind: np.mean([_map(found, kind) for found in last], axis=0) for kind in KINDS}
+
+
+def map_figures(domain: Domain) -> dict[str, Figure]:
+    """Of each variant, how similar every two blocks are at the last step; colours mean the same for all variants."""
+    maps = {name: found for name, variant in domain.variants.items() if (found := _last_maps(variant)) is not None}
+    lowest = {kind: min(float(found[kind].min()) for found in maps.values()) for kind in KINDS} if maps else {}
+    return {name: _map_figure(domain, name, found, lowest) for name, found in maps.items()}
+
+
+def _map_figure(domain: Domain, name: str, maps: Mapping[Kind, np.ndarray], lowest: Mapping[Kind, float]) -> Figure:
+    from matplotlib.patches import Rectangle
+
+    depth = len(maps["cosine"])
+    edges = np.arange(depth + 1) + 0.5
+    pairs = domain.variants[name].pairs
+
+    def paint(canvas: Canvas) -> None:
+        for axes, kind in zip(canvas.subplots(1, 2), KINDS, strict=True):
+            drawn = axes.pcolormesh(
+                edges, edges, maps[kind], cmap="viridis", vmin=lowest[kind], vmax=1, rasterized=depth > RASTER_DEPTH
+            )
+            # The colours of a square and of its edge are the same: else the page shows seams between them.
+            drawn.set_edgecolor("face")
+            drawn.set_linewidth(0.3)
+            for student, teacher in pairs:
+                for x, y in ((student, teacher), (teacher, student)):
+                    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=SERIES[1], linewidth=1.4))
+            axes.set_aspect("equal")
+            axes.grid(visible=False)
+            shown = sorted({1, depth, *range(0, depth + 1, max(1, math.ceil(depth / 6)))} - {0})
+            axes.set_xticks(shown)
+            axes.set_yticks(shown)
+            axes.tick_params(length=2)
+            axes.set_title(KINDS[kind])
+            axes.set_xlabel("block")
+            bar = canvas.colorbar(drawn, ax=axes, location="bottom", shrink=0.9, aspect=18, pad=0.04)
+            bar.outline.set_visible(False)
+            bar.ax.tick_params(labelsize=6.5, length=2)
+            bar.ax.xaxis.set_major_formatter(lambda value, _: f"{value:.2g}")
+        canvas.axes[0].set_ylabel("block")
+
+    aligned = ", ".join(f"{student} and {teacher}" for student, teacher in pairs)
+    alt = (
+        f"Similarity of every two of the {depth} blocks of {name} in {domain.name} at the last step, mean over seeds: "
+        + "; ".join(f"{KINDS[kind]} from {number(float(maps[kind].min()))} to 1" for kind in KINDS)
+        + (f". Marked: the aligned blocks {aligned}." if pairs else ". It aligns no blocks.")
+    )
+    return _draw(name, alt, 2.35, paint)

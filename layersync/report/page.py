@@ -1,0 +1,213 @@
+"""``DIR/report.html``: a comparison as one file that opens offline, and its figures for papers in ``DIR/figures``.
+
+The page holds no script and says so to the browser (Content-Security-Policy): neither what recipes, labels and file
+names contain nor a mistake here makes it run or fetch anything.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layersync.core.errors import InputError
+from layersync.core.packaged import atomic_write
+from layersync.core.results import Comparison, Domain
+from layersync.report import figures, samples, text
+
+SOURCE, PAGE, FIGURES = "compare.json", "report.html", "figures"
+PAIR = re.compile(r"\d+-\d+")
+
+_THEMED = {
+    figures.INK: "var(--ink)",
+    figures.MUTED: "var(--muted)",
+    figures.GRID: "var(--line)",
+    figures.PAPER: "var(--paper)",
+    figures.REFERENCE: "var(--reference)",
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(figures.SERIES)},
+}
+"""Colours of the figures that the page's light and dark themes set."""
+
+
+@dataclass(frozen=True)
+class DomainView:
+    """A domain with what is drawn and read for it."""
+
+    domain: Domain
+    anchor: str
+    score: figures.Figure | None
+    others: tuple[figures.Figure, ...]
+    loss: figures.Figure | None
+    similarity: tuple[figures.Figure, ...]
+    maps: tuple[figures.Figure, ...]
+    samples: samples.Samples
+    recipes: dict[str, str]
+
+
+def write_report(directory: Path) -> Path:
+    """Write ``directory/report.html`` of ``directory/compare.json``, and ``directory/figures/*.svg`` and ``*.png``.
+
+    Every file appears whole or not at all. Samples and recipes that are not there are said to be missing on the page.
+
+    Raises:
+        InputError: there is no such folder, no comparison in it, or one that cannot be read; nothing is written then.
+    """
+    directory = Path(directory)
+    comparison = read_comparison(directory)
+    if not os.access(directory, os.W_OK):
+        raise InputError(f"{directory}: is not writable, so that no report can go there")
+    target = directory / FIGURES
+    if target.exists() and not target.is_dir():
+        raise InputError(f"{target}: is a file, and the figures go into a folder of that name")
+    gain = figures.gain_figure(comparison.domains)
+    views = [_view(directory, index, domain) for index, domain in enumerate(comparison.domains, 1)]
+    page = (
+        _environment()
+        .get_template("page.html.j2")
+        .render(comparison=comparison, gain=gain, views=views, variants=_names(comparison.domains))
+    )
+    target.mkdir(exist_ok=True)
+    for name, figure in _named(gain, views):
+        with atomic_write(target / f"{name}.svg") as partial:
+            partial.write_text(figure.svg, encoding="utf-8")
+        with atomic_write(target / f"{name}.png") as partial:
+            partial.write_bytes(figure.png)
+    with atomic_write(directory / PAGE) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return directory / PAGE
+
+
+def read_comparison(directory: Path) -> Comparison:
+    """The comparison of a folder. InputError where there is none, or what is there is damaged or something else."""
+    path = directory / SOURCE
+    if not directory.is_dir():
+        raise InputError(f"{directory}: there is no such folder; give the one that layersync compare wrote")
+    try:
+        comparison = Comparison.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{directory}: holds no {SOURCE}; give the folder that layersync compare wrote") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    except ValueError as error:
+        why = " ".join(str(error).split("For further information", maxsplit=1)[0].split())
+        raise InputError(f"{path}: is no comparison that layersync compare wrote ({why})") from None
+    for domain in comparison.domains:
+        if domain.reference not in domain.variants:
+            raise InputError(f"{path}: the reference {domain.reference!r} of {domain.name} is none of its variants")
+        for name, variant in domain.variants.items():
+            if bad := [pair for pair in variant.similarity if not PAIR.fullmatch(pair)]:
+                raise InputError(f"{path}: {bad[0]!r} of {domain.name}, {name} is no pair of blocks such as 4-7")
+    return comparison
+
+
+def _names(domains: Sequence[Domain]) -> dict[str, list[str]]:
+    """Each variant's name once: ``references`` that the ``others`` are compared with."""
+    references = dict.fromkeys(domain.reference for domain in domains)
+    others = dict.fromkeys(name for domain in domains for name in domain.variants if name != domain.reference)
+    return {"references": list(references), "others": list(others)}
+
+
+def _view(directory: Path, index: int, domain: Domain) -> DomainView:
+    metrics = [metric for metric in domain.better if metric != domain.metric]
+    pairs = sorted({pair for variant in domain.variants.values() for pair in variant.similarity})
+    return DomainView(
+        domain,
+        f"domain-{index}",
+        figures.score_figure(domain, domain.metric),
+        tuple(found for metric in metrics if (found := figures.score_figure(domain, metric))),
+        figures.loss_figure(domain),
+        tuple(found for pair in pairs if (found := figures.similarity_figure(domain, pair))),
+        tuple(figures.map_figures(domain).values()),
+        samples.collect(directory, {name: variant.samples for name, variant in domain.variants.items()}),
+        {name: _recipe(directory, variant.recipe) for name, variant in domain.variants.items()},
+    )
+
+
+def _recipe(directory: Path, relative: str) -> str:
+    path = samples.inside(directory, relative)
+    if path is None or not path.is_file():
+        return f"({relative or 'its recipe'} is not there)"
+    return path.read_text(encoding="utf-8", errors="replace")
+
+
+def _named(gain: figures.Figure | None, views: list[DomainView]) -> Iterator[tuple[str, figures.Figure]]:
+    """File names of all figures: numbered, so that no two are the same however the domains are called."""
+    if gain is not None:
+        yield "gain", gain
+    for index, view in enumerate(views, 1):
+        stem = f"{index}-{_file_name(view.domain.name)}"
+        if view.score is not None:
+            yield f"{stem}-score", view.score
+        if view.loss is not None:
+            yield f"{stem}-held-out-loss", view.loss
+        for kind, several in (("metric", view.others), ("similarity", view.similarity), ("map", view.maps)):
+            for number, figure in enumerate(several, 1):
+                yield f"{stem}-{kind}-{number}-{_file_name(figure.title)}", figure
+
+
+def _file_name(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:48]
+
+
+def _environment() -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("layersync.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    counted = iter(range(10**6))
+
+    def inline(figure: figures.Figure) -> Markup:
+        return Markup(_inline(figure, f"f{next(counted)}-"))  # matplotlib has escaped the names in it
+
+    environment.filters |= {"inline": inline, "number": text.number, "percent": text.percent, "shell": shlex.quote}
+    environment.globals |= {
+        "style": Markup(environment.get_template("style.css.j2").render()),  # nothing of the user's is in it
+        "text": text,
+        "flat": flat,
+        "colour": lambda domain, name: _THEMED[figures.series(domain)[name][0]],
+    }
+    return environment
+
+
+def _inline(figure: figures.Figure, prefix: str) -> str:
+    """A figure as a part of the page: as wide as its place, in the theme's colours, with ids of its own."""
+    svg = figure.svg[figure.svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{prefix}", svg)
+    svg = re.sub(r"#[0-9a-f]{6}\b", lambda found: _THEMED.get(found[0], found[0]), svg)
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{html.escape(figure.alt)}" ', 1)
+
+
+def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
+    """Nested settings as lines: ``sampling.steps`` and its value."""
+    if isinstance(content, Mapping) and content:
+        return [
+            line for key, value in content.items() for line in flat(value, f"{prefix}.{key}" if prefix else str(key))
+        ]
+    if isinstance(content, (list, tuple)):
+        if any(isinstance(entry, (Mapping, list, tuple)) for entry in content):
+            return [line for index, entry in enumerate(content, 1) for line in flat(entry, f"{prefix}.{index}")]
+        return [(prefix, ", ".join(_plain(entry) for entry in content) or "none")]
+    return [(prefix, _plain(content))]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None or value == {} else str(value)

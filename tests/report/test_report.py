@@ -1,0 +1,289 @@
+"""What the report says and shows, what it leaves out, and what bad input gets."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import soundfile
+from PIL import Image, ImageSequence
+
+import layersync
+from layersync.core.results import Comparison, Gain, SpeedUp, Variant
+from layersync.report import comparison_table, write_report
+
+Words = Callable[[Path], str]
+Changed = Callable[..., Path]
+
+
+def _with(variant: str = "layersync", **changes: Any) -> Callable[[Comparison], Comparison]:
+    """A change of one variant of a comparison's only domain."""
+
+    def change(found: Comparison) -> Comparison:
+        (domain,) = found.domains
+        variants = {**domain.variants, variant: dataclasses.replace(domain.variants[variant], **changes)}
+        return dataclasses.replace(found, domains=(dataclasses.replace(domain, variants=variants),))
+
+    return change
+
+
+def _addresses(page: Path, media_type: str) -> list[bytes]:
+    """What the page's data addresses of this type hold, figures left out."""
+    body = re.sub(r"<svg .*?</svg>", "", page.read_text(), flags=re.DOTALL)
+    return [base64.b64decode(found) for found in re.findall(f'src="data:{media_type};base64,([^"]+)"', body)]
+
+
+class TestNumbers:
+    def test_gains_are_said_with_their_intervals_and_what_they_mean(self, page: Path, words: Words) -> None:
+        said = words(page)
+        assert "layersync against baseline in 3 domains, every variant trained with 3 seeds" in said
+        assert "3 seeds: intervals of fewer than five are indicative only" in said
+        assert "7.0 % better than baseline in fd-classifier at the last step (95 % interval +5.0 % to +9.0 %" in said
+        assert "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; a gain of 2.0 %" in said
+        assert "4.0 % worse than baseline" in said
+        assert "neither higher nor lower is better" in said
+        assert "not reached: the mean at no evaluation is as good" in said
+        assert "the curves were still falling at the last step" in said
+
+    def test_commands_settings_and_recipes_are_there(self, page: Path, comparison_folder: Path, words: Words) -> None:
+        said = words(page)
+        assert "layersync compare image/quick audio/quick motion/quick --variants baseline,layersync --seeds 3" in said
+        for line in re.findall(r"layersync train (\S+) --set seed=0", said):
+            assert (comparison_folder / shlex.split(line)[0]).is_file()
+        assert said.count("layersync train ") == 6
+        assert "sampling.guidance 2" in said and "metrics.fd-classifier.reference.count 359" in said
+        assert "AMD EPYC" in said and "2.14.1" in said
+        recipe = (comparison_folder / "motion-quick" / "layersync" / "recipe.yaml").read_text()
+        assert " ".join(recipe.split()) in said
+
+    def test_one_seed_has_no_error_bar_and_that_is_said(self, changed: Changed, words: Words) -> None:
+        one = Gain(0.031, None, 1, note="one seed: no error bar")
+        folder = changed(lambda found: dataclasses.replace(_with(gain=one)(found), seeds=(0,)))
+        said = words(write_report(folder))
+        assert "One seed: no error bar. No difference on this page can be told from chance." in said
+        assert "3.1 % better" in said and "this is no evidence of a gain or a loss" in said
+        assert "hollow: one seed, no error bar" in (folder / "figures" / "gain.svg").read_text()
+
+    def test_what_cannot_be_said_is_said_in_words(self, changed: Changed, words: Words) -> None:
+        nothing = Gain(None, None, 3, note="a score is not above 0: no ratio can be taken")
+        unsaid = SpeedUp(None, None, None, None, "a score is not above 0: its logarithm cannot be interpolated")
+        folder = changed(_with(gain=nothing, gains={"fd-classifier": nothing}, speed_up=unsaid, overhead=None))
+        said = words(write_report(folder))
+        assert "no gain can be stated (a score is not above 0: no ratio can be taken)" in said
+        assert "its logarithm cannot be interpolated" in said
+        assert "cannot be stated" in (folder / "figures" / "gain.svg").read_text()
+
+    def test_a_failed_run_is_shown_as_failed(self, changed: Changed, words: Words) -> None:
+        def fail(found: Comparison) -> Comparison:
+            runs = found.domains[0].variants["layersync"].runs
+            broken = dataclasses.replace(runs[1], status="failed", steps=(), scores={}, seconds=(), error="loss is nan")
+            return _with(runs=(runs[0], broken, runs[2]))(found)
+
+        said = words(write_report(changed(fail)))
+        assert "Failed: layersync, seed 1. loss is nan" in said
+        assert "layersync 1 failed – – –" in said
+
+    def test_a_comparison_without_a_finished_run_has_a_page(self, changed: Changed, words: Words) -> None:
+        def waiting(found: Comparison) -> Comparison:
+            for name, variant in found.domains[0].variants.items():
+                runs = tuple(
+                    dataclasses.replace(run, status="waiting", steps=(), scores={}, similarity=(), held_out_loss=())
+                    for run in variant.runs
+                )
+                cut: dict[str, Any] = {"curves": {}, "gain": None, "gains": {}, "speed_up": None, "similarity": {}}
+                found = _with(name, runs=runs, **cut)(found)
+            return found
+
+        said = words(write_report(changed(waiting)))
+        assert "No run of this domain has finished" in said and "waiting" in said
+
+    def test_table_for_terminals(self, comparison_folder: Path) -> None:
+        found = Comparison.from_mapping(json.loads((comparison_folder / "compare.json").read_text()))
+        image, audio, motion = comparison_table(found).split("\n\n")
+        assert image.startswith("image/quick: fd-classifier (lower is better), at step 1,500; 95 % intervals\n")
+        (row,) = [line for line in image.splitlines() if line.startswith("  layersync ")]
+        assert re.search(r"\+7\.0 \[\+5\.0, \+9\.0\] +3 +2\.0 % +1\.09× \[1\.02, 1\.15\]", row)
+        assert "1.01× [not reached, 1.07]" in audio
+        assert "note: the curves were still falling" in audio and "note:" not in image
+        assert "layersync: speed-up: not reached: the mean at no evaluation" in motion
+
+
+class TestFigures:
+    def test_figures_for_papers_are_whole_and_the_same_each_time(
+        self, comparison_folder: Path, changed: Changed
+    ) -> None:
+        first = comparison_folder / "figures"
+        again = changed()
+        write_report(again)
+        names = sorted(file.name for file in first.iterdir())
+        assert len(names) == 2 * (1 + 3 * 7) and "gain.svg" in names and "1-image-quick-score.png" in names
+        of_images = [name for name in names if name.startswith("1-image-quick-")]
+        assert len(of_images) == 2 * 7
+        for name in of_images:
+            assert (first / name).read_bytes() == (again / "figures" / name).read_bytes(), name
+        for file in first.glob("*.svg"):
+            assert ElementTree.parse(file).getroot().get("width") == "252pt"  # 3.5 inches
+        for file in first.glob("*.png"):
+            with Image.open(file) as picture:
+                assert picture.width == 1050
+
+    def test_what_is_drawn_follows_the_numbers(self, changed: Changed, comparison_folder: Path) -> None:
+        folder = changed(_with(gain=Gain(0.20, (0.15, 0.25), 3, 0.05)))
+        write_report(folder)
+        differing = {
+            file.name
+            for file in (folder / "figures").glob("*.svg")
+            if file.read_bytes() != (comparison_folder / "figures" / file.name).read_bytes()
+        }
+        assert differing == {"gain.svg"}  # 20 % instead of 7 %, and one domain instead of three
+        assert re.search(r"<!-- \+20 -->", (folder / "figures" / "gain.svg").read_text())
+
+    def test_the_speed_up_is_marked_where_it_is_read_off(self, comparison_folder: Path) -> None:
+        image, motion = (
+            (comparison_folder / "figures" / f"{name}-quick-score.svg").read_text() for name in ("1-image", "3-motion")
+        )
+        assert "<!-- layersync, 1.09× in steps -->" in image and "in steps" not in motion
+
+    def test_names_are_no_formulas(self, changed: Changed) -> None:
+        def rename(found: Comparison) -> Comparison:
+            domain = found.domains[0]
+            named = {"baseline": domain.variants["baseline"], "_$x^2$": domain.variants["layersync"]}
+            return dataclasses.replace(found, domains=(dataclasses.replace(domain, variants=named),))
+
+        folder = changed(rename)
+        write_report(folder)
+        for figure in ("gain", "1-image-quick-score", "1-image-quick-held-out-loss"):
+            assert "<!--  _$x^2$ -->" in (folder / "figures" / f"{figure}.svg").read_text()
+
+
+class TestSamples:
+    def test_sounds_are_the_files_as_they_are(self, page: Path, comparison_folder: Path, words: Words) -> None:
+        folder = comparison_folder / "audio-quick"
+        files = [folder / name / "samples" / f"00{n}.wav" for n in range(6) for name in ("baseline", "layersync")]
+        assert _addresses(page, "audio/wav") == [file.read_bytes() for file in files]
+        assert "6 of 7 files of each variant are shown" in words(page)
+
+    def test_a_spectrogram_has_low_tones_low(self, page: Path) -> None:
+        lowest = []
+        for content in _addresses(page, "image/png")[2::2]:  # the baseline's, after two grids
+            with Image.open(io.BytesIO(content)) as picture:
+                levels = np.asarray(picture.convert("L")).astype(float).mean(axis=1)[::-1]
+            lowest.append(int(np.argmax(levels > 0.7 * levels.max())))
+        assert len(lowest) == 6 and lowest == sorted(lowest) and lowest[0] < lowest[-1] < 16
+
+    def test_missing_folders_and_damaged_files_are_said(self, changed: Changed, words: Words) -> None:
+        folder = changed(_with(samples=""))
+        samples = folder / "image-quick" / "baseline" / "samples"
+        (samples / "grid.png").write_bytes(b"no picture")
+        said = words(write_report(folder))
+        assert "No samples of layersync: none yet." in said
+        assert "grid.png: cannot be read" in said
+        samples.rename(samples.with_name("elsewhere"))
+        assert "No samples of baseline: image-quick/baseline/samples is not there." in words(write_report(folder))
+
+    def test_nothing_outside_of_the_folder_is_read(self, changed: Changed, words: Words) -> None:
+        folder = changed(_with(samples="../secret", recipe="../secret/recipe.yaml"))
+        secret = folder.parent / "secret"
+        secret.mkdir()
+        (secret / "recipe.yaml").write_text("password")
+        Image.new("RGB", (3, 3)).save(secret / "grid.png")
+        page = write_report(folder)
+        assert "password" not in words(page) and "../secret is not there" in words(page)
+
+    def test_large_files_are_made_smaller_and_stay_what_they_are(self, changed: Changed) -> None:
+        folder = changed()
+        samples = folder / "image-quick" / "baseline" / "samples"
+        noise = np.random.default_rng(0).integers(256, size=(24, 900, 900), dtype=np.uint8)
+        Image.fromarray(np.tile(noise[0], (2, 2))).save(samples / "grid.png")
+        frames = [Image.fromarray(frame) for frame in noise]
+        frames[0].save(samples / "large.gif", save_all=True, append_images=frames[1:], duration=100, loop=0)
+        assert (samples / "large.gif").stat().st_size > 8 * 2**20
+        page = write_report(folder)
+        grid = max(_addresses(page, "image/png"), key=len)
+        with Image.open(io.BytesIO(grid)) as picture:
+            assert len(grid) <= 2**20 and 600 < picture.width == picture.height < 1600
+        (animation,) = _addresses(page, "image/gif")
+        with Image.open(io.BytesIO(animation)) as picture:
+            assert len(animation) <= 2 * 2**20 and picture.info["loop"] == 0
+            assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(picture)) == 2400
+
+    def test_long_sounds_are_shown_as_far_as_there_is_room(self, changed: Changed, words: Words) -> None:
+        folder = changed(domain=1)
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, (44100 * 8, 2)).astype(np.float32)
+        for name in ("baseline", "layersync"):
+            for number in range(7):
+                soundfile.write(folder / "audio-quick" / name / "samples" / f"{number:03d}.wav", noise, 44100)
+        page = write_report(folder)
+        assert "1 of 7 files of each variant are shown" in words(page)
+        assert len(_addresses(page, "audio/wav")) == 2 and page.stat().st_size < 8 * 2**20
+
+
+class TestCommand:
+    def test_prints_where_the_page_is(self, changed: Changed, command: Callable[..., tuple[int, str, str]]) -> None:
+        folder = changed()
+        assert command("report", folder) == (0, f"{folder / 'report.html'}\n", "")
+        left = {file.name for file in folder.iterdir()}
+        assert {"report.html", "figures"} < left and not any(name.startswith(".") for name in left)
+
+    @pytest.mark.parametrize(
+        ("content", "expected"),
+        [
+            (None, "holds no compare.json; give the folder that layersync compare wrote"),
+            (b'{"seeds": [0', "cannot be read as JSON"),
+            (b"\xff\xfe", "cannot be read as JSON"),
+            (b"[1, 2]", "is no comparison that layersync compare wrote"),
+            (b'{"run": "runs/x", "step": 3}', "is no comparison that layersync compare wrote"),
+        ],
+    )
+    def test_what_is_no_comparison_gets_one_line(
+        self, content: bytes | None, expected: str, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        if content is not None:
+            (tmp_path / "compare.json").write_bytes(content)
+        before = sorted(tmp_path.iterdir())
+        status, out, err = command("report", tmp_path)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and str(tmp_path) in err and expected in err
+        assert sorted(tmp_path.iterdir()) == before
+
+    def test_no_folder_a_wrong_reference_a_file_in_the_way(
+        self, tmp_path: Path, changed: Changed, command: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        status, _, err = command("report", tmp_path / "nothing")
+        assert status == 2 and "there is no such folder" in err
+        folder = changed()
+        (folder / "figures").write_text("")
+        status, _, err = command("report", folder)
+        assert status == 2 and "is a file" in err and not (folder / "report.html").exists()
+        content = (folder / "compare.json").read_text()
+        (folder / "compare.json").write_text(content.replace('"reference": "baseline"', '"reference": "other"'))
+        status, _, err = command("report", folder)
+        assert status == 2 and "the reference 'other' of image/quick is none of its variants" in err
+
+
+def test_a_comparison_made_for_real(tmp_path: Path, words: Words) -> None:
+    """Two variants of a small motion recipe, trained, scored and sampled by ``compare``."""
+    overrides = [
+        "backbone.hidden_size=32", "backbone.depth=4", "optimizer.warmup=0", "train.steps=2", "train.batch_size=8",
+        "train.log_every=1", "sample.steps=2", "evaluate.metrics=[fd-kinetic]", "evaluate.num_samples=16",
+        "evaluate.every=1",
+    ]  # fmt: skip
+    found = layersync.compare(["motion/quick"], seeds=[5], out=tmp_path / "out", overrides=overrides, jobs=2)
+    page = write_report(tmp_path / "out")
+    said = words(page)
+    variant: Variant = found.domains[0].variants["layersync"]
+    assert [run.status for run in variant.runs] == ["finished"]
+    assert variant.gain is not None and variant.gain.mean is not None
+    assert f"{100 * variant.gain.mean:+.1f}" in said and "One seed: no error bar." in said
+    assert len(_addresses(page, "image/gif")) == 2
+    assert (tmp_path / "out" / "figures" / "1-motion-quick-map-2-layersync.svg").is_file()
+    assert found.command in said and "sampling.solver heun" in said
