@@ -10,6 +10,8 @@ one sample through an adapter::
     Backbone(x_t, t, condition, taps=..., mask=...)          the network that is trained
     Tokenizer.decode(latents) -> [sample]                    after sampling
     ModalityAdapter.render([sample], directory) -> files     what a person looks at or listens to
+
+``layersync check NAME`` holds an adapter to what is said here; so does :class:`layersync.testing.AdapterConformance`.
 """
 
 from __future__ import annotations
