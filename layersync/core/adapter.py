@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -274,6 +274,7 @@ class Tokenizer(ABC):
         return sample
 
 
+@runtime_checkable
 class ModalityAdapter(Protocol):
     """Everything that the core asks of a modality: a class without constructor arguments.
 
