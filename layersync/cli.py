@@ -200,6 +200,7 @@ def compare(
     """Train variants of recipes with several seeds, and say what each gains."""
     from layersync.core.experiment import compare as run_comparison
     from layersync.core.experiment import parse_variants
+    from layersync.report import comparison_table, write_report
 
     target = out or Path("comparisons") / "+".join(
         Path(name).stem if Path(name).is_file() else name for name in recipes
@@ -216,7 +217,11 @@ def compare(
     )
     if not _main_process():
         return
-    print(json.dumps(found.to_mapping()) if as_json else target)
+    page = write_report(target)
+    if as_json:
+        print(json.dumps(found.to_mapping()))
+    else:
+        print(f"{comparison_table(found)}\n\n{page}")
     failed = found.runs("failed")
     if failed:
         _say(f"error: {len(failed)} of {len(found.runs())} runs failed; --resume tries them again: {failed[0].error}")
