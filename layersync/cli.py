@@ -221,7 +221,7 @@ def modalities(as_json: JsonOption = False) -> None:
     for name, parts in found.items():
         print(name)
         for part, names in parts.items():
-            print(f"  {part:10} {', '.join(names)}")
+            print(f"  {part:10} {names if isinstance(names, str) else ', '.join(names)}")
     print("Further metrics are KIND-EXTRACTOR, or KIND-EXTRACTOR.STREAM:")
     for kind, (_, meaning) in KINDS.items():
         print(f"  {kind:14} {meaning}")
