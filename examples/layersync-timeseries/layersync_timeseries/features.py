@@ -27,7 +27,8 @@ def standardised(series: Series) -> NDArray[np.float64]:
     """Each channel with mean 0 and deviation 1 over the series; a constant channel is 0."""
     centred = series.astype(np.float64) - series.mean(0, dtype=np.float64)
     deviation = centred.std(0)
-    return centred / np.where(deviation > 1e-8, deviation, 1.0)
+    result: NDArray[np.float64] = centred / np.where(deviation > 1e-8, deviation, 1.0)
+    return result
 
 
 class SeriesFeatures(FeatureExtractor):
@@ -116,7 +117,8 @@ class Spectrum(SeriesFeatures):
 def _log_power(series: Series) -> NDArray[np.float64]:
     segment = min(len(series), REACH)
     power = welch(series.astype(np.float64), nperseg=segment, nfft=REACH, detrend=False, axis=0)[1]
-    return np.log10(power + POWER_FLOOR).ravel()
+    logarithm: NDArray[np.float64] = np.log10(power + POWER_FLOOR).ravel()
+    return logarithm
 
 
 def autocorrelation(series: Series) -> NDArray[np.float64]:

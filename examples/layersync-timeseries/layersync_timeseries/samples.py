@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -59,5 +60,8 @@ def write_series(path: Path, samples: Sequence[Series], labels: Sequence[int] | 
     series = np.zeros((len(samples), lengths.max(), samples[0].shape[1]), dtype=np.float32)
     for row, sample in enumerate(samples):
         series[row, : len(sample)] = sample
+    arrays: dict[str, Any] = {"series": series, "lengths": lengths}
+    if labels is not None:
+        arrays["labels"] = np.array(labels)
     with atomic_write(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, series=series, lengths=lengths, **({} if labels is None else {"labels": np.array(labels)}))
+        np.savez(stream, **arrays)
