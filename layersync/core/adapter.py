@@ -227,6 +227,10 @@ class Tokenizer(ABC):
     latent: LatentSpec
     fingerprint: str
     stochastic: bool = False
+    round_trip_tolerance: float | None = 1e-3
+    """Largest relative error of latents that were decoded and encoded again: root mean square of the difference over
+    that of the latents, on real frames. ``layersync check`` holds :meth:`encode` and :meth:`decode` to it; lossy
+    tokenizers (phases that are estimated, say) declare more than the default; ``None`` where only weights can tell."""
 
     @abstractmethod
     def encode(self, samples: Sequence[Any]) -> list[Tensor]:
