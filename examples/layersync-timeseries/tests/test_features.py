@@ -52,6 +52,9 @@ def test_rocket_sees_shape_and_spectrum_sees_size(vowels: SeriesDataset) -> None
     louder = [3 * one + 5 for one in series]
     np.testing.assert_allclose(rows(Rocket(), louder), rows(Rocket(), series), atol=1e-3)
     assert (rows(Spectrum(), louder) > rows(Spectrum(), series)).mean() > 0.9
+    lifted = [one + 5 for one in series]
+    changed = np.abs(rows(Spectrum(), lifted) - rows(Spectrum(), series)).reshape(len(series), REACH // 2 + 1, 12)
+    assert changed[:, 0].min() > 0.5 > changed[:, -1].max()  # the mean is at frequency 0, and stays there
 
 
 @pytest.mark.parametrize("cycles", [2, 5, 11])
@@ -69,7 +72,7 @@ def test_autocorrelation_of_what_alternates() -> None:
 
 
 def test_von_neumanns_ratio_is_2_for_noise_and_0_for_what_is_smooth() -> None:
-    noise = Example(RNG.standard_normal((20_000, 2)).astype(np.float32))
+    noise = Example(9 * RNG.standard_normal((20_000, 2)).astype(np.float32))
     smooth = Example(np.sin(np.linspace(0, 6, 1000))[:, None].astype(np.float32))
     constant = Example(np.full((10, 2), 3.0, dtype=np.float32))
     assert von_neumann_ratio([noise, smooth, constant]).tolist() == pytest.approx([2.0, 0.0, 0.0], abs=0.05)
