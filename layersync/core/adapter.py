@@ -10,6 +10,8 @@ one sample through an adapter::
     Backbone(x_t, t, condition, taps=..., mask=...)          the network that is trained
     Tokenizer.decode(latents) -> [sample]                    after sampling
     ModalityAdapter.render([sample], directory) -> files     what a person looks at or listens to
+
+``layersync check NAME`` holds an adapter to what is said here; so does :class:`layersync.testing.AdapterConformance`.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -272,6 +274,7 @@ class Tokenizer(ABC):
         return sample
 
 
+@runtime_checkable
 class ModalityAdapter(Protocol):
     """Everything that the core asks of a modality: a class without constructor arguments.
 

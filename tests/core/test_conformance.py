@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 from plugins import QUICK, Installer
 
+from layersync import InputError
 from layersync.core.adapter import protocol_members
 from layersync.core.conformance.suite import CHECKS, open_subject, run_checks
 from layersync.testing import AdapterConformance
@@ -399,6 +400,19 @@ def test_a_failure_is_told_once_and_the_command_ends_with_2(installer: Installer
     assert checks["dataset-workers"]["status"] == "ok" and checks["tokenizer-encode"]["status"] == "failed"
     status, out, _ = command("check", name)
     assert status == 2 and "FAILED   tokenizer-encode" in out and out.count("torch.float16") == 1
+
+
+def test_a_class_of_tests_fails_where_the_command_does(installer: Installer) -> None:
+    name = installer.strokes(("            files.append(path)", "            files = [path]"))
+
+    class OfTheBroken(AdapterConformance):
+        recipe = f"{name}/quick"
+
+    OfTheBroken().test_conforms("metrics")
+    with pytest.raises(
+        InputError, match=r"StrokesAdapter.render: expected exactly the files that it returns; got 0000"
+    ):
+        OfTheBroken().test_conforms("render")
 
 
 def test_a_recipe_of_another_modality_is_refused(installer: Installer, command: Command) -> None:

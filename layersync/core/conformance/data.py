@@ -27,7 +27,7 @@ from layersync.core.errors import InputError
 from layersync.core.metric import KINDS, parse_metric
 from layersync.core.recipe import load_recipe
 
-SOURCES_LOOKED_AT = 256
+SOURCES_LOOKED_AT = 64
 ALONE_TOLERANCE = 1e-4
 """Relative: a sample that is encoded alone or beside others, in float32."""
 

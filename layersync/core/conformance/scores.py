@@ -33,7 +33,7 @@ def _unweighted(subject: Subject) -> dict[str, FeatureExtractor]:
     made = {}
     for name, factory in factories.items():
         if not getattr(factory, "published_weights", False):
-            with calling(f"{subject.where('features')}()[{name!r}]({None})"):
+            with calling(f"{subject.where('features')}()[{name!r}](None), which says no published_weights = True"):
                 made[name] = factory(None)
             expect(
                 isinstance(made[name], FeatureExtractor),
