@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,12 @@ from layersync.core.errors import InputError
 from layersync.core.paths import HELD_OUT_EVERY, HELD_OUT_NAMES, expand, fingerprint_files, held_out_rows
 from layersync_video.clip import Clip
 
-Positive = Annotated[float, Field(gt=0)]
-MOTIONS = ("left", "right", "up", "down", "clockwise", "anticlockwise")
+DIRECTIONS = {"clockwise": 1, "anticlockwise": -1}
+SPEEDS = {"slow": 0.25, "medium": 0.5, "fast": 1.0}
+"""Turns a second."""
+MOTIONS = tuple(f"{direction}-{speed}" for direction in DIRECTIONS for speed in SPEEDS)
 MOVING_FPS = 8.0
-RADIUS = 3.0
-"""Of the circles, in pixels."""
+DIGIT_SIZE = 8
 ANIMATIONS = (".gif", ".webp")
 PICTURES = (".png", ".jpg", ".jpeg")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
@@ -52,19 +53,21 @@ class Clips(ExampleDataset):
 
 
 class MovingDigits(DataConfig):
-    """Handwritten digits that move through a frame whose edges are joined; the label says how they move.
+    """Handwritten digits that circle around the centre of the frame; the label says which way and how fast.
 
     After Moving MNIST (Srivastava et al., ICML 2015), with the 8x8 digits of scikit-learn, of which every fifth moves
-    in the held-out split only. Which digit it is and where it starts is drawn anew for each clip, so that under every
-    label a single frame looks alike: a model that knows frames and no motion cannot tell the labels apart.
+    in the held-out split only. Which digit it is and where on the circle it starts are drawn anew for each clip. So a
+    frame is distributed alike under every label, whichever of the clip it is: a model that knows frames and no motion
+    cannot tell the labels apart.
     """
 
-    packaged: ClassVar[str] = "handwritten digits that move in 6 ways, made on the spot (scikit-learn; UCI, CC BY 4.0)"
+    packaged: ClassVar[str] = (
+        "handwritten digits circling in 6 ways, made on the spot (scikit-learn; UCI, CC BY 4.0)"
+    )
     name: Literal["moving-digits"] = "moving-digits"
     num_examples: int = Field(2400, ge=len(MOTIONS), description="Clips to train on; a fifth as many are held out.")
     image_size: int = Field(16, ge=12, description="Height and width of a frame in pixels; a digit has 8.")
     num_frames: int = Field(16, ge=2, description="Frames of a clip, at 8 a second.")
-    speed: tuple[Positive, Positive] = Field((1.0, 2.0), description="Pixels a frame, drawn between these two.")
 
     def facts(self) -> DataFacts:  # noqa: D102
         return DataFacts(self.num_examples, len(MOTIONS))
@@ -72,9 +75,9 @@ class MovingDigits(DataConfig):
     def build(self, split: Split) -> Clips:  # noqa: D102
         count = self.num_examples if split == "train" else max(len(MOTIONS), self.num_examples // 5)
         return Clips(
-            lambda index: moving_digit(split, index, self.image_size, self.num_frames, self.speed),
+            lambda index: moving_digit(split, index, self.image_size, self.num_frames),
             [f"moving-digits {split}[{index}]" for index in range(count)],
-            f"moving-digits-1-{split}-{count}-{self.image_size}-{self.num_frames}-{self.speed}",
+            f"moving-digits-2-{split}-{count}-{self.image_size}-{self.num_frames}",
             [index % len(MOTIONS) for index in range(count)],
             MOTIONS,
         )
@@ -85,25 +88,22 @@ def _digits(split: Split) -> NDArray[np.float64]:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return found.images[held_out_rows(found.target, split)] * (255 / 16)
+    digits: NDArray[np.float64] = found.images[held_out_rows(found.target, split)] * (255 / 16)
+    return digits
 
 
-def moving_digit(split: Split, index: int, image_size: int, num_frames: int, speeds: tuple[float, float]) -> Clip:
+def moving_digit(split: Split, index: int, image_size: int, num_frames: int) -> Clip:
     """Clip ``index`` of a split: a function of its arguments alone. It moves as ``MOTIONS[index % 6]`` says."""
     draw = np.random.default_rng([("train", "test").index(split), index])
-    digits, motion = _digits(split), MOTIONS[index % len(MOTIONS)]
-    digit = digits[draw.integers(len(digits))]
-    start, speed, phase = draw.uniform(0, image_size, 2), draw.uniform(*speeds), draw.uniform(0, 2 * np.pi)
-    time = np.arange(num_frames)
-    if motion in ("clockwise", "anticlockwise"):
-        angle = phase + time * speed / RADIUS * (1 if motion == "clockwise" else -1)  # rows grow downwards
-        path = RADIUS * np.stack([np.sin(angle), np.cos(angle)], axis=1)
-    else:
-        row, column = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}[motion]
-        path = speed * time[:, None] * np.array([row, column])
+    digits = _digits(split)
+    digit, start = digits[draw.integers(len(digits))], draw.uniform()
+    direction, speed = MOTIONS[index % len(MOTIONS)].split("-")
+    turns = start + DIRECTIONS[direction] * SPEEDS[speed] * np.arange(num_frames) / MOVING_FPS
+    radius = (image_size - DIGIT_SIZE) / 2
+    places = radius + radius * np.stack([np.sin(2 * np.pi * turns), np.cos(2 * np.pi * turns)], axis=1)  # rows go down
     canvas = np.zeros((image_size, image_size))
-    canvas[: digit.shape[0], : digit.shape[1]] = digit
-    frames = [shift(canvas, place, order=1, mode="grid-wrap") for place in start + path]
+    canvas[:DIGIT_SIZE, :DIGIT_SIZE] = digit
+    frames = [shift(canvas, place, order=1) for place in places]
     return Clip(np.round(np.stack(frames)).astype(np.uint8)[..., None], MOVING_FPS)
 
 

@@ -30,12 +30,12 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def moving(index: int, num_frames: int = 8) -> Clip:
     """Clip ``index`` of the training split, 16x16 pixels; it moves as ``MOTIONS[index % 6]`` says."""
-    return moving_digit("train", index, 16, num_frames, (1.0, 2.0))
+    return moving_digit("train", index, 16, num_frames)
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``left/000.gif`` and on: 12 clips of 5 frames that move left and 12 of 12 frames that move right, 8 a second."""
+    """``clockwise-slow/000.gif`` and on: 12 clips of 5 frames, and 12 of 12 in ``clockwise-medium``, 8 a second."""
     root = tmp_path_factory.mktemp("clips")
     for number, name in enumerate(MOTIONS[:2]):
         render_clips([moving(number + 6 * row, (5, 12)[number]) for row in range(12)], root / name)

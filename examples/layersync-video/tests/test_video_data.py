@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import moving
 from layersync_video.clip import Clip
-from layersync_video.data import MOTIONS, Folder, MovingDigits, moving_digit
+from layersync_video.data import SPEEDS, Folder, MovingDigits, moving_digit
 from layersync_video.features import NormalFlow
 from layersync_video.render import render_clips
 from layersync_video.samples import open_clips, write_clips
@@ -18,27 +18,24 @@ from sklearn.linear_model import LogisticRegression
 from layersync.core.errors import InputError
 
 
-def velocity(clip: Clip) -> np.ndarray:
-    """(frames - 1, 2) rows and columns a frame, by the phase of the lowest frequency: the edges are joined."""
-    spectrum = np.fft.fft2(clip.frames[..., 0])
-    phases = np.angle(np.stack([spectrum[:, 1, 0], spectrum[:, 0, 1]], axis=1))
-    steps = np.angle(np.exp(1j * np.diff(phases, axis=0)))
-    return -steps * clip.frames.shape[1] / (2 * np.pi)
+def centres(clip: Clip) -> np.ndarray:
+    """(frames, 2) rows and columns of the centre of mass."""
+    pixels = clip.frames[..., 0].astype(float)
+    grid = np.indices(pixels.shape[1:])
+    return (pixels[:, None] * grid).sum((2, 3)) / pixels.sum((1, 2))[:, None]
 
 
-@pytest.mark.parametrize("index", range(18))
-def test_digits_move_as_their_label_says(index: int) -> None:
-    example = MovingDigits().build("train")[index]
-    rows, columns = velocity(example.sample).T
-    motion = MOTIONS[example.label]
-    if motion in ("left", "right", "up", "down"):
-        along, across = (columns, rows) if motion in ("left", "right") else (rows, columns)
-        assert np.abs(across).max() < 0.05
-        assert np.ptp(along) < 0.4 and 0.9 < abs(along.mean()) < 2.1
-        assert (along.mean() > 0) == (motion in ("right", "down"))
-    else:
-        turn = columns[:-1] * rows[1:] - rows[:-1] * columns[1:]
-        assert ((turn > 0) == (motion == "clockwise")).all()
+@pytest.mark.parametrize("index", range(12))
+def test_digits_circle_as_their_label_says(index: int) -> None:
+    dataset = MovingDigits(image_size=24).build("train")
+    example = dataset[index]
+    direction, speed = dataset.classes[example.label].split("-")
+    rows, columns = np.diff(centres(example.sample), axis=0).T
+    angles = np.unwrap(np.arctan2(rows, columns))  # rows go down: the angle grows clockwise
+    turns_a_second = np.diff(angles) / (2 * np.pi) * example.sample.fps
+    assert np.allclose(turns_a_second, SPEEDS[speed] * (1 if direction == "clockwise" else -1), atol=0.03)
+    distance = np.hypot(rows, columns).mean()
+    assert distance == pytest.approx(2 * 8 * np.sin(np.pi * SPEEDS[speed] / example.sample.fps), rel=0.05)  # radius 8
 
 
 def test_a_clip_depends_on_split_and_index_alone() -> None:
@@ -51,7 +48,7 @@ def test_a_clip_depends_on_split_and_index_alone() -> None:
     assert not np.array_equal(train[7].sample.frames, test[7].sample.frames)
     assert not np.array_equal(train[7].sample.frames, train[13].sample.frames)
     told = {train.fingerprint, test.fingerprint, again.fingerprint}
-    assert len(told | {MovingDigits(num_examples=60, speed=(1, 1)).build("train").fingerprint}) == 4
+    assert len(told | {MovingDigits(num_examples=60, image_size=17).build("train").fingerprint}) == 4
 
 
 def test_motion_tells_the_label_and_no_single_frame_does() -> None:
@@ -70,9 +67,9 @@ def test_motion_tells_the_label_and_no_single_frame_does() -> None:
 
 def test_a_tree_is_read_with_its_labels_and_splits(tree: Path) -> None:
     train, test = (Folder(path=str(tree)).build(split) for split in ("train", "test"))
-    assert train.classes == ("left", "right") and (len(train), len(test)) == (22, 2)
+    assert train.classes == ("clockwise-medium", "clockwise-slow") and (len(train), len(test)) == (22, 2)
     assert sorted(example.label for example in (test[0], test[1])) == [0, 1]
-    first = train[0].sample
+    first = train[11].sample
     assert len(first) == 5 and first.fps == pytest.approx(8, abs=0.5)  # a GIF counts hundredths of a second
     assert np.array_equal(first.frames[:, ::4, ::4], np.repeat(moving(0, 5).frames, 3, axis=3))
     assert train.fingerprint != test.fingerprint
@@ -107,11 +104,11 @@ def test_trees_that_hold_no_clips_are_refused_in_one_line(tmp_path: Path, tree: 
         return str(caught.value)
 
     assert "does not exist" in refused(tmp_path / "nowhere")
-    assert "is a file, not a folder" in refused(tree / "left" / "000.gif")
+    assert "is a file, not a folder" in refused(tree / "clockwise-slow" / "000.gif")
     (tmp_path / "walk.mp4").write_bytes(b"\0")
     Image.new("L", (4, 4)).save(tmp_path / "title.png")
     assert "walk.mp4 is no animation: ffmpeg" in refused(tmp_path)
-    (tmp_path / "walk.gif").write_bytes((tree / "left" / "000.gif").read_bytes()[:40])
+    (tmp_path / "walk.gif").write_bytes((tree / "clockwise-slow" / "000.gif").read_bytes()[:40])
     assert "walk.gif: is damaged" in refused(tmp_path)
     (tmp_path / "walk.gif").unlink()
     Image.new("L", (5, 4)).save(tmp_path / "title2.png")
@@ -154,4 +151,4 @@ def test_arrays_of_another_layout_are_refused(arrays: dict[str, np.ndarray], wor
 
 def test_clips_of_two_sizes_fit_no_array(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="several sizes or rates"):
-        write_clips(tmp_path / "a.npz", [moving(0), moving_digit("train", 1, 12, 8, (1, 2))], None)
+        write_clips(tmp_path / "a.npz", [moving(0), moving_digit("train", 1, 12, 8)], None)
