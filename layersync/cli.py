@@ -221,10 +221,35 @@ def modalities(as_json: JsonOption = False) -> None:
     for name, parts in found.items():
         print(name)
         for part, names in parts.items():
-            print(f"  {part:10} {', '.join(names)}")
+            print(f"  {part:10} {names if isinstance(names, str) else ', '.join(names)}")
     print("Further metrics are KIND-EXTRACTOR, or KIND-EXTRACTOR.STREAM:")
     for kind, (_, meaning) in KINDS.items():
         print(f"  {kind:14} {meaning}")
+
+
+@app.command()
+def check(
+    modality: Annotated[str, typer.Argument(help="A modality, as layersync modalities names it.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe of it to check it on; by default MODALITY/quick.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a modality does what the core asks of it; a failure says where to look."""
+    from layersync.core.conformance.suite import Outcome, Report, open_subject, run_checks
+
+    outcomes: list[Outcome] = []
+    for outcome in run_checks(open_subject(modality, recipe, overrides or ())):
+        outcomes.append(outcome)
+        if not as_json:
+            shown = outcome.status.upper() if outcome.status == "failed" else outcome.status
+            print(f"{shown:8} {outcome.name:24} {outcome.message}", flush=True)
+    report = Report(modality, recipe or f"{modality}/quick", tuple(outcomes))
+    if as_json:
+        print(json.dumps(report.to_mapping()))
+    if not report.ok:
+        raise typer.Exit(2)
 
 
 @recipes_app.command("list")

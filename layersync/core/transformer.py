@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
+from layersync.core.adapter import Backbone, BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
 from layersync.core.errors import InputError
 
 
@@ -222,7 +222,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x_BTD), shift, scale))
 
 
-class DiffusionTransformer(nn.Module):
+class DiffusionTransformer(Backbone):
     """adaLN-Zero transformer over patches of a latent grid, conditioned on time, labels and text.
 
     Args:

@@ -165,6 +165,7 @@ class Vae(Tokenizer):
     """
 
     stochastic = True
+    round_trip_tolerance = None
 
     def __init__(self, config: VaeConfig):
         self.config = config
