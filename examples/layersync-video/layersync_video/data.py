@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -31,7 +31,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBom
 
 
 class Clips(ExampleDataset):
-    """Clips read on demand: ``read(i)`` gives one or raises :class:`InputError`."""
+    """Clips read on demand: ``read(i)`` gives one or raises :class:`InputError`. It can be pickled, for workers."""
 
     def __init__(
         self,
@@ -61,9 +61,7 @@ class MovingDigits(DataConfig):
     cannot tell the labels apart.
     """
 
-    packaged: ClassVar[str] = (
-        "handwritten digits circling in 6 ways, made on the spot (scikit-learn; UCI, CC BY 4.0)"
-    )
+    packaged: ClassVar[str] = "handwritten digits circling in 6 ways, made on the spot (scikit-learn; UCI, CC BY 4.0)"
     name: Literal["moving-digits"] = "moving-digits"
     num_examples: int = Field(2400, ge=len(MOTIONS), description="Clips to train on; a fifth as many are held out.")
     image_size: int = Field(16, ge=12, description="Height and width of a frame in pixels; a digit has 8.")
@@ -75,9 +73,9 @@ class MovingDigits(DataConfig):
     def build(self, split: Split) -> Clips:  # noqa: D102
         count = self.num_examples if split == "train" else max(len(MOTIONS), self.num_examples // 5)
         return Clips(
-            lambda index: moving_digit(split, index, self.image_size, self.num_frames),
+            partial(moving_digit, split, image_size=self.image_size, num_frames=self.num_frames),
             [f"moving-digits {split}[{index}]" for index in range(count)],
-            f"moving-digits-2-{split}-{count}-{self.image_size}-{self.num_frames}",
+            f"moving-digits-1-{split}-{count}-{self.image_size}-{self.num_frames}",
             [index % len(MOTIONS) for index in range(count)],
             MOTIONS,
         )
@@ -103,7 +101,7 @@ def moving_digit(split: Split, index: int, image_size: int, num_frames: int) -> 
     places = radius + radius * np.stack([np.sin(2 * np.pi * turns), np.cos(2 * np.pi * turns)], axis=1)  # rows go down
     canvas = np.zeros((image_size, image_size))
     canvas[:DIGIT_SIZE, :DIGIT_SIZE] = digit
-    frames = [shift(canvas, place, order=1) for place in places]
+    frames = [shift(canvas, place, order=1, mode="grid-constant") for place in places]
     return Clip(np.round(np.stack(frames)).astype(np.uint8)[..., None], MOVING_FPS)
 
 
@@ -166,7 +164,11 @@ def files_as_clips(
     """Animations and folders of pictures as a data set, keyed by their content."""
     files = [file for clip in clips for file in (pictures(clip) if clip.is_dir() else [clip])]
     told = f"clips-{fps:g}-{labels}-{fingerprint_files(root, files, None, 'auto')}"
-    return Clips(lambda index: read_clip(clips[index], fps), [str(clip) for clip in clips], told, labels, classes)
+    return Clips(partial(_read_nth, clips, fps), [str(clip) for clip in clips], told, labels, classes)
+
+
+def _read_nth(clips: Sequence[Path], fps: float, index: int) -> Clip:
+    return read_clip(clips[index], fps)
 
 
 def read_clip(path: Path, fps: float) -> Clip:

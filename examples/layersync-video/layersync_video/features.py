@@ -70,6 +70,7 @@ class VideoMae(FeatureExtractor):
     name = "videomae"
     streams: ClassVar[tuple[str, ...]] = ("features", "logits")
     batch_size: ClassVar[int] = 4
+    published_weights: ClassVar[bool] = True
 
     def __init__(self, given: str | None = None) -> None:
         from transformers import VideoMAEForVideoClassification

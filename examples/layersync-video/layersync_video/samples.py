@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layersync.core.errors import InputError
 from layersync.core.paths import fingerprint_files
@@ -43,12 +45,16 @@ def open_clips(path: Path) -> Clips:
     if labels is not None and (labels.shape != (len(videos),) or labels.dtype.kind not in "iu" or labels.min() < 0):
         raise InputError(f"{path}: labels has to be a class number, from 0, for each of {len(videos)} clips")
     return Clips(
-        lambda index: Clip(videos[index, : lengths[index]], fps),
+        partial(_row, videos, lengths, fps),
         [f"{path}[{index}]" for index in range(len(videos))],
         f"videos-{fingerprint_files(path.parent, [path], None)}",
         None if labels is None else labels.tolist(),
         () if labels is None else [str(number) for number in range(int(labels.max()) + 1)],
     )
+
+
+def _row(videos: NDArray[np.uint8], lengths: NDArray[np.int64], fps: float, index: int) -> Clip:
+    return Clip(videos[index, : lengths[index]], fps)
 
 
 def write_clips(path: Path, clips: Sequence[Clip], labels: Sequence[int] | None) -> None:

@@ -33,7 +33,8 @@ def test_digits_circle_as_their_label_says(index: int) -> None:
     rows, columns = np.diff(centres(example.sample), axis=0).T
     angles = np.unwrap(np.arctan2(rows, columns))  # rows go down: the angle grows clockwise
     turns_a_second = np.diff(angles) / (2 * np.pi) * example.sample.fps
-    assert np.allclose(turns_a_second, SPEEDS[speed] * (1 if direction == "clockwise" else -1), atol=0.03)
+    sign = 1 if direction == "clockwise" else -1
+    assert np.allclose(turns_a_second, sign * SPEEDS[speed], atol=0.03)
     distance = np.hypot(rows, columns).mean()
     assert distance == pytest.approx(2 * 8 * np.sin(np.pi * SPEEDS[speed] / example.sample.fps), rel=0.05)  # radius 8
 
