@@ -143,7 +143,7 @@ class DataConfig(Section, ABC):
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Shape of one latent. ``grid`` is (height, width), (mels, frames) or (frames,).
+    """Shape of one latent. ``grid`` is (height, width), (mels, frames), (frames,) or (height, width, frames).
 
     Layout is (channels, *grid), or (frames, channels) where ``sequence`` is true. Where ``variable`` is true the last
     axis of the grid counts frames: clips longer than it are cut to windows, shorter ones padded and masked.

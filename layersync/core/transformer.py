@@ -226,7 +226,8 @@ class DiffusionTransformer(Backbone):
     """adaLN-Zero transformer over patches of a latent grid, conditioned on time, labels and text.
 
     Args:
-        grid: cells per axis, (height, width), (mels, frames) or (frames,); each a multiple of its patch.
+        grid: cells per axis, (height, width), (mels, frames), (frames,) or (height, width, frames); each a multiple of
+            its patch.
         patch_size: cells per patch and axis; one number for all axes, or one each.
         in_channels: channels of the latent.
         hidden_size: channels of a token; a multiple of ``num_heads``.
