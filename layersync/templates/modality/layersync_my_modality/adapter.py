@@ -12,9 +12,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from layersync.core.adapter import ConditionSpec, LatentSpec, Section, Split
+from layersync.core.adapter import Backbone, ConditionSpec, LatentSpec, Section, Split
 from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync_my_modality.backbone import BackboneConfig
 from layersync_my_modality.data import BeatsConfig, Signal, SignalDataset
@@ -43,7 +43,7 @@ class MyModalityAdapter:
         """The tokenizer of a ``tokenizer`` section."""
         return SignalTokenizer(config)
 
-    def backbone(self, config: BackboneConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
+    def backbone(self, config: BackboneConfig, latent: LatentSpec, condition: ConditionSpec) -> Backbone:
         """The network of a ``backbone`` section, for latents of this shape."""
         return config.build(latent, condition)
 
