@@ -10,6 +10,7 @@ _HOMES = {
     "InputError": "layersync.core.errors",
     "Recipe": "layersync.core.recipe",
     "Run": "layersync.core.run",
+    "compare": "layersync.core.experiment",
     "attach": "layersync.core.regularizer.attach",
     "evaluate": "layersync.core.evaluation",
     "load": "layersync.core.generation",

@@ -105,7 +105,7 @@ def sample(
     written = write_samples(
         run,
         num=num,
-        labels=_integers(labels),
+        labels=None if labels is None else _integers(labels, "--labels"),
         prompts=prompt or None,
         frames=frames,
         seed=seed,
@@ -181,6 +181,47 @@ def score(
     _print_scores(result, ", ".join(result.generated) + (f" against {result.real}" if result.real else ""), as_json)
 
 
+@app.command()
+def compare(
+    recipes: Annotated[list[str], typer.Argument(help="YAML files or shipped recipes; each is a domain of its own.")],
+    variants: Annotated[
+        str, typer.Option(help="a,b: baseline, regularizers by name, null (the first with other seeds).")
+    ] = "baseline,layersync",
+    variant: Annotated[
+        list[str] | None, typer.Option(help="NAME:KEY=VALUE[,KEY=VALUE]: one of your own; may be given again.")
+    ] = None,
+    overrides: SetOption = None,
+    seeds: Annotated[str, typer.Option(help="How many, or which: 3, or 100,101,102.")] = "3",
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each GPU, or one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory; by default comparisons/ and the recipes' names.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison that is there.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train variants of recipes with several seeds, and say what each gains."""
+    from layersync.core.experiment import compare as run_comparison
+    from layersync.core.experiment import parse_variants
+
+    target = out or Path("comparisons") / "+".join(
+        Path(name).stem if Path(name).is_file() else name for name in recipes
+    ).replace("/", "-")
+    found = run_comparison(
+        recipes,
+        parse_variants(variants, variant or ()),
+        _seeds(seeds),
+        out=target,
+        overrides=overrides or (),
+        jobs=jobs,
+        resume=resume,
+        shown=True,
+    )
+    if not _main_process():
+        return
+    if as_json:
+        print(json.dumps(found.to_mapping()))
+    else:
+        print(target)
+
+
 @app.command("import")
 def import_(
     layout: Annotated[str, typer.Argument(help="sit (SiT's and LayerSync's code) or repa.")],
@@ -223,8 +264,8 @@ def modalities(as_json: JsonOption = False) -> None:
         for part, names in parts.items():
             print(f"  {part:10} {', '.join(names)}")
     print("Further metrics are KIND-EXTRACTOR, or KIND-EXTRACTOR.STREAM:")
-    for kind, (_, meaning) in KINDS.items():
-        print(f"  {kind:14} {meaning}")
+    for kind, about in KINDS.items():
+        print(f"  {kind:14} {about.meaning}")
 
 
 @app.command("new-modality")
@@ -334,15 +375,19 @@ def data_tokenize(
             _say(f"{split}: {len(cache):,} examples, {cache.meta['bytes'] / 2**20:,.0f} MiB in {cache.directory}")
 
 
-def _integers(text: str | None) -> list[int] | None:
+def _integers(text: str, option: str) -> list[int]:
     from layersync.core.errors import InputError
 
-    if text is None:
-        return None
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise InputError(f"--labels: {text!r} is no list of numbers such as 0,1,2") from None
+        raise InputError(f"{option}: {text!r} is no list of numbers such as 0,1,2") from None
+
+
+def _seeds(text: str) -> int | list[int]:
+    """One number says how many; several, or one with a comma after it, say which."""
+    found = _integers(text.removesuffix(","), "--seeds")
+    return found[0] if len(found) == 1 and "," not in text else found
 
 
 def _weights(options: list[str] | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Literal, NamedTuple
 
 from layersync.core.adapter import MODALITY_GROUP, ModalityAdapter, load_adapter, registered
 from layersync.core.errors import InputError, nearest
@@ -23,29 +24,47 @@ class Needs(Enum):
     TEXT = "generated samples and their texts"
 
 
-KINDS: dict[str, tuple[Needs, str]] = {
-    "fd": (Needs.BOTH, "Fréchet distance (FID, FAD); 0 is best"),
-    "fd-inf": (Needs.BOTH, "Fréchet distance extrapolated to endless samples (FAD-infinity)"),
-    "fd-each": (Needs.BOTH, "Fréchet distance of each generated sample's own rows: per-file FAD"),
-    "kd": (Needs.BOTH_ROWS, "kernel distance, cubic and unbiased (KID)"),
-    "kad": (Needs.BOTH_ROWS, "kernel audio distance: Gaussian, median bandwidth of the reference, times 100"),
-    "precision": (Needs.BOTH_ROWS, "share of generated samples inside the real manifold (k = 3)"),
-    "recall": (Needs.BOTH_ROWS, "share of real samples inside the generated manifold (k = 3)"),
-    "density": (Needs.BOTH_ROWS, "how densely generated samples lie around real ones (k = 5)"),
-    "coverage": (Needs.BOTH_ROWS, "share of real samples with a generated one near (k = 5)"),
-    "is": (Needs.GENERATED, "inception score of the class probabilities"),
-    "diversity": (Needs.GENERATED, "mean distance of 300 random pairs"),
-    "multimodality": (Needs.TEXT, "mean distance of samples of the same text"),
-    "similarity": (Needs.TEXT, "mean cosine of a sample and its text (CLAP and CLIP score)"),
-    "matching": (Needs.TEXT, "mean distance of a motion and its text"),
-    "r-precision-1": (Needs.TEXT, "share of texts whose motion is nearest, in batches of 32"),
-    "r-precision-2": (Needs.TEXT, "likewise among the two nearest"),
-    "r-precision-3": (Needs.TEXT, "likewise among the three nearest"),
+Better = Literal["lower", "higher"]
+"""Which way a score improves."""
+
+
+class Kind(NamedTuple):
+    """What a kind of metric is computed from, says, and which way it improves; ``None``: towards that of real data."""
+
+    needs: Needs
+    meaning: str
+    better: Better | None
+
+
+KINDS: dict[str, Kind] = {
+    "fd": Kind(Needs.BOTH, "Fréchet distance (FID, FAD); 0 is best", "lower"),
+    "fd-inf": Kind(Needs.BOTH, "Fréchet distance extrapolated to endless samples (FAD-infinity)", "lower"),
+    "fd-each": Kind(Needs.BOTH, "Fréchet distance of each generated sample's own rows: per-file FAD", "lower"),
+    "kd": Kind(Needs.BOTH_ROWS, "kernel distance, cubic and unbiased (KID)", "lower"),
+    "kad": Kind(
+        Needs.BOTH_ROWS, "kernel audio distance: Gaussian, median bandwidth of the reference, times 100", "lower"
+    ),
+    "precision": Kind(Needs.BOTH_ROWS, "share of generated samples inside the real manifold (k = 3)", "higher"),
+    "recall": Kind(Needs.BOTH_ROWS, "share of real samples inside the generated manifold (k = 3)", "higher"),
+    "density": Kind(Needs.BOTH_ROWS, "how densely generated samples lie around real ones (k = 5)", "higher"),
+    "coverage": Kind(Needs.BOTH_ROWS, "share of real samples with a generated one near (k = 5)", "higher"),
+    "is": Kind(Needs.GENERATED, "inception score of the class probabilities", "higher"),
+    "diversity": Kind(Needs.GENERATED, "mean distance of 300 random pairs", None),
+    "multimodality": Kind(Needs.TEXT, "mean distance of samples of the same text", None),
+    "similarity": Kind(Needs.TEXT, "mean cosine of a sample and its text (CLAP and CLIP score)", "higher"),
+    "matching": Kind(Needs.TEXT, "mean distance of a motion and its text", "lower"),
+    "r-precision-1": Kind(Needs.TEXT, "share of texts whose motion is nearest, in batches of 32", "higher"),
+    "r-precision-2": Kind(Needs.TEXT, "likewise among the two nearest", "higher"),
+    "r-precision-3": Kind(Needs.TEXT, "likewise among the three nearest", "higher"),
 }
 """Kinds of metrics: what each needs, and what it says."""
 
-DOMAIN_METRICS = ("fd-classifier", "label-agreement", "nearest-training")
-"""Metrics of a run that come with every labelled data set."""
+DOMAIN_METRICS: dict[str, Better | None] = {
+    "fd-classifier": "lower",
+    "label-agreement": "higher",
+    "nearest-training": None,
+}
+"""Metrics of a run that come with every labelled data set, and which way each improves."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,14 @@ class MetricName:
     @property
     def needs(self) -> Needs:
         """What it is computed from."""
-        return KINDS[self.kind][0] if self.extractor else Needs.GENERATED
+        return KINDS[self.kind].needs if self.extractor else Needs.GENERATED
+
+    @property
+    def better(self) -> Better | None:
+        """Which way it improves; a modality's own scores are defects (skating, jitter), less of which is better."""
+        if self.extractor:
+            return KINDS[self.kind].better
+        return DOMAIN_METRICS.get(self.kind, "lower")
 
 
 def metric_names(modality: str) -> list[str]:

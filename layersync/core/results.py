@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,160 @@ class DryRun:
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class SimilarityMap:
+    """How similar the outputs of all blocks are after ``step`` steps, on one fixed held-out batch.
+
+    ``cosine`` and ``centred`` are (depth, depth), symmetric, the first row that of block 1; ``centred`` has each
+    sample's mean over its tokens removed first.
+    """
+
+    step: int
+    cosine: tuple[tuple[float, ...], ...]
+    centred: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """One run of a comparison: a variant trained with one seed.
+
+    ``steps`` are those that were evaluated, ascending; ``scores``, ``seconds`` (of training, evaluation left out),
+    ``held_out_loss`` and ``similarity`` have an entry for each of them.
+    """
+
+    seed: int
+    status: Literal["finished", "failed", "waiting"]
+    path: str
+    """The run directory, relative to the comparison's."""
+    steps: tuple[int, ...] = ()
+    scores: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    seconds: tuple[float, ...] = ()
+    held_out_loss: tuple[float, ...] = ()
+    similarity: tuple[SimilarityMap, ...] = ()
+    step_seconds: float | None = None
+    """Median time of a training step, over the logged ones."""
+    process_seconds: float | None = None
+    """Life of the run's process: start, training, scores, samples."""
+    error: str = ""
+    environment: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What a variant gains over the comparison's reference variant in one metric, paired by seed.
+
+    A fraction: 0.1 is 10 % better, whichever way the metric improves, -0.1 is 10 % worse. Mean and interval are taken
+    on logarithms of ratios. ``None`` stands for what cannot be said: ``interval`` and ``resolution`` of one seed, all
+    of a metric without a better side or with scores that are not positive; ``note`` then says why.
+    """
+
+    mean: float | None
+    interval: tuple[float, float] | None
+    seeds: int
+    resolution: float | None = None
+    """The smallest gain that would have been told from none: half the width of the interval, as a gain."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """How many times sooner a variant comes to the reference variant's last score: 2 is in half the steps.
+
+    ``steps`` and ``seconds`` are ``None`` where it does not come there: ``note`` says so. In intervals, 95 % over
+    resampled seeds, 0 stands for "not reached".
+    """
+
+    steps: float | None
+    steps_interval: tuple[float, float] | None
+    seconds: float | None
+    seconds_interval: tuple[float, float] | None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Overhead:
+    """Time of a training step over the reference variant's, paired by seed: 1.02 is 2 % slower."""
+
+    ratio: float
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A quantity at each evaluated step: mean over seeds, and its 95 % t interval where there are two seeds or more."""
+
+    mean: tuple[float, ...]
+    interval: tuple[tuple[float, float], ...] | None
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One arm of a comparison. ``overrides`` made it of the recipe; ``pairs`` are those that its regularizer aligns."""
+
+    overrides: tuple[str, ...]
+    recipe: str
+    """Its recipe file, relative to the comparison's directory."""
+    regularizer: dict[str, Any]
+    pairs: tuple[tuple[int, int], ...]
+    runs: tuple[RunRecord, ...]
+    curves: dict[str, Curve] = field(default_factory=dict)
+    gain: Gain | None = None
+    """In the domain's metric, at the last step; ``None`` for the reference variant."""
+    gains: dict[str, Gain] = field(default_factory=dict)
+    """The same for every metric. They are never averaged."""
+    speed_up: SpeedUp | None = None
+    overhead: Overhead | None = None
+    similarity: dict[str, dict[str, Curve]] = field(default_factory=dict)
+    """Of each pair (``"4-7"``) that any variant aligns, and the paper's: ``cosine`` and ``centred``."""
+    samples: str = ""
+    """Folder of rendered samples of the first seed, relative to the comparison's directory; the same noise and
+    conditions for every variant. Empty until there are any."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One recipe of a comparison, under all variants."""
+
+    name: str
+    modality: str
+    recipe: str
+    """As it was given: a shipped name or a file's name."""
+    metric: str
+    """The first of the recipe's: what gain and speed-up are about."""
+    reference: str
+    """The variant that the others are compared with."""
+    better: dict[str, str | None]
+    """Of each metric: ``lower``, ``higher``, or ``None`` where neither is."""
+    settings: dict[str, Any]
+    """Of the numbers: steps, sampling settings, and of each metric extractor, checksum and reference."""
+    variants: dict[str, Variant]
+    notes: tuple[str, ...] = ()
+    """What a reader has to know: few seeds, failed runs, curves that were still falling."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What ``layersync compare`` writes to ``compare.json``."""
+
+    seeds: tuple[int, ...]
+    domains: tuple[Domain, ...]
+    command: str
+    """What makes it again."""
+    versions: dict[str, str]
+    machine: dict[str, Any]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_mapping(cls, content: Any) -> Comparison:
+        """The inverse of :meth:`to_mapping`. Raises ValueError for anything else."""
+        from pydantic import TypeAdapter
+
+        return TypeAdapter(cls).validate_python(content)
 
 
 LISTED = 3

@@ -197,7 +197,7 @@ def test_weights_that_are_missing_are_said_with_the_file_and_the_place(command: 
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind, (needs, _) in KINDS.items() if needs is not Needs.TEXT and kind not in ("fd-each", "is")],
+    [kind for kind, (needs, _, _) in KINDS.items() if needs is not Needs.TEXT and kind not in ("fd-each", "is")],
 )
 def test_every_kind_scores_two_sets(sets: dict[str, Path], kind: str) -> None:
     name = f"{kind}-kinetic"

@@ -1,0 +1,180 @@
+"""What the runs of a comparison say: from their records to a :class:`Comparison`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layersync.core.gain import ENOUGH_SEEDS, FLAT, curve, last_change, overhead, paired_gain, speed_up
+from layersync.core.metric import Better, parse_metrics
+from layersync.core.recipe import Recipe
+from layersync.core.regularizer.layersync import Pair
+from layersync.core.results import Domain, RunRecord, Variant
+
+BASELINE = "baseline"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant of one recipe."""
+
+    domain: str
+    given: str
+    """The recipe as it was named."""
+    variant: str
+    overrides: tuple[str, ...]
+    recipe: Recipe
+    offset: int = 0
+    """Added to every seed."""
+    pairs: tuple[Pair, ...] = ()
+    """What its regularizer aligns, or the paper's pair; known once the data is."""
+
+    @property
+    def file(self) -> str:
+        """Its recipe file, relative to the comparison."""
+        return f"recipes/{self.domain}-{self.variant}.yaml"
+
+    @property
+    def samples(self) -> str:
+        """Folder of its rendered samples, relative to the comparison."""
+        return f"samples/{self.domain}/{self.variant}"
+
+    def run(self, seed: int) -> str:
+        """Directory of its run with ``seed``, relative to the comparison."""
+        return f"runs/{self.domain}/{self.variant}/seed-{seed}"
+
+
+Records = dict[tuple[str, str, int], RunRecord]
+"""What is known of runs: by domain, variant and seed (without the variant's offset)."""
+
+
+def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, directory: Path) -> Domain:
+    """The variants of one recipe, compared with its reference: ``baseline``, or the first where there is none."""
+    recipe = arms[0].recipe
+    metrics = {metric.name: metric.better for metric in parse_metrics(recipe.modality, recipe.evaluate.metrics)}
+    reference = next((arm for arm in arms if arm.variant == BASELINE), arms[0])
+    runs = {
+        arm.variant: tuple(
+            records.get((arm.domain, arm.variant, seed), RunRecord(seed + arm.offset, "waiting", arm.run(seed)))
+            for seed in seeds
+        )
+        for arm in arms
+    }
+    pairs = tuple(dict.fromkeys(pair for arm in arms for pair in arm.pairs))
+    first = next(iter(recipe.evaluate.metrics))
+    variants = {
+        arm.variant: _variant(arm, runs[arm.variant], runs[reference.variant], metrics, pairs, directory)
+        for arm in arms
+    }
+    return Domain(
+        name=reference.domain,
+        modality=recipe.modality,
+        recipe=reference.given,
+        metric=first,
+        reference=reference.variant,
+        better=dict(metrics),
+        settings=_settings(recipe, runs[reference.variant]),
+        variants=variants,
+        notes=tuple(_notes(seeds, first, runs, variants[reference.variant])),
+    )
+
+
+def _variant(
+    arm: Arm,
+    runs: tuple[RunRecord, ...],
+    reference: tuple[RunRecord, ...],
+    metrics: Mapping[str, Better | None],
+    pairs: Sequence[Pair],
+    directory: Path,
+) -> Variant:
+    done = [run for run in runs if run.status == "finished"]
+    curves = {name: curve([run.scores[name] for run in done]) for name in metrics} if done else {}
+    similarity = {}
+    for student, teacher in pairs:
+        if done and teacher <= len(done[0].similarity[0].cosine):
+            similarity[f"{student}-{teacher}"] = {
+                kind: curve(
+                    [[getattr(found, kind)[student - 1][teacher - 1] for found in run.similarity] for run in done]
+                )
+                for kind in ("cosine", "centred")
+            }
+    samples = arm.samples if (directory / arm.samples).is_dir() else ""
+    found = Variant(
+        overrides=arm.overrides,
+        recipe=arm.file,
+        regularizer=arm.recipe.regularizer.model_dump(mode="json"),
+        pairs=arm.pairs if arm.recipe.regularizer.name == "layersync" else (),
+        runs=runs,
+        curves=curves,
+        similarity=similarity,
+        samples=samples,
+    )
+    if runs is reference:
+        return found
+    both = [(before, after) for before, after in zip(reference, runs, strict=True) if _finished_both(before, after)]
+    gains = {
+        name: paired_gain([b.scores[name][-1] for b, _ in both], [a.scores[name][-1] for _, a in both], better)
+        for name, better in metrics.items()
+    }
+    timed = [(b.step_seconds, a.step_seconds) for b, a in both if b.step_seconds and a.step_seconds]
+    cost = overhead([b for b, _ in timed], [a for _, a in timed])
+    first = next(iter(metrics))
+    steps = both[0][0].steps if both else ()
+    speed = speed_up(
+        steps,
+        [b.scores[first] for b, _ in both],
+        [a.scores[first] for _, a in both],
+        metrics[first],
+        None if cost is None else cost.ratio,
+    )
+    return replace(found, gain=gains[first], gains=gains, speed_up=speed, overhead=cost)
+
+
+def _finished_both(before: RunRecord, after: RunRecord) -> bool:
+    return before.status == after.status == "finished"
+
+
+def _settings(recipe: Recipe, runs: Sequence[RunRecord]) -> dict[str, Any]:
+    """What a number is never reported without."""
+    found: dict[str, Any] = {
+        "steps": recipe.train.steps,
+        "batch_size": recipe.train.batch_size,
+        "evaluate_every": recipe.evaluate.every,
+        "num_samples": recipe.evaluate.num_samples,
+        "sample": recipe.sample.model_dump(mode="json"),
+        "data": recipe.data.model_dump(mode="json"),
+    }
+    evaluation = next((run.environment["evaluation"] for run in runs if run.status == "finished"), None)
+    if evaluation is not None:
+        found["sampling"], found["weights"] = evaluation["sampling"], evaluation["weights"]
+        found["metrics"] = {
+            name: {key: score[key] for key in ("extractor", "checksum", "preprocessing", "reference", "num_samples")}
+            for name, score in evaluation["metrics"].items()
+        }
+    return found
+
+
+def _notes(
+    seeds: Sequence[int], metric: str, runs: Mapping[str, Sequence[RunRecord]], reference: Variant
+) -> Iterator[str]:
+    if len(seeds) == 1:
+        yield "one seed: no error bar"
+    elif len(seeds) < ENOUGH_SEEDS:
+        yield f"indicative: {len(seeds)} seeds, fewer than {ENOUGH_SEEDS}"
+    for name, of in runs.items():
+        failed = [run for run in of if run.status == "failed"]
+        waiting = sum(run.status == "waiting" for run in of)
+        if failed:
+            listed = ", ".join(f"seed {run.seed} ({run.error})" for run in failed)
+            yield f"{name}: {len(failed)} of {len(of)} runs failed and are left out: {listed}"
+        if waiting:
+            yield f"{name}: {waiting} of {len(of)} runs are not finished"
+    curves = [run.scores[metric] for run in reference.runs if run.status == "finished"]
+    change = last_change(curves) if curves else 0.0
+    if abs(change) > FLAT:
+        yield (
+            f"the reference's {metric} changed by {change:+.1%} over the last interval: its curve is not flat, "
+            f"a longer training may say something else"
+        )

@@ -1,0 +1,444 @@
+"""Several runs, paired by seed, compared: what ``layersync compare`` does.
+
+A comparison is a directory. ``compare.json`` holds all that is known of its runs, and is enough to go on with it: run
+directories and checkpoints may be gone. The plan is made and checked here, runs are processes of their own
+(:mod:`layersync.core.experiment_run`), what they say together comes from :mod:`layersync.core.gain`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shlex
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from layersync.core.adapter import registered
+from layersync.core.comparison import BASELINE, Arm, Records, summarise
+from layersync.core.errors import InputError, Interrupted, nearest
+from layersync.core.evaluation import NEEDS_LABELS, open_extractors
+from layersync.core.experiment_run import Assignment
+from layersync.core.metric import parse_metrics
+from layersync.core.parallel import Processes
+from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task
+from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.regularizer.base import REGULARIZER_GROUP
+from layersync.core.results import Comparison, RunRecord
+from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
+from layersync.core.trainer import Parts, build_parts, probe_pairs
+
+RESULTS = "compare.json"
+NULL = "null"
+OTHER_SEEDS = 1_000_000
+"""What the variant ``null`` adds to a seed: the reference again, trained from other draws."""
+COMMON = ("modality", "seed", "data", "tokenizer", "evaluate", "train.steps")
+"""Keys in which the variants of a comparison agree: with others, the difference of two scores would mean something
+else."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+OVERRIDE = r"\s*[a-z_]+(\.[a-z_]+)+="
+NEXT_OVERRIDE = re.compile(rf",(?={OVERRIDE})")
+"""The commas between overrides, not those inside of their values."""
+
+
+def compare(
+    recipes: Sequence[str | os.PathLike[str]],
+    variants: Sequence[str] | Mapping[str, Sequence[str]] = (BASELINE, "layersync"),
+    seeds: int | Sequence[int] = 3,
+    *,
+    out: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    jobs: int | None = None,
+    resume: bool = False,
+    shown: bool = False,
+) -> Comparison:
+    """Train every recipe under every variant with every seed, score all runs at every evaluated step, and compare.
+
+    Runs of the same seed have the same initial weights, draws and sampling noise.
+
+    Args:
+        recipes: files or shipped names; each is a domain of its own.
+        variants: names (``baseline``: no regularizer; any registered regularizer: with the recipe's keys if it is the
+            recipe's own, else its defaults; ``null``: the first variant once more with other seeds), or a mapping of
+            names to overrides, none for those names. Gains are over ``baseline``, or the first where there is none.
+        seeds: how many, from the recipe's on, or which.
+        out: directory to make; with ``resume``, the one to go on with.
+        overrides: ``section.key=value`` for all recipes.
+        jobs: runs at the same time; by default one for each GPU, or one. They share the cores of the machine.
+        resume: keep the runs that are finished in ``out``. Seeds, variants and recipes may have been added.
+        shown: whether a progress bar is drawn.
+
+    Raises:
+        InputError: before any work, for whatever cannot be run or compared.
+        Interrupted: after Ctrl-C, once the runs have saved their state.
+    """
+    directory = Path(out)
+    named = dict.fromkeys(variants, ()) if not isinstance(variants, Mapping) else variants
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        chosen = _seeds(seeds, recipes, overrides)
+        arms = _arms(recipes, named, overrides)
+        earlier = _earlier(directory, resume)
+        if earlier is not None:
+            _check_same(directory, arms, earlier)
+    for message in dict.fromkeys(str(warning.message) for warning in caught):  # each once, not once a variant
+        warnings.warn(message, stacklevel=2)
+    count = _jobs(jobs)
+    records = _finished(directory, arms, chosen, earlier)
+    arms = _check_work(arms, chosen, records, earlier)
+    command = _command(recipes, named, chosen, overrides, count)
+    experiment = _Experiment(directory, arms, chosen, command, records)
+    processes = Processes.here()
+    if processes.main:
+        experiment.begin()
+    processes.wait()
+    tasks = experiment.tasks()
+    pool = ProcessPool(count, tasks[processes.rank :: processes.count], shown=shown and processes.main)
+    try:
+        for task in pool.run():
+            experiment.note(task)
+            if processes.main:
+                experiment.write()
+        if processes.main:
+            experiment.wait_for_others()
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped; the runs have saved their state: go on with --resume --out {directory}") from None
+    if processes.main:
+        experiment.write()
+    return experiment.comparison()
+
+
+def parse_variants(named: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Variants by name, from ``a,b`` and from ``NAME:KEY=VALUE[,KEY=VALUE]`` each; InputError for anything else."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name in named.split(",") if named.strip() else []:
+        if name.strip() in found:
+            raise InputError(f"--variants: {name.strip()!r} is named twice")
+        found[name.strip()] = ()
+    for text in given:
+        name, colon, rest = text.partition(":")
+        changes = tuple(part.strip() for part in NEXT_OVERRIDE.split(rest))
+        if not colon or not all(re.match(OVERRIDE, change) for change in changes):
+            raise InputError(
+                f"--variant {text!r}: is not NAME:KEY=VALUE[,KEY=VALUE], such as weak:regularizer.weight=0.05"
+            )
+        if name in found:
+            raise InputError(f"--variant {text!r}: {name} is named already")
+        found[name] = changes
+    return found
+
+
+def load_comparison(directory: str | os.PathLike[str]) -> Comparison:
+    """``compare.json`` of a comparison. InputError when it is missing or damaged."""
+    path = Path(directory) / RESULTS
+    if not path.is_file():
+        raise InputError(f"{directory}: has no {RESULTS}; layersync compare makes one")
+    try:
+        return Comparison.from_mapping(json.loads(path.read_text()))
+    except ValueError as error:
+        first = (str(error).splitlines() or [""])[0]
+        raise InputError(f"{path}: is damaged, or of another version of layersync ({first})") from None
+
+
+def _seeds(
+    seeds: int | Sequence[int], recipes: Sequence[str | os.PathLike[str]], overrides: Sequence[str]
+) -> tuple[int, ...]:
+    if not recipes:
+        raise InputError("compare: needs at least one recipe")
+    if not isinstance(seeds, int):
+        found = tuple(seeds)
+        if not found or len(set(found)) < len(found) or min(found) < 0 or max(found) >= 2**63 - OTHER_SEEDS:
+            raise InputError(f"--seeds: {list(found)} are not different numbers from 0 to 2^63 - {OTHER_SEEDS + 1}")
+        return found
+    if seeds < 1:
+        raise InputError(f"--seeds: {seeds}; at least 1")
+    first = {str(source): load_recipe(source, overrides).seed for source in recipes}
+    if len(set(first.values())) > 1:
+        raise InputError(f"seed: the recipes start from different ones, {first}; name them by --seeds 0,1,...")
+    start = next(iter(first.values()))
+    return tuple(range(start, start + seeds))
+
+
+def _jobs(jobs: int | None) -> int:
+    if jobs is not None and jobs < 1:
+        raise InputError(f"--jobs: {jobs}; at least 1")
+    if jobs is not None:
+        return jobs
+    return 1 if os.environ.get("LOCAL_RANK") is not None else max(1, torch.cuda.device_count())
+
+
+def _arms(
+    recipes: Sequence[str | os.PathLike[str]], variants: Mapping[str, Sequence[str]], overrides: Sequence[str]
+) -> list[Arm]:
+    """All variants of all recipes, checked as far as recipes alone can be."""
+    if not variants:
+        raise InputError("--variants: none is named")
+    for name in variants:
+        if not NAME.fullmatch(name):
+            raise InputError(f"variant {name!r}: a name is letters, digits, dots, dashes and underlines")
+    if NULL in variants and not variants[NULL] and next(iter(variants)) == NULL:
+        raise InputError(f"variant {NULL}: is the first variant with other seeds; name another before it")
+    arms: list[Arm] = []
+    for source in recipes:
+        base = load_recipe(source, overrides)
+        file = Path(source).expanduser()
+        domain = file.stem if file.is_file() else str(source).replace("/", "-")
+        if not NAME.fullmatch(domain):
+            raise InputError(f"recipe {str(source)!r}: its name becomes a folder; letters, digits, dots, - and _ only")
+        if any(arm.domain == domain for arm in arms):
+            raise InputError(f"recipe {str(source)!r}: {domain} is there already; give it once, or another file name")
+        own = []
+        for name, given in variants.items():
+            again = name == NULL and not given
+            model = next(iter(variants)) if again else name
+            changes = _changes(model, tuple(variants[model]), base)
+            recipe = load_recipe(source, [*overrides, *changes])
+            own.append(Arm(domain, str(source), name, changes, recipe, OTHER_SEEDS if again else 0))
+        _check_comparable(own)
+        arms += own
+    return arms
+
+
+def _changes(name: str, given: tuple[str, ...], base: Recipe) -> tuple[str, ...]:
+    """Overrides that make the variant ``name`` of a recipe."""
+    if given:
+        keys = [change.partition("=")[0].strip() for change in given]
+        about = any(key.startswith("regularizer.") for key in keys) and "regularizer.name" not in keys
+        return ("regularizer.name=layersync", *given) if about and base.regularizer.name == "none" else given
+    if name == BASELINE:
+        return ("regularizer.name=none",)
+    names = registered(REGULARIZER_GROUP)
+    if name not in names:
+        hint = nearest(name, [BASELINE, NULL, *names])
+        raise InputError(f"variant {name!r}: is unknown; {hint}; or --variant {name}:KEY=VALUE")
+    return (f"regularizer.name={name}",)
+
+
+def _check_comparable(arms: Sequence[Arm]) -> None:
+    """Variants of one recipe differ, and not in what a score means."""
+    for number, arm in enumerate(arms):
+        for other in arms[:number]:
+            ours, theirs = arm.recipe.to_mapping(), other.recipe.to_mapping()
+            differing = differing_keys(ours, theirs)
+            if not differing and arm.offset == other.offset:
+                raise InputError(f"variant {arm.variant!r} of {arm.given}: changes nothing against {other.variant!r}")
+            for key in differing:
+                if any(key == common or key.startswith(f"{common}.") for common in COMMON):
+                    values = " and ".join(repr(_at(side, key)) for side in (theirs, ours))
+                    raise InputError(
+                        f"variants {other.variant!r} and {arm.variant!r} of {arm.given}: cannot be compared, {key} is "
+                        f"{values}; it must be the same, by --set"
+                    )
+
+
+def _at(mapping: Any, key: str) -> Any:
+    for part in key.split("."):
+        mapping = mapping.get(part) if isinstance(mapping, dict) else None
+    return mapping
+
+
+def _earlier(directory: Path, resume: bool) -> Comparison | None:
+    """What is in ``directory`` already; InputError where it should not be."""
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out: {directory} is a file")
+    if not resume:
+        if directory.exists() and any(directory.iterdir()):
+            raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
+        writable_parent(directory, "--out")
+        return None
+    return load_comparison(directory)
+
+
+def _check_same(directory: Path, arms: Sequence[Arm], earlier: Comparison) -> None:
+    """Refuse to go on with a comparison of other recipes."""
+    there = {(domain.name, name): variant for domain in earlier.domains for name, variant in domain.variants.items()}
+    asked = {(arm.domain, arm.variant): arm for arm in arms}
+    for domain, variant in there:
+        if (domain, variant) not in asked:
+            raise InputError(f"--resume: {directory} compares {variant} of {domain} too, which is not asked for now")
+    for key, arm in asked.items():
+        if key in there:
+            before = load_recipe(directory / there[key].recipe).to_mapping()
+            changed = differing_keys(_trained(arm.recipe).to_mapping(), before)
+            if changed:
+                raise InputError(
+                    f"--resume: {arm.variant} of {arm.domain} differs from the one in {directory} in "
+                    f"{', '.join(changed)}; this is another comparison, give it another --out"
+                )
+
+
+def _trained(recipe: Recipe) -> Recipe:
+    """With a checkpoint at each evaluated step, all of which stay until they are scored."""
+    every = recipe.evaluate.every or recipe.train.steps
+    train = recipe.train.model_copy(update={"checkpoint_every": every, "keep": None})
+    return recipe.model_copy(update={"train": train})
+
+
+def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlier: Comparison | None) -> Records:
+    """Runs that need not be made again: those of ``compare.json``, and those that ended since it was written."""
+    found: Records = {}
+    if earlier is None:
+        return found
+    for domain in earlier.domains:
+        for name, variant in domain.variants.items():
+            for seed, record in zip(earlier.seeds, variant.runs, strict=True):
+                if record.status == "finished":
+                    found[domain.name, name, seed] = record
+    missing = set(earlier.seeds) - set(seeds)
+    if missing:
+        raise InputError(f"--seeds: {directory} has runs with {sorted(missing)} too, which are not asked for now")
+    for arm in arms:
+        for seed in seeds:
+            left = read_record(directory / f"{arm.run(seed)}.json")
+            if left is not None and left.status == "finished":
+                found.setdefault((arm.domain, arm.variant, seed), left)
+    return found
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """The record that a run's process left; ``None`` while there is none."""
+    if not path.is_file():
+        return None
+    return TypeAdapter(RunRecord).validate_json(path.read_bytes())
+
+
+def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records, earlier: Comparison | None) -> list[Arm]:
+    """The arms with their pairs. Data, latents and extractors that runs will need are there afterwards."""
+    known = {
+        (domain.name, name): variant.pairs
+        for domain in (earlier.domains if earlier else ())
+        for name, variant in domain.variants.items()
+    }
+    checked, parts = [], {}
+    for arm in arms:
+        key = (arm.domain, arm.variant)
+        if key in known and all((*key, seed) in records for seed in seeds):
+            checked.append(replace(arm, pairs=known[key]))
+            continue
+        if arm.domain not in parts:
+            parts[arm.domain] = _parts(arm)
+        found, recipe = parts[arm.domain], arm.recipe
+        with torch.device("meta"):
+            backbone = recipe.adapter.backbone(recipe.backbone, found.data.latent, found.data.condition)
+        depth = int(getattr(backbone, "depth"))  # noqa: B009
+        recipe.regularizer.check(depth)
+        checked.append(replace(arm, pairs=probe_pairs(recipe, depth)))
+    return checked
+
+
+def _parts(arm: Arm) -> Parts:
+    recipe = arm.recipe
+    metrics = parse_metrics(recipe.modality, recipe.evaluate.metrics)
+    found = build_parts(recipe)
+    if not found.data.classes:
+        for metric in metrics:
+            if metric.kind in NEEDS_LABELS:
+                raise InputError(f"{arm.given}: metric {metric.name} needs labels, data {recipe.data.name} has none")
+    open_extractors(recipe.modality, metrics, {})
+    return found
+
+
+def _command(
+    recipes: Sequence[str | os.PathLike[str]],
+    variants: Mapping[str, Sequence[str]],
+    seeds: Sequence[int],
+    overrides: Sequence[str],
+    jobs: int,
+) -> str:
+    words = ["layersync", "compare", *map(str, recipes)]
+    words += ["--variants", ",".join(name for name, changes in variants.items() if not changes)]
+    for name, changes in variants.items():
+        if changes:
+            words += ["--variant", f"{name}:{','.join(changes)}"]
+    for override in overrides:
+        words += ["--set", override]
+    return shlex.join([*words, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs)])
+
+
+class _Experiment:
+    """The runs of a comparison and what is known of them."""
+
+    def __init__(self, directory: Path, arms: Sequence[Arm], seeds: Sequence[int], command: str, records: Records):
+        self.directory, self.arms, self.seeds, self.command = directory, arms, seeds, command
+        self.records = records
+
+    def begin(self) -> None:
+        """Make the directory: recipes, and what is known so far."""
+        for arm in self.arms:
+            path = self.directory / arm.file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(path) as partial:
+                partial.write_text(_trained(arm.recipe).to_yaml())
+            for seed in self.seeds:
+                if (arm.domain, arm.variant, seed) not in self.records:
+                    (self.directory / f"{arm.run(seed)}.json").unlink(missing_ok=True)
+        self.write()
+
+    def tasks(self) -> list[Task]:
+        """What is left to do: seed by seed, so that an early stop leaves whole pairs; the longest trainings first."""
+        found = []
+        for seed in self.seeds:
+            for arm in self.arms:
+                if (arm.domain, arm.variant, seed) in self.records:
+                    continue
+                run = arm.run(seed)
+                target = self.directory / run
+                assignment = Assignment(
+                    recipe=str(self.directory / arm.file),
+                    seed=seed + arm.offset,
+                    run=str(target),
+                    result=f"{target}.json",
+                    path=run,
+                    samples=str(self.directory / arm.samples) if seed == self.seeds[0] else "",
+                    keep=arm.recipe.train.keep,
+                )
+                title = f"{arm.domain} {arm.variant} seed {seed}"
+                found.append(Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps))
+        return found
+
+    def note(self, task: Task) -> None:
+        """Take over what an ended process left behind."""
+        record = read_record(Path(task.assignment.result))
+        if record is None:
+            record = RunRecord(task.assignment.seed, "failed", task.assignment.path, error=task.error)
+            with atomic_write(Path(task.assignment.result)) as partial:
+                partial.write_text(json.dumps(dataclasses.asdict(record)) + "\n")
+        self.records[task.key] = record
+
+    def wait_for_others(self) -> None:
+        """Until every run of the other processes of this launch has ended, too."""
+        waiting = [task for task in self.tasks() if task.key not in self.records]
+        while waiting:
+            for task in list(waiting):
+                record = read_record(Path(task.assignment.result))
+                if record is not None:
+                    self.records[task.key] = record
+                    waiting.remove(task)
+                    self.write()
+            if waiting:
+                time.sleep(POLL_SECONDS)
+
+    def write(self) -> None:
+        """Bring ``compare.json`` up to date."""
+        with atomic_write(self.directory / RESULTS) as partial:
+            partial.write_text(json.dumps(self.comparison().to_mapping()) + "\n")
+
+    def comparison(self) -> Comparison:
+        """What is known so far."""
+        domains = []
+        for name in dict.fromkeys(arm.domain for arm in self.arms):
+            own = [arm for arm in self.arms if arm.domain == name]
+            domains.append(summarise(own, self.seeds, self.records, self.directory))
+        machine: dict[str, Any] = {"cores": os.cpu_count()}
+        for record in self.records.values():
+            keys = ("device", "device_name", "threads", "precision", "precision_reason", "git_commit")
+            machine |= {key: record.environment[key] for key in keys if key in record.environment}
+        return Comparison(tuple(self.seeds), tuple(domains), self.command, package_versions(), machine)

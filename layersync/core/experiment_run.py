@@ -1,0 +1,168 @@
+"""One run of a comparison, in a process of its own: train, score every evaluated step, compare blocks, draw samples.
+
+``python -m layersync.core.experiment_run ASSIGNMENT`` with an :class:`Assignment` as JSON. Whatever was done before an
+end of any kind is found again: call it once more to go on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+import warnings
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from layersync.core.errors import InputError, Interrupted, TrainingError
+from layersync.core.evaluation import evaluate
+from layersync.core.generation import load
+from layersync.core.probe import Probe
+from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.results import RunRecord, SimilarityMap
+from layersync.core.run import Run, atomic_write
+from layersync.core.sampling import write_samples
+from layersync.core.session import train
+from layersync.core.trainer import PROBE_SIZE, build_parts
+
+MODULE = "layersync.core.experiment_run"
+SHOWN = 16
+"""Samples that a report shows of each variant."""
+DIGITS = 5
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one process is to do. Paths are absolute, or relative to its working directory."""
+
+    recipe: str
+    seed: int
+    run: str
+    result: str
+    """Where the :class:`RunRecord` goes, as JSON, when all is done."""
+    path: str
+    """The run directory as the record names it."""
+    samples: str = ""
+    """Folder for rendered samples; empty for none."""
+    keep: int | None = None
+    """How many checkpoints stay once they are scored; ``None`` for all."""
+
+
+def carry_out(assignment: Assignment) -> RunRecord:
+    """Do, or finish, what ``assignment`` says.
+
+    Raises:
+        InputError, TrainingError, Interrupted: as :func:`layersync.core.session.train` and
+            :func:`layersync.core.evaluation.evaluate` do.
+    """
+    began = time.monotonic()
+    recipe = load_recipe(assignment.recipe, [f"seed={assignment.seed}"])
+    run = train(recipe, assignment.run, resume=Path(assignment.run).exists())
+    for step in run.checkpoint_steps():
+        if step not in _scores(run):
+            evaluate(run.path, step=step)
+    maps = _similarity_maps(run)
+    samples = Path(assignment.samples)
+    if assignment.samples and not samples.exists():
+        write_samples(run.path, num=SHOWN, seed=recipe.evaluate.seed, out=samples)
+    record = _record(assignment, run, maps, time.monotonic() - began)
+    if assignment.keep is not None:
+        for step in run.checkpoint_steps()[: -assignment.keep]:
+            shutil.rmtree(run.checkpoint(step))
+    return record
+
+
+def _scores(run: Run) -> dict[int, dict[str, Any]]:
+    """The last evaluation of each step that has all of the recipe's metrics."""
+    wanted = set(run.recipe.evaluate.metrics)
+    return {found["step"]: found for found in run.records("evaluation.jsonl") if wanted <= set(found["metrics"])}
+
+
+def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
+    """Similarities of all pairs of blocks at each checkpoint, on the batch that training measures them on."""
+    recipe = run.recipe
+    parts = build_parts(recipe, fresh=False)
+    cache = parts.held_out or parts.cache
+    interpolant, maps = recipe.objective.build(), []
+    for step in run.checkpoint_steps():
+        model = load(run.path, step=step)
+        probe = Probe.make(cache, parts.tokenizer, parts.data.condition, parts.texts, PROBE_SIZE, model.device)
+        depth = int(getattr(model.backbone, "depth"))  # noqa: B009
+        pairs = list(combinations(range(1, depth + 1), 2))
+        found = probe.similarity(model.backbone, interpolant, pairs)
+        grids: dict[str, list[tuple[float, ...]]] = {}
+        for kind in ("cosine", "centred"):
+            grid = np.eye(depth)
+            for student, teacher in pairs:
+                value = round(found[f"{student}-{teacher}"][kind], DIGITS)
+                grid[student - 1, teacher - 1] = grid[teacher - 1, student - 1] = value
+            grids[kind] = [tuple(row) for row in grid.tolist()]
+        maps.append(SimilarityMap(step, tuple(grids["cosine"]), tuple(grids["centred"])))
+    return tuple(maps)
+
+
+def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...], process_seconds: float) -> RunRecord:
+    recipe: Recipe = run.recipe
+    scores = _scores(run)
+    steps = tuple(found.step for found in maps)
+    logs = run.records()
+    measured = {found["step"]: found for found in logs if "held_out_loss" in found}
+    rates = [found["samples_per_second"] for found in logs if "samples_per_second" in found]
+    environment = json.loads((run.path / "environment.json").read_text())
+    environment["evaluation"] = scores[steps[-1]]
+    return RunRecord(
+        seed=assignment.seed,
+        status="finished",
+        path=assignment.path,
+        steps=steps,
+        scores={
+            name: tuple(scores[step]["metrics"][name]["value"] for step in steps) for name in recipe.evaluate.metrics
+        },
+        seconds=tuple(measured[step]["seconds"] for step in steps),
+        held_out_loss=tuple(measured[step]["held_out_loss"] for step in steps),
+        similarity=maps,
+        step_seconds=float(recipe.train.batch_size / np.median(rates)) if rates else None,
+        process_seconds=process_seconds,
+        environment=environment,
+    )
+
+
+def _stop_with_parent() -> None:
+    """End as after SIGTERM, with the state saved, when whoever holds the other end of stdin is gone."""
+
+    def watch() -> None:
+        while os.read(0, 1024):  # not sys.stdin, whose lock a thread must not hold when Python ends
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main() -> int:
+    """Carry out the assignment given as JSON; its errors are one line on stderr, its exit status as the CLI's."""
+    assignment = Assignment(**json.loads(sys.argv[1]))
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    logging.getLogger("layersync").setLevel(logging.INFO)
+    warnings.simplefilter("ignore", UserWarning)  # the process that compares has said them once for all runs
+    _stop_with_parent()
+    try:
+        record = carry_out(assignment)
+    except (InputError, TrainingError, Interrupted) as error:
+        logging.getLogger(__name__).error("error: %s", " ".join(str(error).split()))
+        return 2 if isinstance(error, InputError) else 1
+    with atomic_write(Path(assignment.result)) as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(record)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,159 @@
+"""What several runs, paired by seed, say together: gain, speed-up, overhead, curves, and how far they can see.
+
+Arrays of scores are (seeds, evaluations). Intervals are 95 %: t intervals where values are averaged, percentiles over
+resampled seeds for the speed-up, which is read off a curve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+from layersync.core.metric import Better
+from layersync.core.results import Curve, Gain, Overhead, SpeedUp
+
+CONFIDENCE = 0.95
+ENOUGH_SEEDS = 5
+"""Fewer make an interval that says little about itself: their gain is labelled indicative."""
+RESAMPLES = 2000
+FLAT = 0.02
+"""A curve that still changes by more than this part over its last interval between evaluations is not flat."""
+
+Array = NDArray[np.float64]
+
+
+def t_interval(values: ArrayLike) -> tuple[float, tuple[float, float] | None]:
+    """Mean of values (n,), and its 95 % t interval; ``None`` for one value."""
+    found = np.asarray(values, dtype=np.float64)
+    mean = float(found.mean())
+    if len(found) < 2:
+        return mean, None
+    half = _half_width(found)
+    return mean, (mean - half, mean + half)
+
+
+def _half_width(values: Array) -> float:
+    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def paired_gain(reference: ArrayLike, variant: ArrayLike, better: Better | None) -> Gain:
+    """Gain of ``variant`` over ``reference``, both (seeds,) in the same order of seeds.
+
+    A t interval on log(variant / reference), turned into a fraction: 1 - ratio for a score that improves downwards,
+    ratio - 1 for one that improves upwards.
+    """
+    before, after = (np.asarray(side, dtype=np.float64) for side in (reference, variant))
+    count = len(before)
+    if better is None:
+        return Gain(None, None, count, note="neither higher nor lower is better")
+    if not count:
+        return Gain(None, None, 0, note="no seed has finished in both variants")
+    if not (np.isfinite(before).all() and np.isfinite(after).all() and (before > 0).all() and (after > 0).all()):
+        return Gain(None, None, count, note="a score is not above 0: no ratio can be taken")
+    ratios = np.log(after / before)
+    mean, interval = t_interval(ratios)
+    if interval is None:
+        return Gain(_gain(mean, better), None, count, note="one seed: no error bar")
+    ends = sorted(_gain(end, better) for end in interval)
+    note = f"indicative: {count} seeds, fewer than {ENOUGH_SEEDS}" if count < ENOUGH_SEEDS else ""
+    return Gain(_gain(mean, better), (ends[0], ends[1]), count, -math.expm1(-_half_width(ratios)), note)
+
+
+def _gain(log_ratio: float, better: Better) -> float:
+    return -math.expm1(log_ratio) if better == "lower" else math.expm1(log_ratio)
+
+
+def speed_up(
+    steps: Sequence[int],
+    reference: ArrayLike,
+    variant: ArrayLike,
+    better: Better | None,
+    step_ratio: float | None = None,
+    *,
+    seed: int = 0,
+) -> SpeedUp:
+    """How many times fewer steps ``variant`` takes to come to the last score of ``reference``.
+
+    Both are (seeds, len(steps)), of the same seeds in the same order. Read off the means over seeds; between two
+    evaluations the logarithm of the score is taken to be linear in the step. The interval resamples seeds, pairs kept
+    together.
+
+    Args:
+        steps: evaluated steps, ascending.
+        reference: scores of the reference variant.
+        variant: scores of the other.
+        better: which way the metric improves.
+        step_ratio: time of a step of the variant over one of the reference; without it nothing is said of seconds.
+        seed: of the resampling.
+    """
+    before, after = (np.asarray(side, dtype=np.float64) for side in (reference, variant))
+    if better is None:
+        return SpeedUp(None, None, None, None, "neither higher nor lower is better")
+    if not len(before):
+        return SpeedUp(None, None, None, None, "no seed has finished in both variants")
+    if not ((before > 0).all() and (after > 0).all()):
+        return SpeedUp(None, None, None, None, "a score is not above 0: its logarithm cannot be interpolated")
+    found = _speed(steps, before.mean(0), after.mean(0), better)
+    notes = []
+    if not found:
+        notes.append(f"not reached: the mean at no evaluation is as good as the reference's at step {steps[-1]}")
+    elif found >= steps[-1] / steps[0]:
+        notes.append(f"reached before the first evaluation, step {steps[0]}: at least this much")
+    interval = None
+    if len(before) > 1:
+        rows = np.random.default_rng(seed).integers(len(before), size=(RESAMPLES, len(before)))
+        drawn = [_speed(steps, before[row].mean(0), after[row].mean(0), better) for row in rows]
+        low, high = np.percentile(drawn, [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2])
+        interval = (float(low), float(high))
+        missed = sum(not value for value in drawn)
+        if missed:
+            notes.append(f"not reached in {missed / RESAMPLES:.0%} of resamplings of the seeds")
+    else:
+        notes.append("one seed: no error bar")
+    in_seconds, seconds_interval = None, None
+    if step_ratio is not None:
+        in_seconds = found / step_ratio if found else None
+        seconds_interval = None if interval is None else (interval[0] / step_ratio, interval[1] / step_ratio)
+    return SpeedUp(found or None, interval, in_seconds, seconds_interval, "; ".join(notes))
+
+
+def _speed(steps: Sequence[int], reference: Array, variant: Array, better: Better) -> float:
+    """Last step over the first at which ``variant`` is as good as ``reference`` at the end; 0 where it never is."""
+    sign = 1.0 if better == "lower" else -1.0
+    goal, curve = sign * math.log(reference[-1]), sign * np.log(variant)
+    reached = np.flatnonzero(curve <= goal)
+    if not len(reached):
+        return 0.0
+    first = int(reached[0])
+    if first == 0:
+        return steps[-1] / steps[0]
+    share = (curve[first - 1] - goal) / (curve[first - 1] - curve[first])
+    return float(steps[-1] / (steps[first - 1] + share * (steps[first] - steps[first - 1])))
+
+
+def overhead(reference: ArrayLike, variant: ArrayLike) -> Overhead | None:
+    """Time of a step, both (seeds,): geometric mean of the ratios and its t interval. ``None`` without any."""
+    before, after = (np.asarray(side, dtype=np.float64) for side in (reference, variant))
+    if not len(before):
+        return None
+    mean, interval = t_interval(np.log(after / before))
+    ends = None if interval is None else (math.exp(interval[0]), math.exp(interval[1]))
+    return Overhead(math.exp(mean), ends)
+
+
+def curve(values: ArrayLike) -> Curve:
+    """Mean over seeds of (seeds, evaluations), and its t interval at each evaluation."""
+    columns = [t_interval(column) for column in np.asarray(values, dtype=np.float64).T]
+    intervals = tuple(interval for _, interval in columns if interval is not None)
+    return Curve(tuple(mean for mean, _ in columns), intervals if len(intervals) == len(columns) else None)
+
+
+def last_change(values: ArrayLike) -> float:
+    """By what part the mean over seeds of (seeds, evaluations) changed over the last interval; 0 for one evaluation."""
+    mean = np.asarray(values, dtype=np.float64).mean(0)
+    return float(mean[-1] / mean[-2] - 1) if len(mean) > 1 and mean[-2] else 0.0

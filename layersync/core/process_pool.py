@@ -1,0 +1,195 @@
+"""Runs of a comparison as processes: so many at once, each with its share of the machine, none outliving its parent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from layersync.core import experiment_run
+from layersync.core.experiment_run import Assignment
+from layersync.core.progress import progress
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS = 0.2
+LAUNCHED = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "GROUP_RANK",
+    "ROLE_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+"""Variables by which a launcher tells a process of others: a run is a process by itself."""
+TAIL = 65_536
+
+
+@dataclass
+class Task:
+    """One run to be made, and after its end what became of it."""
+
+    key: tuple[str, str, int]
+    title: str
+    assignment: Assignment
+    steps: int
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass
+class _Running:
+    task: Task
+    process: subprocess.Popen[bytes]
+    slot: int
+    began: float
+    log: Path
+    stream: IO[bytes]
+
+    def last_record(self) -> dict[str, Any]:
+        """The newest line of the run's log; empty before the first."""
+        path = Path(self.task.assignment.run) / "metrics.jsonl"
+        if not path.is_file():
+            return {}
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - TAIL))
+            lines = [line for line in stream.read().splitlines(keepends=True) if line.endswith(b"}\n")]
+        found: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        return found
+
+
+class ProcessPool:
+    """At most ``jobs`` runs at a time. On a CPU they share its cores, else each has an accelerator of its own."""
+
+    def __init__(self, jobs: int, tasks: Sequence[Task], *, shown: bool = False):
+        self.jobs, self.shown = jobs, shown
+        self.total = len(tasks)
+        self._waiting = deque(tasks)
+        self._running: list[_Running] = []
+        self._ended: list[Task] = []
+
+    def run(self) -> Iterator[Task]:
+        """Yield each task when its process has ended; ``error`` is empty where it ended well.
+
+        Whatever ends the iteration ends the processes that still run: they are told to save their state and waited for.
+        """
+        try:
+            with progress("runs", self.total, columns=("running", "left"), shown=self.shown) as advance:
+                while self._waiting or self._running:
+                    while self._waiting and len(self._running) < self.jobs:
+                        self._running.append(self._start(self._waiting.popleft()))
+                    time.sleep(POLL_SECONDS)
+                    for running in [one for one in self._running if one.process.poll() is not None]:
+                        yield self._end(running)
+                        advance(1)
+                    advance(0, running=self._now(), left=_duration(self.time_left()))
+        finally:
+            self._stop()
+
+    def _start(self, task: Task) -> _Running:
+        slot = min(set(range(self.jobs)) - {running.slot for running in self._running})
+        log = Path(f"{task.assignment.run}.log")
+        log.parent.mkdir(parents=True, exist_ok=True)
+        stream = log.open("ab")
+        words = [sys.executable, "-m", experiment_run.MODULE, json.dumps(dataclasses.asdict(task.assignment))]
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE,
+            stdout=stream,
+            stderr=stream,
+            env=self._environment(slot),
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+        return _Running(task, process, slot, time.monotonic(), log, stream)
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in LAUNCHED and not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
+        }
+        if torch.cuda.is_available():
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
+            devices = visible.split(",")
+            kept["CUDA_VISIBLE_DEVICES"] = devices[(int(os.environ.get("LOCAL_RANK", "0")) + slot) % len(devices)]
+        else:
+            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+            kept["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // (self.jobs * processes)))
+        return kept
+
+    def _end(self, running: _Running) -> Task:
+        task, status = running.task, running.process.returncode
+        self._running.remove(running)
+        _close(running)
+        task.seconds = time.monotonic() - running.began
+        if status:
+            lines = [line for line in running.log.read_text(errors="replace").splitlines() if line.strip()]
+            last = lines[-1].strip() if lines else "no output"
+            task.error = f"exit status {status}: {last.removeprefix('error: ')}"
+        self._ended.append(task)
+        how = f"failed, {task.error}; its log: {running.log}" if status else "done"
+        left = _duration(self.time_left())
+        logger.info(
+            "%d of %d runs: %s %s in %s; %s left",
+            len(self._ended),
+            self.total,
+            task.title,
+            how,
+            _duration(task.seconds),
+            left,
+        )
+        return task
+
+    def time_left(self) -> float:
+        """Seconds, from the runs that have ended: those of the same domain where there are any."""
+        if not self._ended:
+            return 0.0
+        work = 0.0
+        for task in [*self._waiting, *(running.task for running in self._running)]:
+            alike = [one for one in self._ended if one.key[0] == task.key[0]] or self._ended
+            work += sum(one.seconds for one in alike) / len(alike)
+        spent = sum(time.monotonic() - running.began for running in self._running)
+        return max(0.0, work - spent) / self.jobs
+
+    def _now(self) -> str:
+        """What runs, with the step and the loss of each."""
+        found = []
+        for running in self._running:
+            record = running.last_record()
+            loss = record.get("loss", record.get("held_out_loss"))
+            state = f"step {record['step']}/{running.task.steps} loss {loss:.4f}" if record else "starting"
+            found.append(f"{running.task.title}: {state}")
+        return "; ".join(found) or "-"
+
+    def _stop(self) -> None:
+        for running in self._running:
+            running.process.send_signal(signal.SIGINT)
+        for running in self._running:
+            running.process.wait()
+            _close(running)
+        self._running.clear()
+
+
+def _close(running: _Running) -> None:
+    assert running.process.stdin is not None
+    running.process.stdin.close()
+    running.stream.close()
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
