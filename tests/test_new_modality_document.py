@@ -5,20 +5,23 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
 from fresh_environment import ROOT, Environment
 
 DOCUMENT = ROOT / "docs" / "new-modality.md"
 BLOCK = re.compile(r"^```(bash|python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SHORT = re.compile(r'^export SHORT="(.*)"$', re.MULTILINE)
+SHORT = re.compile(r'^export SEEDS=(\d+) SHORT="(.*)"$', re.MULTILINE)
 """The settings that make a training short, which the document itself shows."""
 
 
+@pytest.mark.timeout(1200)
 def test_every_command_of_the_document_does_what_it_says(tmp_path: Path) -> None:
     text = DOCUMENT.read_text()
     environment = Environment(tmp_path / "environment")
     folder = tmp_path / "folder"
     folder.mkdir()
-    variables = {"SHORT": SHORT.findall(text)[0]}
+    ((seeds, short),) = SHORT.findall(text)
+    variables = {"SEEDS": seeds, "SHORT": short}
     kinds = []
     for kind, content in BLOCK.findall(text):
         kinds.append(kind)
@@ -40,5 +43,5 @@ def test_nothing_in_the_document_is_made_short_behind_its_back() -> None:
     text = DOCUMENT.read_text()
     trainings = [line for kind, block in BLOCK.findall(text) if kind == "bash" for line in block.splitlines()]
     trainings = [line for line in trainings if line.startswith(("layersync train", "layersync compare"))]
-    assert len(trainings) >= 2 and all(line.endswith("$SHORT") for line in trainings), trainings
-    assert re.fullmatch(r"(--set \S+ ?)+", SHORT.findall(text)[0])
+    assert len(trainings) >= 2 and all(line.endswith("${SHORT:-}") for line in trainings), trainings
+    assert re.fullmatch(r"(--set \S+ ?)+", SHORT.findall(text)[0][1])

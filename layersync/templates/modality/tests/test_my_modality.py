@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layersync import evaluate, load_recipe, train
+from layersync import load_recipe, train
 from layersync.core.adapter import ModalityAdapter
 from layersync.testing import AdapterConformance
 from layersync_my_modality.adapter import MyModalityAdapter
@@ -18,11 +18,8 @@ class TestMyModality(AdapterConformance):
     recipe = "my-modality/quick"
 
 
-def test_training_brings_samples_nearer_to_the_data(tmp_path: Path) -> None:
-    """60 steps are too few for good samples, and enough to see that the network learns the data."""
-    distances = []
-    for steps in (1, 60):
-        recipe = load_recipe("my-modality/quick", [f"train.steps={steps}"])
-        run = train(recipe, tmp_path / str(steps))
-        distances.append(evaluate(run.path, ["fd-shape"], num_samples=64).metrics["fd-shape"].value)
-    assert distances[1] < 0.5 * distances[0]
+def test_training_learns_the_data(tmp_path: Path) -> None:
+    """60 steps are too few for good samples, and enough to see the loss fall on data that was held out."""
+    run = train(load_recipe("my-modality/quick", ["train.steps=60"]), tmp_path / "run")
+    losses = [record["held_out_loss"] for record in run.records() if "held_out_loss" in record]
+    assert losses[-1] < 0.5 * losses[0]
