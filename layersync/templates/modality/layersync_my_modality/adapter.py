@@ -17,10 +17,10 @@ from torch import Tensor
 from layersync.core.adapter import Backbone, ConditionSpec, LatentSpec, Section, Split
 from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync_my_modality.backbone import BackboneConfig
-from layersync_my_modality.data import BeatsConfig, Signal, SignalDataset
+from layersync_my_modality.data import BeatsConfig, Signal, SignalDataset, open_samples
 from layersync_my_modality.features import Shape
 from layersync_my_modality.metrics import roughness
-from layersync_my_modality.samples import open_samples, render, write_archive
+from layersync_my_modality.render import render, write_archive
 from layersync_my_modality.tokenizer import SignalConfig, SignalTokenizer
 
 

@@ -9,7 +9,9 @@ second.
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.errors import InputError
 
 Signal = NDArray[np.float32]
 
@@ -91,3 +94,22 @@ def beat(kind: str, draws: np.random.Generator) -> Signal:
         middle = centre * stretch + draws.normal(0, 0.004)
         signal += height * scale * draws.normal(1, 0.1) * np.exp(-0.5 * ((seconds - middle) / (width * stretch)) ** 2)
     return signal.astype(np.float32)
+
+
+def open_samples(path: Path) -> SignalDataset:
+    """Anybody's signals, for ``layersync score``: a folder of ``.npy``, or an archive that ``render.py`` wrote.
+
+    REPLACE: by reading of the formats that your field uses.
+    """
+    try:
+        if path.is_dir():
+            files = sorted(path.glob("*.npy"))
+            signals, sources = [np.load(file).astype(np.float32) for file in files], [str(file) for file in files]
+        else:
+            signals = list(np.load(path)["signals"].astype(np.float32))
+            sources = [f"{path}[{number}]" for number in range(len(signals))]
+    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: holds no signals ({error}); a folder of .npy does, or an .npz") from None
+    if not signals:
+        raise InputError(f"{path}: there is no .npy in it")
+    return SignalDataset(signals, [-1] * len(signals), sources, ())

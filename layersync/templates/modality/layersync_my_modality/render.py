@@ -1,16 +1,14 @@
-"""Samples in files: what ``layersync sample`` writes, and what ``layersync score`` reads."""
+"""Render: what ``layersync sample`` writes, pictures to look at and the samples themselves to go on with."""
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from layersync.core.errors import InputError
 from layersync.core.run import atomic_write
-from layersync_my_modality.data import Signal, SignalDataset
+from layersync_my_modality.data import Signal
 
 SHOWN = 16
 
@@ -35,19 +33,3 @@ def write_archive(path: Path, samples: Sequence[Signal], labels: Sequence[int] |
     arrays = {"signals": np.stack(samples)} | ({} if labels is None else {"labels": np.asarray(labels)})
     with atomic_write(path) as partial, partial.open("wb") as stream:
         np.savez(stream, **arrays)
-
-
-def open_samples(path: Path) -> SignalDataset:
-    """Anybody's signals: a folder of ``.npy``, or an archive. REPLACE: by reading of your formats."""
-    try:
-        if path.is_dir():
-            files = sorted(path.glob("*.npy"))
-            signals, sources = [np.load(file).astype(np.float32) for file in files], [str(file) for file in files]
-        else:
-            signals = list(np.load(path)["signals"].astype(np.float32))
-            sources = [f"{path}[{number}]" for number in range(len(signals))]
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: holds no signals ({error}); a folder of .npy does, or an .npz") from None
-    if not signals:
-        raise InputError(f"{path}: there is no .npy in it")
-    return SignalDataset(signals, [-1] * len(signals), sources, ())
