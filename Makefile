@@ -18,7 +18,8 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: install
-	$(BIN)/python examples/demo.py --out demo
+	rm -rf demo
+	$(BIN)/layersync compare image/quick audio/quick motion/quick --seeds 1 --jobs 2 --out demo
 
 test: install
 	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile

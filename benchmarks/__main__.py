@@ -31,6 +31,8 @@ NAMES = (
     "frechet-small",
     "fid-memory",
     "precision-recall",
+    "compare-overhead",
+    "compare-jobs",
 )
 LIMIT_SECONDS = 600
 """After which one benchmark is stopped and reported as failed."""

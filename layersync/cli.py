@@ -216,10 +216,11 @@ def compare(
     )
     if not _main_process():
         return
-    if as_json:
-        print(json.dumps(found.to_mapping()))
-    else:
-        print(target)
+    print(json.dumps(found.to_mapping()) if as_json else target)
+    failed = found.runs("failed")
+    if failed:
+        _say(f"error: {len(failed)} of {len(found.runs())} runs failed; --resume tries them again: {failed[0].error}")
+        raise typer.Exit(1)
 
 
 @app.command("import")

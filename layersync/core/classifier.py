@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from filelock import FileLock
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -159,13 +160,14 @@ def domain_classifier(
     parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint, list(tokenizer.latent.shape)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     path = cache_directory() / "classifiers" / f"{key}.safetensors"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        network, settings = _train(adapter, train, tokenizer)
-        accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
-        metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
-        with atomic_write(path) as partial:
-            save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):  # runs of a comparison come here at the same time, and must agree
+        if not path.is_file():
+            network, settings = _train(adapter, train, tokenizer)
+            accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
+            metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
+            with atomic_write(path) as partial:
+                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
     with safe_open(path, framework="pt") as stored:
         metadata = stored.metadata()
         network = ClassifierNetwork(**json.loads(metadata["settings"]))

@@ -55,6 +55,8 @@ class Assignment:
     """Folder for rendered samples; empty for none."""
     keep: int | None = None
     """How many checkpoints stay once they are scored; ``None`` for all."""
+    began: float = 0.0
+    """When the process was started: seconds since the epoch."""
 
 
 def carry_out(assignment: Assignment) -> RunRecord:
@@ -64,7 +66,6 @@ def carry_out(assignment: Assignment) -> RunRecord:
         InputError, TrainingError, Interrupted: as :func:`layersync.core.session.train` and
             :func:`layersync.core.evaluation.evaluate` do.
     """
-    began = time.monotonic()
     recipe = load_recipe(assignment.recipe, [f"seed={assignment.seed}"])
     run = train(recipe, assignment.run, resume=Path(assignment.run).exists())
     for step in run.checkpoint_steps():
@@ -74,7 +75,7 @@ def carry_out(assignment: Assignment) -> RunRecord:
     samples = Path(assignment.samples)
     if assignment.samples and not samples.exists():
         write_samples(run.path, num=SHOWN, seed=recipe.evaluate.seed, out=samples)
-    record = _record(assignment, run, maps, time.monotonic() - began)
+    record = _record(assignment, run, maps)
     if assignment.keep is not None:
         for step in run.checkpoint_steps()[: -assignment.keep]:
             shutil.rmtree(run.checkpoint(step))
@@ -110,7 +111,7 @@ def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
     return tuple(maps)
 
 
-def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...], process_seconds: float) -> RunRecord:
+def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -> RunRecord:
     recipe: Recipe = run.recipe
     scores = _scores(run)
     steps = tuple(found.step for found in maps)
@@ -131,7 +132,7 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...], p
         held_out_loss=tuple(measured[step]["held_out_loss"] for step in steps),
         similarity=maps,
         step_seconds=float(recipe.train.batch_size / np.median(rates)) if rates else None,
-        process_seconds=process_seconds,
+        process_seconds=time.time() - assignment.began,
         environment=environment,
     )
 

@@ -105,7 +105,8 @@ class ProcessPool:
         log = Path(f"{task.assignment.run}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
         stream = log.open("ab")
-        words = [sys.executable, "-m", experiment_run.MODULE, json.dumps(dataclasses.asdict(task.assignment))]
+        assignment = dataclasses.replace(task.assignment, began=time.time())
+        words = [sys.executable, "-m", experiment_run.MODULE, json.dumps(dataclasses.asdict(assignment))]
         process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,

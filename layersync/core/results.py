@@ -245,6 +245,11 @@ class Comparison:
     versions: dict[str, str]
     machine: dict[str, Any]
 
+    def runs(self, status: str | None = None) -> list[RunRecord]:
+        """All runs, or those of one status."""
+        every = [run for domain in self.domains for variant in domain.variants.values() for run in variant.runs]
+        return [run for run in every if status in (None, run.status)]
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)

@@ -18,6 +18,7 @@ import pytest
 
 import layersync
 from layersync import Run
+from layersync.core.experiment import load_comparison
 
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
@@ -106,3 +107,14 @@ def test_two_processes_score_files_as_one(tmp_path: Path) -> None:
     for name in names:
         assert two[name]["value"] == pytest.approx(one[name].value, rel=1e-6), name
         assert two[name]["num_samples"] == 35
+
+
+def test_processes_of_a_launch_share_the_runs_of_a_comparison(tiny_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--seeds", "1", "--out", str(out), "--set", "train.steps=2", "--set", "evaluate.num_samples=32"]
+    status, said = launched(["compare", str(tiny_file), *options])
+    assert status == 0, said
+    (domain,) = load_comparison(out).domains
+    assert [variant.runs[0].status for variant in domain.variants.values()] == ["finished"] * 2
+    gain = domain.variants["layersync"].gain
+    assert gain is not None and gain.mean is not None and gain.seeds == 1

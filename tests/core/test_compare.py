@@ -1,0 +1,307 @@
+"""Comparisons end to end: real runs in processes of their own, paired by seed, told apart from each other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import layersync
+from layersync import Run
+from layersync.core.experiment import OTHER_SEEDS, load_comparison, parse_variants
+from layersync.core.gain import paired_gain
+from layersync.core.results import Comparison, Domain
+
+Make = Callable[..., Any]
+SEEDS = (3, 4)
+METRICS = ("fd-classifier", "label-agreement", "nearest-training")
+SETS = (
+    "train.steps=6",
+    "train.ema_ramp=false",
+    "train.ema_decay=0.2",
+    "evaluate.every=3",
+    "evaluate.num_samples=32",
+    f"evaluate.metrics=[{','.join(METRICS)}]",
+    "train.keep=1",
+)
+VARIANTS: dict[str, tuple[str, ...]] = {"baseline": (), "layersync": (), "broken": ("optimizer.lr=1e30",)}
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "digits.yaml"
+    path.write_text(tiny(*SETS).to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two variants and one that fails, two seeds each, two at a time."""
+    out = tmp_path_factory.mktemp("comparison") / "out"
+    layersync.compare([recipe], VARIANTS, SEEDS, out=out, jobs=2)
+    return out
+
+
+@pytest.fixture
+def domain(folder: Path) -> Domain:
+    (found,) = load_comparison(folder).domains
+    return found
+
+
+def test_every_run_is_an_ordinary_run(
+    folder: Path, domain: Domain, recipe: Path, tmp_path: Path, tensors_of: Make, identical: Make
+) -> None:
+    """The same as `layersync train` and `layersync evaluate` make of the variant's recipe, bit for bit."""
+    (record, _) = domain.variants["layersync"].runs
+    assert record.status == "finished" and record.steps == (3, 6) and record.seed == SEEDS[0]
+    variant = folder / domain.variants["layersync"].recipe
+    by_hand = layersync.train(layersync.load_recipe(variant, [f"seed={SEEDS[0]}"]), tmp_path / "run")
+    compared = Run(folder / record.path)
+    assert identical(tensors_of(by_hand, "ema"), tensors_of(compared, "ema"))
+    scores = layersync.evaluate(by_hand.path, step=3).metrics
+    for name in METRICS:
+        assert scores[name].value == pytest.approx(record.scores[name][0], rel=1e-6)
+
+
+def test_runs_of_a_seed_start_alike_and_of_others_do_not(folder: Path, domain: Domain) -> None:
+    def first(variant: str, number: int) -> float:
+        records = Run(folder / domain.variants[variant].runs[number].path).records()
+        return float(next(record["flow_loss"] for record in records if "flow_loss" in record))
+
+    assert first("baseline", 0) == first("layersync", 0) != first("baseline", 1) == first("layersync", 1)
+
+
+def test_gain_is_that_of_the_paired_scores(domain: Domain) -> None:
+    def last(variant: str, metric: str) -> list[float]:
+        return [run.scores[metric][-1] for run in domain.variants[variant].runs]
+
+    found = domain.variants["layersync"]
+    assert domain.reference == "baseline" and domain.metric == METRICS[0]
+    assert found.gain == paired_gain(last("baseline", METRICS[0]), last("layersync", METRICS[0]), "lower")
+    assert found.gains["label-agreement"].mean is None or domain.better["label-agreement"] == "higher"
+    assert found.gains["nearest-training"].mean is None
+    assert found.gain.seeds == 2 and "indicative" in found.gain.note
+    assert found.speed_up is not None and found.overhead is not None and found.overhead.ratio > 0
+
+
+def test_similarity_is_measured_for_the_baseline_on_the_others_pairs(domain: Domain) -> None:
+    for variant in ("baseline", "layersync"):
+        found = domain.variants[variant].similarity["1-3"]
+        assert len(found["cosine"].mean) == 2 and found["cosine"].mean != found["centred"].mean
+        assert all(-1 <= value <= 1 for kind in found.values() for value in kind.mean)
+        grid = domain.variants[variant].runs[0].similarity[-1]
+        assert len(grid.cosine) == 4 and grid.cosine[0][0] == 1 and grid.cosine[0][2] == grid.cosine[2][0]
+    assert domain.variants["layersync"].pairs == ((1, 3),) and domain.variants["baseline"].pairs == ()
+
+
+def test_similarity_map_agrees_with_what_training_measured(folder: Path, domain: Domain) -> None:
+    record = domain.variants["layersync"].runs[0]
+    measured = [found for found in Run(folder / record.path).records() if "held_out_similarity" in found]
+    assert record.similarity[-1].step == measured[-1]["step"]
+    assert record.similarity[-1].cosine[0][2] == pytest.approx(
+        measured[-1]["held_out_similarity"]["1-3"]["cosine"], abs=2e-5
+    )
+
+
+def test_a_failed_run_is_shown_and_takes_no_other_down(domain: Domain, folder: Path) -> None:
+    runs = domain.variants["broken"].runs
+    assert [run.status for run in runs] == ["failed", "failed"] and all("finite" in run.error for run in runs)
+    assert any("broken: 2 of 2 runs failed" in note and "finite" in note for note in domain.notes)
+    assert domain.variants["broken"].gain.seeds == 0
+    assert all(run.status == "finished" for run in domain.variants["layersync"].runs)
+
+
+def test_checkpoints_that_were_scored_go_where_the_recipe_says_so(folder: Path, domain: Domain) -> None:
+    assert Run(folder / domain.variants["layersync"].runs[0].path).checkpoint_steps() == [6]
+
+
+def test_samples_are_of_the_same_noise_and_labels(folder: Path, domain: Domain) -> None:
+    folders = [folder / domain.variants[name].samples for name in ("baseline", "layersync")]
+    labels = [(path / "labels.txt").read_text() for path in folders]
+    assert labels[0] == labels[1] and all((path / "grid.png").is_file() for path in folders)
+
+
+def test_the_file_has_what_others_rely_on(folder: Path) -> None:
+    content = json.loads((folder / "compare.json").read_text())
+    (domain,) = content["domains"]
+    variant = domain["variants"]["layersync"]
+    assert content["seeds"] == list(SEEDS) and {"modality", "recipe", "metric"} <= set(domain)
+    assert {"seed", "steps", "scores", "seconds", "status"} <= set(variant["runs"][0])
+    assert {"mean", "interval", "seeds"} <= set(variant["gain"]) and {"steps", "seconds"} <= set(variant["speed_up"])
+    assert (
+        domain["settings"]["sampling"]["num_samples"] == 32 and domain["settings"]["metrics"][METRICS[0]]["extractor"]
+    )
+    assert json.loads(json.dumps(Comparison.from_mapping(content).to_mapping())) == content
+
+
+def words(recipe: Path | str, out: Path, *more: str, variants: str = "baseline,layersync") -> list[str]:
+    return ["compare", str(recipe), "--out", str(out), "--variants", variants, *more]
+
+
+BROKEN = ("--variant", "broken:optimizer.lr=1e30")
+GIVEN = ("--seeds", "3,4", *BROKEN)
+
+
+def test_resume_needs_the_file_alone_and_takes_more_variants(
+    folder: Path, recipe: Path, command: Make, tmp_path: Path
+) -> None:
+    """With runs and checkpoints gone: what is finished stays as it is, what failed is tried again, `null` is added."""
+    out = tmp_path / "out"
+    shutil.copytree(folder, out, ignore=lambda path, names: names if Path(path).name == "runs" else ())
+    status, stdout, err = command(
+        *words(recipe, out, *GIVEN, "--resume", "--jobs", "2", variants="baseline,layersync,null")
+    )
+    assert status == 1 and "2 of 8 runs failed" in err and str(out) in stdout
+    (before,), (after,) = load_comparison(folder).domains, load_comparison(out).domains
+    for name in ("baseline", "layersync"):
+        assert after.variants[name].runs == before.variants[name].runs
+        assert not (out / after.variants[name].runs[0].path).exists()
+    null = after.variants["null"]
+    assert [run.seed for run in null.runs] == [seed + OTHER_SEEDS for seed in SEEDS]
+    assert null.regularizer == {"name": "none"} and null.gain is not None and null.gain.mean is not None
+    assert null.runs[0].scores != before.variants["baseline"].runs[0].scores
+
+
+def started(recipe: Path, out: Path) -> subprocess.Popen[str]:
+    """A comparison whose first run has taken steps."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "layersync.cli", *words(recipe, out, "--seeds", "1", "--set", "train.steps=1500")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    log = out / "runs" / recipe.stem / "baseline" / "seed-0" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not log.is_file() or log.read_text().count("\n") < 3:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return process
+
+
+def children(recipe: Path, out: Path) -> list[int]:
+    """Processes that make runs of the comparison in ``out``."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with suppress(OSError):
+                text = (entry / "cmdline").read_bytes().decode(errors="replace")
+                if "experiment_run" in text and str(out) in text:
+                    found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_end_saves_the_run_and_leaves_no_process(number: signal.Signals, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = started(recipe, out)
+    assert len(children(recipe, out)) == 1
+    os.kill(process.pid, number)
+    _, err = process.communicate(timeout=120)
+    deadline = time.monotonic() + 60
+    while children(recipe, out) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not children(recipe, out)
+    if number is signal.SIGINT:
+        assert process.returncode == 1 and f"--resume --out {out}" in err and "Traceback" not in err
+    (domain,) = load_comparison(out).domains
+    assert [run.status for variant in domain.variants.values() for run in variant.runs] == ["waiting", "waiting"]
+    assert Run(out / domain.variants["baseline"].runs[0].path).checkpoint_steps()
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--variants", "baseline,layersink"], ["'layersink'", "did you mean 'layersync'", "KEY=VALUE"]),
+        (["--variants", "baseline,baseline"], ["'baseline'", "twice"]),
+        (["--variants", ""], ["--variants", "none is named"]),
+        (["--variants", "null,baseline"], ["null", "before it"]),
+        (["--variant", "same:regularizer.weight=0.3"], ["'same'", "changes nothing", "'layersync'"]),
+        (["--variant", "odd"], ["'odd'", "NAME:KEY=VALUE"]),
+        (["--variant", "a/b:train.ema_decay=0.5"], ["'a/b'", "letters"]),
+        (["--variant", "layersync:regularizer.weight=0.1"], ["layersync", "already"]),
+        (["--variant", "few:evaluate.num_samples=16"], ["'few'", "evaluate.num_samples is 32 and 16"]),
+        (
+            ["--variant", "other:evaluate.metrics=[nearest-training]"],
+            ["'other'", "evaluate.metrics", "cannot be compared"],
+        ),
+        (["--variant", "long:train.steps=12"], ["'long'", "train.steps is 6 and 12"]),
+        (["--variant", "typo:train.stepz=12"], ["train.stepz", "did you mean 'steps'"]),
+        (["--variant", "deep:regularizer.pairs=[[2,9]]"], ["[2, 9]", "only 4 blocks"]),
+        (["--seeds", "0"], ["--seeds", "at least 1"]),
+        (["--seeds", "1,1"], ["--seeds", "different"]),
+        (["--seeds", "many"], ["--seeds", "'many'"]),
+        (["--jobs", "0"], ["--jobs", "at least 1"]),
+        (["--resume"], ["compare.json", "makes one"]),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(
+    more: list[str], wanted: list[str], recipe: Path, command: Make, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    status, stdout, err = command(*words(recipe, out, *more))
+    lines = [line for line in err.splitlines() if not line.startswith("warning: ")]
+    assert status == 2 and stdout == "" and len(lines) == 1 and lines[0].startswith("error: "), err
+    assert all(word in lines[0] for word in wanted), lines[0]
+    assert not out.exists()
+
+
+def test_one_recipe_is_compared_once(recipe: Path, command: Make, tmp_path: Path) -> None:
+    status, _, err = command("compare", recipe, recipe, "--out", tmp_path / "out")
+    assert status == 2 and "there already" in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        ([], ["exists", "--resume"]),
+        (["--resume", *GIVEN, "--set", "optimizer.lr=0.5"], ["optimizer.lr", "another comparison"]),
+        (["--resume", *BROKEN, "--seeds", "3,"], ["--seeds", "[4]"]),
+        (["--resume", "--seeds", "3,4"], ["broken of digits"]),
+    ],
+)
+def test_a_folder_of_another_comparison_is_left_as_it_was(
+    more: list[str], wanted: list[str], folder: Path, recipe: Path, command: Make
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    status, _, err = command(*words(recipe, folder, *more))
+    assert status == 2 and all(word in err for word in wanted), err
+    assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_a_damaged_file_is_named(recipe: Path, command: Make, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for text in ("{", "[]", json.dumps({"seeds": [1]})):
+        (out / "compare.json").write_text(text)
+        status, _, err = command(*words(recipe, out, "--resume"))
+        assert status == 2 and "compare.json: is damaged" in err and len(err.splitlines()) == 1
+
+
+def test_overrides_of_a_variant_may_hold_commas() -> None:
+    found = parse_variants("baseline", ["two:regularizer.pairs=[[1, 2],[2,3]],train.steps=5"])
+    assert found == {"baseline": (), "two": ("regularizer.pairs=[[1, 2],[2,3]]", "train.steps=5")}
+
+
+def test_a_regularizers_key_means_layersync_where_the_recipe_has_none(command: Make, tmp_path: Path) -> None:
+    """And is refused where it is no key of it, before anything is written."""
+    options = ("--out", tmp_path / "out", "--variants", "baseline")
+    status, _, err = command("compare", "image/quick", *options, "--variant", "odd:regularizer.stop_gradients=false")
+    assert status == 2 and "did you mean 'stop_gradient'" in err
+    assert not (tmp_path / "out").exists()
+
+
+def test_recipe_of_a_variant_is_written_out_in_full(folder: Path, domain: Domain) -> None:
+    content = yaml.safe_load((folder / domain.variants["baseline"].recipe).read_text())
+    assert content["regularizer"] == {"name": "none"} and content["train"]["checkpoint_every"] == 3
