@@ -309,6 +309,27 @@ def check(
         raise typer.Exit(2)
 
 
+@app.command("new-modality")
+def new_modality(
+    name: Annotated[str, typer.Argument(help="What the modality is called: lower-case words joined by hyphens.")],
+    into: Annotated[Path, typer.Option(help="Folder that layersync-NAME is made in.")] = Path(),
+) -> None:
+    """Write a package for a modality of your own: it trains at once, and says which of its parts to replace."""
+    from layersync.core.scaffold import MARKER
+    from layersync.core.scaffold import new_modality as write_package
+
+    folder = write_package(name, into)
+    _say(
+        f"next:\n"
+        f"  python -m pip install --editable {folder}\n"
+        f"  layersync check {name}\n"
+        f"  layersync train {name}/quick\n"
+        f"  layersync compare {name}/quick --variants baseline,layersync\n"
+        f"  grep -rn {MARKER} {folder}    # what to replace by your own"
+    )
+    print(folder)
+
+
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Names of the shipped recipes."""
