@@ -30,7 +30,7 @@ class Mutation(NamedTuple):
 
 
 IMAGES, SOUNDS = "modalities/image/test_image_features.py::", "modalities/audio/test_audio_features.py::"
-SYNC, TRUNK = "core/regularizer/layersync.py", "core/transformer.py"
+SYNC, TRUNK, GAIN = "core/regularizer/layersync.py", "core/transformer.py", "core/gain.py"
 MUTATIONS = [
     Mutation("no gradient past the student", SYNC,
              "features[teacher].detach() if self.stop_gradient else features[teacher]", "features[teacher]",
@@ -226,6 +226,30 @@ MUTATIONS = [
              "sided = sided_text is not None or any(map(_names_side, self.classes))",
              "sided = any(map(_names_side, self.classes))",
              "modalities/motion/test_motion_captions.py::test_texts_that_name_a_side_are_not_mirrored"),
+    Mutation("gains are paired by seed", GAIN, "ratios = np.log(after / before)",
+             "ratios = np.log(np.roll(after, 1) / before)",
+             "test_gain.py::test_pairing_takes_out_what_seeds_share"),
+    Mutation("gains are those of seeds, not of their mean", GAIN, "quantile * float(values.std(ddof=1))",
+             "quantile * float(values.std())",
+             "test_gain.py::test_interval_is_scipys_on_logarithms_of_ratios"),
+    Mutation("which way a score improves", GAIN, '-math.expm1(log_ratio) if better == "lower"',
+             "-math.expm1(log_ratio) if better",
+             "test_gain.py::test_a_score_that_improves_upwards_gains_by_rising"),
+    Mutation("speed-ups are read off between evaluations", GAIN,
+             "share = (curve[first - 1] - goal) / (curve[first - 1] - curve[first])",
+             "share = 1.0",
+             "test_gain.py::test_speed_up_of_a_curve_that_falls_so_many_times_as_fast"),
+    Mutation("a speed-up keeps pairs together", GAIN, "_speed(steps, before[row].mean(0), after[row].mean(0), better)",
+             "_speed(steps, before[row].mean(0), after[row[::-1] - 1].mean(0), better)",
+             "test_gain.py::test_speed_up_resamples_pairs"),
+    Mutation("not reached is told from reached", GAIN, "        return 0.0\n    first", "        return 1.0\n    first",
+             "test_gain.py::test_speed_up_of_what_never_comes_there"),
+    Mutation("a variant that changes nothing is refused", "core/experiment.py",
+             "if not differing and arm.offset", "if differing == [1] and arm.offset",
+             "test_compare.py::test_bad_input_is_one_line_before_any_work"),
+    Mutation("scores that mean other things are not compared", "core/experiment.py",
+             'key == common or key.startswith(f"{common}.")', "key == common",
+             "test_compare.py::test_bad_input_is_one_line_before_any_work"),
 ]  # fmt: skip
 
 
