@@ -51,6 +51,9 @@ class RegularizerConfig(Section):
     def check(self, depth: int) -> None:
         """Raise :class:`InputError` when the settings do not fit a backbone of ``depth`` blocks."""
 
+    def check_batch(self, size: int) -> None:
+        """Raise :class:`InputError` when ``size`` samples at once, those of all processes, are too few for the loss."""
+
     def warnings(self) -> list[str]:
         """One line for each setting that can have no effect where it stands."""
         return []
