@@ -97,6 +97,7 @@ def test_autocast_changes_nothing() -> None:
 def test_auto_is_a_quarter_of_the_depth(depth: int, block: int) -> None:
     assert DispersiveRegularizer.from_config(DispersiveConfig(), depth, 32).taps(0) == (block,)
     assert DispersiveRegularizer.from_config(DispersiveConfig(block=2), depth, 32).taps(0) == (2,)
+    assert DispersiveRegularizer.from_config(DispersiveConfig(weight=0), depth, 32).taps(0) == ()
 
 
 def test_layersync_finds_it_by_name() -> None:
