@@ -271,7 +271,7 @@ class Folder(LargeImageData):
         rows, slices = scans.expand(files)
         if any(is_scan(file) for file in files):
             told = f"{told}-{self.medical.model_dump_json()}"
-        elif self.medical != MedicalConfig():
+        elif self.medical != MedicalConfig() and split == "train":
             warnings.warn(f"data.medical has no effect: {self.path} holds no DICOM and no NIfTI files", stacklevel=2)
 
         def read(index: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,14 @@ def test_frames_of_one_file_are_images(tmp_path: Path) -> None:
         assert np.abs(data[index].sample[..., 0] - expected).max() <= 0.51
 
 
+def test_a_few_bright_voxels_and_numbers_that_are_none(tmp_path: Path) -> None:
+    values = np.zeros((10, 10, 10), np.float32)
+    values[2, 3, 4], values[1, 1, 1], values[5, 5, 5] = 7, 3.5, np.nan
+    nibabel.save(nibabel.Nifti1Image(values, np.eye(4)), tmp_path / "mask.nii.gz")
+    shown = np.stack([dataset(tmp_path)[number].sample for number in range(10)])
+    assert (shown > 0).sum() == 2 and shown[4, 9 - 3, 9 - 2] == 255 and shown[1, 9 - 1, 9 - 1] == 128
+
+
 @pytest.mark.parametrize("plane", ["axial", "coronal", "sagittal"])
 def test_slices_follow_the_patient_not_the_file(plane: str, tmp_path: Path) -> None:
     """``anatomical.nii`` is stored left, front, top; nibabel's own reorientation is right, front, top."""
@@ -165,7 +174,7 @@ def test_a_patients_series_are_on_one_side_of_the_split(tmp_path: Path) -> None:
         for series in range(2):
             for number in range(3):
                 scan.PatientID, scan.SeriesInstanceUID = f"P{patient}", f"1.2.3.{patient}.{series}"
-                scan.save_as(tmp_path / f"{number}-{series}-{patient}.dcm")  # patients are not together by name
+                scan.save_as(tmp_path / f"{number}-{patient}-{series}.dcm")  # a series is not together by name
 
     def held_out(split_by: str) -> list[Path]:
         test = dataset(tmp_path, "test", {"split_by": split_by})
@@ -173,10 +182,10 @@ def test_a_patients_series_are_on_one_side_of_the_split(tmp_path: Path) -> None:
         assert len(test) + len(train) == 60
         return [Path(test[i].source.partition("[")[0]) for i in range(len(test))]
 
-    patients = {file.stem[-1] for file in held_out("patient")}
+    patients = {file.stem[2] for file in held_out("patient")}
     assert len(patients) == 1 and len(held_out("patient")) == 6
     series = {file.stem[2:] for file in held_out("volume")}
-    assert len(series) == 2 and len(held_out("volume")) == 6
+    assert series == {"4-1", "9-1"} and len(held_out("volume")) == 6
 
 
 def test_fingerprints_follow_the_settings(tmp_path: Path) -> None:
@@ -196,6 +205,10 @@ def test_settings_without_scans_are_said(tmp_path: Path) -> None:
     before = dataset(tmp_path).fingerprint
     with pytest.warns(UserWarning, match=r"data\.medical has no effect: .* holds no DICOM and no NIfTI"):
         assert dataset(tmp_path, medical={"step": 2}).fingerprint == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        only(tmp_path, NIFTI_FILES / "standard.nii.gz", {"step": 2})
+        assert len(dataset(tmp_path / "scans", "test", {"step": 2})) == 0
 
 
 @pytest.mark.parametrize(
@@ -217,6 +230,11 @@ def test_what_cannot_be_read_is_named_or_skipped(name: str, words: str, tmp_path
     assert len(skipping) == 1
     with pytest.raises(InputError, match=r"\.dcm"):
         skipping[0]
+
+
+def test_a_decoder_that_is_missing_is_found_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"JPEG-LS.*pip install 'pydicom\[pixeldata\]'"):
+        only(tmp_path, DICOM_FILES / "MR_small_jpeg_ls_lossless.dcm")
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x1f\x8b\x08nothing", b"text, no volume"])
