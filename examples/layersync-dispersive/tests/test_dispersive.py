@@ -174,6 +174,7 @@ def test_bad_input_is_one_line_before_anything_is_written(
 IN_A_PROCESS = """
 import sys, torch, torch.distributed as dist
 from torch import nn
+from layersync.core.interpolant import Linear
 from layersync.core.regularizer.base import StepContext
 from layersync_dispersive.dispersive import DispersiveConfig, DispersiveRegularizer
 
@@ -188,7 +189,8 @@ for gather in ("global", "local"):
         block = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
         regularizer = DispersiveRegularizer.from_config(DispersiveConfig(gather=gather, weight=1.0), 4, 3)
         mask = mask_BT[mine] if masked else None
-        context = StepContext(x_BTD[mine], x_BTD[mine], torch.rand(4), {1: block(x_BTD[mine])}, mask, 0, None)
+        x, t = x_BTD[mine], torch.rand(4)
+        context = StepContext(x, x, t, {1: block(x)}, mask, 0, None, x, {}, mask, Linear())
         loss, logs = regularizer(context)
         loss.backward()
         found[gather, masked] = {"loss": loss.detach(), "gradient": block.module.weight.grad}

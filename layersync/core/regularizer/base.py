@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import BackboneOutput, Section, registered
 from layersync.core.errors import InputError, nearest
+from layersync.core.interpolant import Interpolant
 
 REGULARIZER_GROUP = "layersync.regularizers"
 
@@ -36,6 +37,13 @@ class StepContext:
     step: int
     ema_forward: Callable[..., BackboneOutput]
     """The averaged network on arguments of the backbone's own; costs a forward pass when called, nothing otherwise."""
+    x0: Tensor
+    """The noise in ``x_t``: with ``interpolant`` it gives the same sample at another time."""
+    condition: Mapping[str, Tensor]
+    """What the backbone was given, dropped conditions as "none"."""
+    mask: Tensor | None
+    """(batch, frames), True on real frames, as the backbone was given it."""
+    interpolant: Interpolant
 
 
 class RegularizerOutput(NamedTuple):
