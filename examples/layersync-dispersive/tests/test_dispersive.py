@@ -186,21 +186,24 @@ found = {}
 for gather in ("global", "local"):
     for masked in (False, True):
         torch.manual_seed(0)
-        block = nn.parallel.DistributedDataParallel(nn.Linear(3, 3))
+        block = nn.Linear(3, 3)
         regularizer = DispersiveRegularizer.from_config(DispersiveConfig(gather=gather, weight=1.0), 4, 3)
         mask = mask_BT[mine] if masked else None
         x, t = x_BTD[mine], torch.rand(4)
         context = StepContext(x, x, t, {1: block(x)}, mask, 0, None, x, {}, mask, Linear())
         loss, logs = regularizer(context)
         loss.backward()
-        found[gather, masked] = {"loss": loss.detach(), "gradient": block.module.weight.grad}
+        gradient = block.weight.grad / 2
+        dist.all_reduce(gradient)  # the mean, as DDP takes it
+        found[gather, masked] = {"loss": loss.detach(), "gradient": gradient}
 torch.save(found, f"{file}.{rank}")
+dist.barrier()
 dist.destroy_process_group()
 """
 
 
 def test_processes_push_each_others_samples_or_their_own(tmp_path: Path) -> None:
-    """Under DDP, whose gradient is the mean of the processes': that of the whole batch, or of its two halves."""
+    """The mean of the processes' gradients, which is what DDP takes: of the whole batch, or of its two halves."""
     x, mask = features(4, size=8)
     x = x - 20
     file = tmp_path / "batch.pt"
