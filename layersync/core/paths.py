@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -53,13 +53,20 @@ class LabelledFiles:
     classes: list[str]
 
 
-def labelled_files(root: Path, extensions: Sequence[str], split: Split, pattern: str | None = None) -> LabelledFiles:
+def labelled_files(
+    root: Path,
+    extensions: Sequence[str],
+    split: Split,
+    pattern: str | None = None,
+    group: Callable[[Path], Hashable] | None = None,
+) -> LabelledFiles:
     """Find the files of ``split`` below ``root`` and their labels.
 
     Labels are the group ``label`` of the regular expression ``pattern`` on the relative path, else the folder that
     holds a file, else none (all files in ``root`` itself). Splits are the subfolders ``train`` and ``test`` (or
-    ``val``, as ImageNet has it) where both are there, else every tenth file of each label. A million files take some
-    ten seconds on a local disk.
+    ``val``, as ImageNet has it) where both are there, else every tenth file of each label; with ``group``, every tenth
+    group of files with the same one, whose label is its first file's. A million files take some ten seconds on a local
+    disk.
 
     Raises:
         InputError: for a file instead of a folder, nothing readable in it, or a pattern that does not fit.
@@ -81,6 +88,11 @@ def labelled_files(root: Path, extensions: Sequence[str], split: Split, pattern:
     if own_splits:
         wanted = bases[0] if split == "train" else bases[1]
         rows = np.array([row for row, (base, _) in enumerate(found) if base == wanted], dtype=np.int64)
+    elif group is not None:
+        numbers: dict[Hashable, int] = {}
+        group_of = np.array([numbers.setdefault(group(file), len(numbers)) for file in files])
+        first = np.unique(group_of, return_index=True)[1]
+        rows = np.flatnonzero(np.isin(group_of, held_out_rows(labels[first], split, HELD_OUT_EVERY)))
     else:
         rows = held_out_rows(labels, split, HELD_OUT_EVERY)
     kept = [files[row] for row in rows]

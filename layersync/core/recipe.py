@@ -425,6 +425,10 @@ def _check_together(recipe: Recipe, where: str) -> None:
             f"{where}: train.batch_size: {train.batch_size} is no multiple of accumulate {train.accumulate}"
         )
     try:
+        recipe.regularizer.check_batch(train.batch_size // train.accumulate)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+    try:
         check_sampling(recipe.objective, recipe.sample)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None

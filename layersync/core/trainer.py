@@ -73,7 +73,9 @@ class FlowMatching(nn.Module):
         x_t, target = self.interpolant.sample(x1, x0, t)
         out: BackboneOutput = self.backbone(x_t, t, condition, taps=self.regularizer.taps(step), mask=mask)
         per_sample = flow_loss(out.prediction, target, mask, self.frame_axis) * self.interpolant.loss_weight(t)
-        context = StepContext(x1, x_t, t, out.features, out.token_mask, step, ema_forward)
+        context = StepContext(
+            x1, x_t, t, out.features, out.token_mask, step, ema_forward, x0, condition, mask, self.interpolant
+        )
         loss, logs = self.regularizer(context)
         return StepLosses(per_sample.mean(), loss, logs)
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import BackboneOutput, Section
 from layersync.core.errors import InputError
+from layersync.core.interpolant import Interpolant
 from layersync.core.plugin import load_class, registered, signature
 
 REGULARIZER_GROUP = "layersync.regularizers"
@@ -37,6 +38,13 @@ class StepContext:
     step: int
     ema_forward: Callable[..., BackboneOutput]
     """The averaged network on arguments of the backbone's own; costs a forward pass when called, nothing otherwise."""
+    x0: Tensor
+    """The noise in ``x_t``: with ``interpolant`` it gives the same sample at another time."""
+    condition: Mapping[str, Tensor]
+    """What the backbone was given, dropped conditions as "none"."""
+    mask: Tensor | None
+    """(batch, frames), True on real frames, as the backbone was given it."""
+    interpolant: Interpolant
 
 
 class RegularizerOutput(NamedTuple):
@@ -51,6 +59,9 @@ class RegularizerConfig(Section):
 
     def check(self, depth: int) -> None:
         """Raise :class:`InputError` when the settings do not fit a backbone of ``depth`` blocks."""
+
+    def check_batch(self, size: int) -> None:
+        """Raise :class:`InputError` when ``size`` samples at once, those of all processes, are too few for the loss."""
 
     def warnings(self) -> list[str]:
         """One line for each setting that can have no effect where it stands."""

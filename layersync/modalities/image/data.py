@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import struct
+import warnings
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from layersync.core.paths import (
     labelled_files,
     read_captions,
 )
+from layersync.modalities.image.medical import SCANS, MedicalConfig, Scans, is_scan
 
 CORRUPT = (
     UnidentifiedImageError,
@@ -249,30 +251,46 @@ class Folder(LargeImageData):
     """Any tree of image files; the folder that holds a file is its label.
 
     ``train/`` and ``test/`` (or ``val/``, as in ImageNet) are its splits. ``NAME.txt`` beside ``NAME.png`` holds the
-    image's captions, one a line.
+    image's captions, one a line. Of a medical scan, DICOM or NIfTI, each slice is an image: ``medical`` says how.
     """
 
     name: Literal["folder"] = "folder"
     labels: str | None = Field(None, description="Regular expression on the relative path, with a group 'label'.")
+    medical: MedicalConfig = MedicalConfig()
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         root = expand(self.path, "data.path")
-        tree = labelled_files(root, EXTENSIONS, split, self.labels)
-        texts = caption_files(root, tree.files)
+        scans = Scans(self.medical, skip=self.on_error == "skip")
+        tree = labelled_files(root, (*EXTENSIONS, *SCANS), split, self.labels, scans.group)
+        files = tree.files
+        texts = caption_files(root, files)
         captions = {file: read_captions(text) for file, text in texts.items()}
-        told = fingerprint_files(root, tree.files, tree.labels, self.fingerprint)
+        told = fingerprint_files(root, files, tree.labels, self.fingerprint)
         if texts:
             told = f"{told}-{fingerprint_files(root, sorted(texts.values()), None)}"
+        rows, slices = scans.expand(files)
+        if any(is_scan(file) for file in files):
+            told = f"{told}-{self.medical.model_dump_json()}"
+        elif self.medical != MedicalConfig() and split == "train":
+            warnings.warn(f"data.medical has no effect: {self.path} holds no DICOM and no NIfTI files", stacklevel=2)
+
+        def read(index: int) -> np.ndarray:
+            file = files[rows[index]]
+            return scans.read(file, slices[index]) if is_scan(file) else decode_image(file.read_bytes(), str(file))
+
         dataset = ImageDataset(
-            lambda index: decode_image(tree.files[index].read_bytes(), str(tree.files[index])),
-            tree.labels,
+            read,
+            None if tree.labels is None else [tree.labels[row] for row in rows],
             told,
-            size=len(tree.files),
+            size=len(rows),
             classes=tree.classes,
-            sources=[str(file) for file in tree.files],
+            sources=[
+                f"{files[row]}[{number}]" if is_scan(files[row]) else str(files[row])
+                for row, number in zip(rows, slices, strict=True)
+            ],
             flip=self.flip,
             on_error=self.on_error,
-            captions=(lambda index: captions.get(tree.files[index], ())) if captions else None,
+            captions=(lambda index: captions.get(files[rows[index]], ())) if captions else None,
         )
         return self.checked(dataset, split)
 

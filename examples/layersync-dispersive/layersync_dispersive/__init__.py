@@ -1,0 +1,1 @@
+"""Rival representation losses for layersync, each a regularizer that a recipe names."""
