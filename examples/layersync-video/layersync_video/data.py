@@ -18,12 +18,11 @@ from layersync.core.errors import InputError
 from layersync.core.paths import HELD_OUT_EVERY, HELD_OUT_NAMES, expand, fingerprint_files, held_out_rows
 from layersync_video.clip import Clip
 
-DIRECTIONS = {"clockwise": 1, "anticlockwise": -1}
-SPEEDS = {"slow": 0.25, "medium": 0.5, "fast": 1.0}
-"""Turns a second."""
-MOTIONS = tuple(f"{direction}-{speed}" for direction in DIRECTIONS for speed in SPEEDS)
+MOTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
+"""Directions, 45 degrees apart."""
+SPEEDS = (1.0, 2.0)
+"""Pixels a frame, slowest and fastest."""
 MOVING_FPS = 8.0
-DIGIT_SIZE = 8
 ANIMATIONS = (".gif", ".webp")
 PICTURES = (".png", ".jpg", ".jpeg")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
@@ -53,15 +52,17 @@ class Clips(ExampleDataset):
 
 
 class MovingDigits(DataConfig):
-    """Handwritten digits that circle around the centre of the frame; the label says which way and how fast.
+    """Handwritten digits that move straight through a frame whose edges are joined; the label says which way.
 
     After Moving MNIST (Srivastava et al., ICML 2015), with the 8x8 digits of scikit-learn, of which every fifth moves
-    in the held-out split only. Which digit it is and where on the circle it starts are drawn anew for each clip. So a
+    in the held-out split only. Which digit it is, where it starts and its speed are drawn anew for each clip. So a
     frame is distributed alike under every label, whichever of the clip it is: a model that knows frames and no motion
     cannot tell the labels apart.
     """
 
-    packaged: ClassVar[str] = "handwritten digits circling in 6 ways, made on the spot (scikit-learn; UCI, CC BY 4.0)"
+    packaged: ClassVar[str] = (
+        "handwritten digits moving in 8 directions, made on the spot (scikit-learn; UCI CC BY 4.0)"
+    )
     name: Literal["moving-digits"] = "moving-digits"
     num_examples: int = Field(2400, ge=len(MOTIONS), description="Clips to train on; a fifth as many are held out.")
     image_size: int = Field(16, ge=12, description="Height and width of a frame in pixels; a digit has 8.")
@@ -91,17 +92,15 @@ def _digits(split: Split) -> NDArray[np.float64]:
 
 
 def moving_digit(split: Split, index: int, image_size: int, num_frames: int) -> Clip:
-    """Clip ``index`` of a split: a function of its arguments alone. It moves as ``MOTIONS[index % 6]`` says."""
+    """Clip ``index`` of a split: a function of its arguments alone. It moves as ``MOTIONS[index % 8]`` says."""
     draw = np.random.default_rng([("train", "test").index(split), index])
     digits = _digits(split)
-    digit, start = digits[draw.integers(len(digits))], draw.uniform()
-    direction, speed = MOTIONS[index % len(MOTIONS)].split("-")
-    turns = start + DIRECTIONS[direction] * SPEEDS[speed] * np.arange(num_frames) / MOVING_FPS
-    radius = (image_size - DIGIT_SIZE) / 2
-    places = radius + radius * np.stack([np.sin(2 * np.pi * turns), np.cos(2 * np.pi * turns)], axis=1)  # rows go down
+    digit, start, speed = digits[draw.integers(len(digits))], draw.uniform(0, image_size, 2), draw.uniform(*SPEEDS)
+    angle = 2 * np.pi * (index % len(MOTIONS)) / len(MOTIONS)
+    step = speed * np.array([np.sin(angle), np.cos(angle)])  # rows grow downwards
     canvas = np.zeros((image_size, image_size))
-    canvas[:DIGIT_SIZE, :DIGIT_SIZE] = digit
-    frames = [shift(canvas, place, order=1, mode="grid-constant") for place in places]
+    canvas[: digit.shape[0], : digit.shape[1]] = digit
+    frames = [shift(canvas, start + number * step, order=1, mode="grid-wrap") for number in range(num_frames)]
     return Clip(np.round(np.stack(frames)).astype(np.uint8)[..., None], MOVING_FPS)
 
 

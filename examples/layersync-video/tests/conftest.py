@@ -29,14 +29,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def moving(index: int, num_frames: int = 8) -> Clip:
-    """Clip ``index`` of the training split, 16x16 pixels; it moves as ``MOTIONS[index % 6]`` says."""
+    """Clip ``index`` of the training split, 16x16 pixels; it moves as ``MOTIONS[index % 8]`` says."""
     return moving_digit("train", index, 16, num_frames)
 
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``clockwise-slow/000.gif`` and on: 12 clips of 5 frames, and 12 of 12 in ``clockwise-medium``, 8 a second."""
+    """``right/000.gif`` and on: 12 clips of 5 frames, and 12 of 12 in ``down-right``, 8 a second."""
     root = tmp_path_factory.mktemp("clips")
     for number, name in enumerate(MOTIONS[:2]):
-        render_clips([moving(number + 6 * row, (5, 12)[number]) for row in range(12)], root / name)
+        render_clips([moving(number + 8 * row, (5, 12)[number]) for row in range(12)], root / name)
     return root
