@@ -79,6 +79,7 @@ class TestNumbers:
         unsaid = SpeedUp(None, None, None, None, "a score is not above 0: its logarithm cannot be interpolated")
         folder = changed(_with(gain=nothing, gains={"fd-classifier": nothing}, speed_up=unsaid, overhead=None))
         said = words(write_report(folder))
+        assert "layersync: gain: a score is not above 0: no ratio can be taken." in said
         assert "no gain can be stated (a score is not above 0: no ratio can be taken)" in said
         assert "its logarithm cannot be interpolated" in said
         assert "cannot be stated" in (folder / "figures" / "gain.svg").read_text()
