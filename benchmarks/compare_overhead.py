@@ -1,7 +1,7 @@
 """``compare-overhead``: what ``layersync compare`` takes beside its runs: plan, checks, statistics, waiting.
 
-Measured on short runs, one at a time, and set against runs of five minutes, the shortest that the bar is about: the time
-beside the runs does not grow with their length. Start and imports of a run's process count as the run's.
+Measured on short runs, one at a time, and set against runs of five minutes, the shortest that the bar is about: the
+time beside the runs does not grow with their length. Start and imports of a run's process count as the run's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import layersync
 from benchmarks.measure import Bar, Result, main, seconds
-from layersync.core.experiment import load_comparison
+from layersync.core.results import read_comparison
 
 NAME = "compare-overhead"
 BAR = Bar("at most", 0.02)
@@ -24,7 +24,7 @@ def measure(quick: bool) -> Result:
         compare(1, Path(scratch) / "warm")  # once untimed: latents and classifier are cached
         out = Path(scratch) / "timed"
         wall = seconds(lambda: compare(1 if quick else 3, out))
-        runs = load_comparison(out).runs("finished")
+        runs = read_comparison(out).runs("finished")
     inside = [run.process_seconds or 0.0 for run in runs]
     beside = (wall - sum(inside)) / len(inside)
     value = beside / RUN_SECONDS

@@ -200,6 +200,7 @@ def compare(
     """Train variants of recipes with several seeds, and say what each gains."""
     from layersync.core.experiment import compare as run_comparison
     from layersync.core.experiment import parse_variants
+    from layersync.report import comparison_table, write_report
 
     target = out or Path("comparisons") / "+".join(
         Path(name).stem if Path(name).is_file() else name for name in recipes
@@ -216,7 +217,11 @@ def compare(
     )
     if not _main_process():
         return
-    print(json.dumps(found.to_mapping()) if as_json else target)
+    page = write_report(target)
+    if as_json:
+        print(json.dumps(found.to_mapping()))
+    else:
+        print(f"{comparison_table(found)}\n\n{page}")
     failed = found.runs("failed")
     if failed:
         _say(f"error: {len(failed)} of {len(found.runs())} runs failed; --resume tries them again: {failed[0].error}")
@@ -273,10 +278,56 @@ def modalities(as_json: JsonOption = False) -> None:
     for name, parts in found.items():
         print(name)
         for part, names in parts.items():
-            print(f"  {part:10} {', '.join(names)}")
+            print(f"  {part:10} {names if isinstance(names, str) else ', '.join(names)}")
     print("Further metrics are KIND-EXTRACTOR, or KIND-EXTRACTOR.STREAM:")
     for kind, about in KINDS.items():
         print(f"  {kind:14} {about.meaning}")
+
+
+@app.command()
+def check(
+    modality: Annotated[str, typer.Argument(help="A modality, as layersync modalities names it.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="A recipe of it to check it on; by default MODALITY/quick.")
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check that a modality does what the core asks of it; a failure says where to look."""
+    from layersync.core.conformance.suite import Outcome, Report, open_subject, run_checks
+
+    outcomes: list[Outcome] = []
+    for outcome in run_checks(open_subject(modality, recipe, overrides or ())):
+        outcomes.append(outcome)
+        if not as_json:
+            shown = outcome.status.upper() if outcome.status == "failed" else outcome.status
+            print(f"{shown:8} {outcome.name:24} {outcome.message}", flush=True)
+    report = Report(modality, recipe or f"{modality}/quick", tuple(outcomes))
+    if as_json:
+        print(json.dumps(report.to_mapping()))
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+@app.command("new-modality")
+def new_modality(
+    name: Annotated[str, typer.Argument(help="What the modality is called: lower-case words joined by hyphens.")],
+    into: Annotated[Path, typer.Option(help="Folder that layersync-NAME is made in.")] = Path(),
+) -> None:
+    """Write a package for a modality of your own: it trains at once, and says which of its parts to replace."""
+    from layersync.core.scaffold import MARKER
+    from layersync.core.scaffold import new_modality as write_package
+
+    folder = write_package(name, into)
+    _say(
+        f"next:\n"
+        f"  python -m pip install --editable {folder}\n"
+        f"  layersync check {name}\n"
+        f"  layersync train {name}/quick\n"
+        f"  layersync compare {name}/quick --variants baseline,layersync\n"
+        f"  grep -rn {MARKER} {folder}    # what to replace by your own"
+    )
+    print(folder)
 
 
 @recipes_app.command("list")

@@ -10,15 +10,17 @@ one sample through an adapter::
     Backbone(x_t, t, condition, taps=..., mask=...)          the network that is trained
     Tokenizer.decode(latents) -> [sample]                    after sampling
     ModalityAdapter.render([sample], directory) -> files     what a person looks at or listens to
+
+``layersync check NAME`` holds an adapter to what is said here; so does :class:`layersync.testing.AdapterConformance`.
 """
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -26,12 +28,18 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from layersync.core.errors import InputError, nearest
+from layersync.core.errors import InputError
+from layersync.core.plugin import Plugin, load_class, reason, registered, signature
 
 if TYPE_CHECKING:
     from layersync.core.features import FeatureExtractorFactory, Metric
 
+API = 1
+"""Number of the contract between the core and an adapter, which an adapter says as ``api``. It rises with every change
+of :class:`ModalityAdapter`, or of what its methods give, that an adapter written before would not meet."""
 MODALITY_GROUP = "layersync.modalities"
+SECTIONS = ("data", "tokenizer", "backbone")
+"""Sections of a recipe whose keys belong to the modality."""
 Split = Literal["train", "test"]
 
 
@@ -135,7 +143,7 @@ class DataConfig(Section, ABC):
 
 @dataclass(frozen=True)
 class LatentSpec:
-    """Shape of one latent. ``grid`` is (height, width), (mels, frames) or (frames,).
+    """Shape of one latent. ``grid`` is (height, width), (mels, frames), (frames,) or (height, width, frames).
 
     Layout is (channels, *grid), or (frames, channels) where ``sequence`` is true. Where ``variable`` is true the last
     axis of the grid counts frames: clips longer than it are cut to windows, shorter ones padded and masked.
@@ -178,17 +186,13 @@ class BackboneOutput(NamedTuple):
     token_mask: Tensor | None
 
 
-@runtime_checkable
-class Backbone(Protocol):
-    """An ``nn.Module`` with ``depth`` blocks, numbered from 1, that draws nothing at random by itself.
-
-    ``condition`` may hold ``label`` (batch,) int64, where ``num_classes`` stands for "none", and ``text``
-    (batch, tokens, channels) with ``text_mask`` (batch, tokens). ``mask`` (batch, frames) is True on real frames.
-    """
+class Backbone(nn.Module, ABC):
+    """A network with ``depth`` blocks, numbered from 1, that draws nothing at random by itself."""
 
     depth: int
 
-    def __call__(
+    @abstractmethod
+    def forward(
         self,
         x_t: Tensor,
         t: Tensor,
@@ -197,8 +201,13 @@ class Backbone(Protocol):
         taps: Sequence[int] = (),
         mask: Tensor | None = None,
     ) -> BackboneOutput:
-        """Predict from ``x_t`` at times ``t`` (batch,); return the outputs of the blocks in ``taps`` too."""
-        ...
+        """Predict from ``x_t`` at times ``t`` (batch,); return the outputs of the blocks in ``taps`` too.
+
+        ``condition`` may hold ``label`` (batch,) int64, where ``num_classes`` stands for "none", and ``text``
+        (batch, tokens, channels) with ``text_mask`` (batch, tokens). ``mask`` (batch, frames) is True on real frames:
+        what lies behind the end changes no prediction of a real frame. Raises ValueError for a tap that is no block
+        (:func:`check_taps`).
+        """
 
 
 def check_taps(taps: Sequence[int], depth: int) -> None:
@@ -220,6 +229,10 @@ class Tokenizer(ABC):
     latent: LatentSpec
     fingerprint: str
     stochastic: bool = False
+    round_trip_tolerance: float | None = 1e-3
+    """Largest relative error of latents that were decoded and encoded again: root mean square of the difference over
+    that of the latents, on real frames. ``layersync check`` holds :meth:`encode` and :meth:`decode` to it; lossy
+    tokenizers (phases that are estimated, say) declare more than the default; ``None`` where only weights can tell."""
 
     @abstractmethod
     def encode(self, samples: Sequence[Any]) -> list[Tensor]:
@@ -263,13 +276,28 @@ class Tokenizer(ABC):
 
 @runtime_checkable
 class ModalityAdapter(Protocol):
-    """Everything that the core asks of a modality.
+    """Everything that the core asks of a modality: a class without constructor arguments.
 
-    ``sections`` maps ``data``, ``tokenizer`` and ``backbone`` to the config class of each name that a recipe may use.
+    ``data`` and ``config`` are of the classes that ``sections`` lists, and samples of the modality's own type.
     """
 
-    name: str
-    sections: Mapping[str, Mapping[str, type[Section]]]
+    @property
+    def api(self) -> int:
+        """The contract that the adapter is written for: the number :data:`API` when it was written."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What recipes and commands call the modality; the name of its entry point."""
+        ...
+
+    @property
+    def sections(self) -> Mapping[str, Mapping[str, type[Section]]]:
+        """Of ``data``, ``tokenizer`` and ``backbone`` the config class of each name that a recipe may use.
+
+        The first name of ``tokenizer`` and ``backbone`` is the default. Classes of ``data`` are :class:`DataConfig`.
+        """
+        ...
 
     def dataset(self, data: Any, split: Split) -> ExampleDataset:
         """Raw samples of a ``data`` section."""
@@ -279,8 +307,8 @@ class ModalityAdapter(Protocol):
         """The tokenizer of a ``tokenizer`` section, not fitted yet."""
         ...
 
-    def backbone(self, config: Any, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
-        """The network of a ``backbone`` section; see :class:`Backbone`."""
+    def backbone(self, config: Any, latent: LatentSpec, condition: ConditionSpec) -> Backbone:
+        """The network of a ``backbone`` section, with new weights."""
         ...
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:
@@ -318,18 +346,88 @@ class ModalityAdapter(Protocol):
         ...
 
 
-def registered(group: str) -> dict[str, EntryPoint]:
-    """Entry points of ``group`` by name."""
-    return {point.name: point for point in entry_points(group=group)}
+def protocol_members() -> dict[str, property | Callable[..., Any]]:
+    """Attributes and methods of :class:`ModalityAdapter` by name; their docstrings say what each is for."""
+    return {name: member for name, member in vars(ModalityAdapter).items() if not name.startswith("_")}
 
 
 @cache
 def load_adapter(name: str) -> ModalityAdapter:
-    """The adapter of modality ``name``. Raises :class:`InputError` for a name that no package registers."""
-    points = registered(MODALITY_GROUP)
-    if name not in points:
-        raise InputError(f"modality: {name!r} is unknown; {nearest(name, points)}")
-    return points[name].load()()
+    """The adapter of modality ``name``.
+
+    Raises:
+        InputError: for a name that no package registers, or several do, and for a plug-in that cannot be imported or
+            made, is written for another :data:`API`, or lacks a part of :class:`ModalityAdapter`. One line that names
+            package, class and method.
+    """
+    plugin = load_class(MODALITY_GROUP, name, "modality")
+    owner, called = plugin.owner, plugin.loaded.__name__
+    number = getattr(plugin.loaded, "api", None)
+    if number != API:
+        said = (
+            "says no api number" if number is None or isinstance(number, property) else f"is written for api {number!r}"
+        )
+        raise InputError(f"{owner}: {called} {said}; this layersync has api {API} (class attribute api = {API})")
+    try:
+        adapter: ModalityAdapter = plugin.loaded()
+    except Exception as error:
+        raise InputError(f"{owner}: {called}() cannot be made without arguments: {reason(error)}") from error
+    for member in protocol_members():
+        _check_member(plugin, adapter, member)
+    if adapter.name != name:
+        raise InputError(f"{owner}: {called}.name is {adapter.name!r}; its entry point is called {name!r}")
+    _check_sections(plugin, adapter.sections)
+    return adapter
+
+
+def installed_adapters() -> tuple[dict[str, ModalityAdapter], dict[str, InputError]]:
+    """Every modality that loads, and the error of every other, each by name and in alphabetical order."""
+    adapters, broken = {}, {}
+    for name in sorted(registered(MODALITY_GROUP)):
+        try:
+            adapters[name] = load_adapter(name)
+        except InputError as error:
+            broken[name] = error
+    return adapters, broken
+
+
+def _check_member(plugin: Plugin, adapter: ModalityAdapter, name: str) -> None:
+    """InputError unless the adapter has the attribute, or a method that takes the arguments of the protocol's."""
+    wanted, where = protocol_members()[name], f"{plugin.loaded.__name__}.{name}"
+    purpose = (inspect.getdoc(wanted) or "").splitlines()[0]
+    missing = inspect.getattr_static(plugin.loaded, name, None) is wanted  # one that inherits from the protocol
+    try:
+        found = None if missing else getattr(adapter, name)
+    except AttributeError:
+        missing = True
+    except Exception as error:
+        raise InputError(f"{plugin.owner}: {where} raised {reason(error)}") from error
+    if missing:
+        what = "attribute" if isinstance(wanted, property) else f"method {signature(wanted)}"
+        raise InputError(f"{plugin.owner}: {where} is missing, {what}: {purpose}")
+    if isinstance(wanted, property):
+        return
+    if not callable(found):
+        raise InputError(f"{plugin.owner}: {where} is {found!r}, not a method {signature(wanted)}: {purpose}")
+    arguments = [parameter for parameter in inspect.signature(wanted).parameters if parameter != "self"]
+    try:
+        inspect.signature(found).bind(*arguments)
+    except TypeError:
+        raise InputError(
+            f"{plugin.owner}: {where}{inspect.signature(found)} cannot be called as {signature(wanted)}: {purpose}"
+        ) from None
+
+
+def _check_sections(plugin: Plugin, sections: object) -> None:
+    where = f"{plugin.owner}: {plugin.loaded.__name__}.sections"
+    for section in SECTIONS:
+        kinds = sections.get(section) if isinstance(sections, Mapping) else None
+        if not isinstance(kinds, Mapping) or not kinds:
+            raise InputError(f"{where}: {section!r} is missing; it maps each name to its config class, not {kinds!r}")
+        parent = DataConfig if section == "data" else Section
+        for name, kind in kinds.items():
+            if not (isinstance(kind, type) and issubclass(kind, parent)):
+                raise InputError(f"{where}: {section}.{name} is {kind!r}, which is no subclass of {parent.__name__}")
 
 
 def to_device(condition: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
-from layersync.core.adapter import MODALITY_GROUP, DataConfig, load_adapter, registered
+from layersync.core.adapter import MODALITY_GROUP, DataConfig, installed_adapters
 from layersync.core.errors import InputError, nearest
+from layersync.core.plugin import OURS, package, registered
 
 
 def packaged_data() -> dict[str, tuple[str, str, type[DataConfig]]]:
-    """Data sets that ship in packages: name to modality, description and config class."""
+    """Data sets that ship in packages: name to modality, description and config class.
+
+    A name that two modalities have is our own's, or else the first's; the other is called ``MODALITY/NAME``. Modalities
+    that do not load are left out with a warning.
+    """
     found: dict[str, tuple[str, str, type[DataConfig]]] = {}
-    for modality in sorted(registered(MODALITY_GROUP)):
-        for name, kind in load_adapter(modality).sections["data"].items():
+    adapters, broken = installed_adapters()
+    for error in broken.values():
+        warnings.warn(f"left out: {error}", stacklevel=2)
+    points = registered(MODALITY_GROUP)
+    for modality in sorted(adapters, key=lambda name: (package(points[name]) != OURS, name)):
+        for name, kind in adapters[modality].sections["data"].items():
             if issubclass(kind, DataConfig) and kind.packaged:
-                found[name] = (modality, kind.packaged, kind)
+                found[f"{modality}/{name}" if name in found else name] = (modality, kind.packaged, kind)
     return found
 
 
@@ -23,4 +33,4 @@ def prepare_data(name: str) -> Path | None:
     known = packaged_data()
     if name not in known:
         raise InputError(f"data {name!r} ships in no package; {nearest(name, known)}")
-    return known[name][2](name=name).prepare()
+    return known[name][2](name=name.rpartition("/")[2]).prepare()

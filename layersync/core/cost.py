@@ -200,7 +200,7 @@ def _backbone(
 ) -> tuple[nn.Module, Callable[[], BackboneOutput]]:
     """The network on the current device, and a pass of one sample through it with the regularizer's taps."""
     backbone = recipe.adapter.backbone(recipe.backbone, latent, condition).train()
-    depth, hidden = int(getattr(backbone, "depth")), int(getattr(recipe.backbone, "hidden_size", 0))  # noqa: B009
+    depth, hidden = backbone.depth, int(getattr(recipe.backbone, "hidden_size", 0))
     regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
     if recipe.train.gradient_checkpointing and hasattr(backbone, "gradient_checkpointing"):
         setattr(backbone, "gradient_checkpointing", True)  # noqa: B010

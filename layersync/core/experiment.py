@@ -32,11 +32,10 @@ from layersync.core.parallel import Processes
 from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task
 from layersync.core.recipe import Recipe, load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
-from layersync.core.results import Comparison, RunRecord
+from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison
 from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
 from layersync.core.trainer import Parts, build_parts, probe_pairs
 
-RESULTS = "compare.json"
 NULL = "null"
 OTHER_SEEDS = 1_000_000
 """What the variant ``null`` adds to a seed: the reference again, trained from other draws."""
@@ -134,18 +133,6 @@ def parse_variants(named: str, given: Sequence[str]) -> dict[str, tuple[str, ...
             raise InputError(f"--variant {text!r}: {name} is named already")
         found[name] = changes
     return found
-
-
-def load_comparison(directory: str | os.PathLike[str]) -> Comparison:
-    """``compare.json`` of a comparison. InputError when it is missing or damaged."""
-    path = Path(directory) / RESULTS
-    if not path.is_file():
-        raise InputError(f"{directory}: has no {RESULTS}; layersync compare makes one")
-    try:
-        return Comparison.from_mapping(json.loads(path.read_text()))
-    except ValueError as error:
-        first = (str(error).splitlines() or [""])[0]
-        raise InputError(f"{path}: is damaged, or of another version of layersync ({first})") from None
 
 
 def _seeds(
@@ -254,7 +241,7 @@ def _earlier(directory: Path, resume: bool) -> Comparison | None:
             raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
         writable_parent(directory, "--out")
         return None
-    return load_comparison(directory)
+    return read_comparison(directory)
 
 
 def _check_same(directory: Path, arms: Sequence[Arm], earlier: Comparison) -> None:
@@ -428,7 +415,7 @@ class _Experiment:
 
     def write(self) -> None:
         """Bring ``compare.json`` up to date."""
-        with atomic_write(self.directory / RESULTS) as partial:
+        with atomic_write(self.directory / COMPARISON) as partial:
             partial.write_text(json.dumps(self.comparison().to_mapping()) + "\n")
 
     def comparison(self) -> Comparison:

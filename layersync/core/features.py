@@ -40,6 +40,8 @@ class FeatureExtractor(ABC):
     preprocessing: str
     """In one line, what happens to a sample before the network: rate, size, filter, range."""
     batch_size: ClassVar[int] = 32
+    published_weights: ClassVar[bool] = False
+    """Whether it reads weights that somebody published, which are fetched where the user gives none."""
 
     @abstractmethod
     def __call__(self, examples: Sequence[Example]) -> Streams:

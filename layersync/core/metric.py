@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from layersync.core.adapter import MODALITY_GROUP, ModalityAdapter, load_adapter, registered
+from layersync.core.adapter import ModalityAdapter, installed_adapters, load_adapter
 from layersync.core.errors import InputError, nearest
+from layersync.core.plugin import reason
 
 
 class Needs(Enum):
@@ -121,14 +122,21 @@ def parse_metrics(modality: str, names: Sequence[str]) -> list[MetricName]:
     return found
 
 
-def describe_modalities() -> dict[str, dict[str, list[str]]]:
-    """Data sets, tokenizers, backbones, metrics and extractors of each modality that is installed."""
-    found = {}
-    for name in sorted(registered(MODALITY_GROUP)):
-        adapter = load_adapter(name)
-        parts = {section: list(kinds) for section, kinds in adapter.sections.items()}
-        found[name] = {**parts, "metrics": metric_names(name), "extractors": list(adapter.features())}
-    return found
+def describe_modalities() -> dict[str, dict[str, list[str] | str]]:
+    """Data sets, tokenizers, backbones, metrics and extractors of each modality that is installed.
+
+    Of one that does not load or cannot describe itself, ``error`` alone: what is wrong with it.
+    """
+    adapters, broken = installed_adapters()
+    found: dict[str, dict[str, list[str] | str]] = {name: {"error": str(error)} for name, error in broken.items()}
+    for name, adapter in adapters.items():
+        try:
+            parts: dict[str, list[str] | str] = {section: list(kinds) for section, kinds in adapter.sections.items()}
+            parts |= {"metrics": metric_names(name), "extractors": list(adapter.features())}
+        except Exception as error:  # noqa: BLE001 - methods of a plug-in may raise anything
+            parts = {"error": f"modality {name!r}, {type(adapter).__name__} cannot say its metrics: {reason(error)}"}
+        found[name] = parts
+    return dict(sorted(found.items()))
 
 
 def _there_are(adapter: ModalityAdapter, name: str) -> str:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,10 +19,11 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
-from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter, registered
+from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter
 from layersync.core.errors import InputError, nearest
 from layersync.core.interpolant import INTERPOLANTS, DdpmCosine, Interpolant, Prediction
 from layersync.core.metric import parse_metrics
+from layersync.core.plugin import OURS, package, registered, top_folders
 from layersync.core.regularizer.base import RegularizerConfig, load_regularizer
 from layersync.core.solver import ANCESTRAL
 from layersync.core.text import Pooling
@@ -237,15 +239,33 @@ def read_yaml(text: str, where: str, wanted: str = "a recipe is a mapping of sec
 
 
 def shipped_recipes() -> dict[str, str]:
-    """Text of every recipe in the package by name, ``modality/name``."""
-    root = files("layersync") / "recipes"
+    """Text of every recipe in an installed package by name, ``modality/name``.
+
+    Ours lie in ``layersync/recipes/MODALITY``; a plug-in's in the folder ``recipes`` of its top package, of which no
+    code is run. Of a package with several modalities, a recipe belongs to the one that it names. Our names come first.
+    """
     found = {}
-    for folder in sorted(root.iterdir(), key=lambda entry: entry.name):
+    for folder in (files("layersync") / "recipes").iterdir():
         if folder.is_dir():
-            for entry in sorted(folder.iterdir(), key=lambda entry: entry.name.removesuffix(".yaml")):
+            for entry in folder.iterdir():
                 if entry.name.endswith(".yaml"):
                     found[f"{folder.name}/{entry.name.removesuffix('.yaml')}"] = entry.read_text()
+    for name, text in _recipes_of_plugins():
+        found.setdefault(name, text)
     return dict(sorted(found.items()))
+
+
+def _recipes_of_plugins() -> Iterator[tuple[str, str]]:
+    points = registered(MODALITY_GROUP)
+    plugged = {name: point for name, point in points.items() if package(point) != OURS}
+    for modality, point in plugged.items():
+        siblings = {name for name, other in plugged.items() if package(other) == package(point)} - {modality}
+        for folder in top_folders(point):
+            for path in sorted((folder / "recipes").glob("*.yaml")):
+                text = path.read_bytes().decode(errors="replace")  # what is no text is refused when it is read as YAML
+                declared = re.search(r"^modality:\s*[\"']?([\w.-]+)", text, re.MULTILINE)
+                if declared is None or declared[1] not in siblings:
+                    yield f"{modality}/{path.stem}", text
 
 
 def recipe_text(source: str | os.PathLike[str]) -> tuple[str, str]:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+from layersync.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -260,6 +266,33 @@ class Comparison:
         from pydantic import TypeAdapter
 
         return TypeAdapter(cls).validate_python(content)
+
+
+COMPARISON = "compare.json"
+PAIR = re.compile(r"\d+-\d+")
+
+
+def read_comparison(directory: str | os.PathLike[str]) -> Comparison:
+    """The comparison of a folder. InputError where there is none, or what is there is damaged or something else."""
+    path = Path(directory) / COMPARISON
+    if not Path(directory).is_dir():
+        raise InputError(f"{directory}: there is no such folder; give the one that layersync compare wrote")
+    try:
+        comparison = Comparison.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise InputError(f"{directory}: holds no {COMPARISON}; give the folder that layersync compare wrote") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    except ValueError as error:
+        why = " ".join(str(error).split("For further information", maxsplit=1)[0].split())
+        raise InputError(f"{path}: is no comparison that layersync compare wrote ({why})") from None
+    for domain in comparison.domains:
+        if domain.reference not in domain.variants:
+            raise InputError(f"{path}: the reference {domain.reference!r} of {domain.name} is none of its variants")
+        for name, variant in domain.variants.items():
+            if bad := [pair for pair in variant.similarity if not PAIR.fullmatch(pair)]:
+                raise InputError(f"{path}: {bad[0]!r} of {domain.name}, {name} is no pair of blocks such as 4-7")
+    return comparison
 
 
 LISTED = 3

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
-from importlib.metadata import EntryPoint
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.errors import PydanticInvalidForJsonSchema
 
-from layersync.core.adapter import MODALITY_GROUP, Section, load_adapter, registered
+from layersync.core.adapter import SECTIONS, Section, installed_adapters
+from layersync.core.plugin import reason
 from layersync.core.recipe import PLUGGED, Recipe
-from layersync.core.regularizer.base import REGULARIZER_GROUP, load_regularizer
+from layersync.core.regularizer.base import installed_regularizers
 
 
 def recipe_schema() -> dict[str, Any]:
-    """JSON Schema of a recipe: what an editor needs to complete keys and underline mistakes."""
+    """JSON Schema of a recipe: what an editor needs to complete keys and underline mistakes.
+
+    Plug-ins that do not load are left out with a warning; a section that has no schema may hold anything.
+    """
     definitions: dict[str, Any] = {}
 
     def variants(scope: str, kinds: Mapping[str, type[Section]]) -> dict[str, Any]:
-        options = []
+        options: list[dict[str, Any]] = []
         for name, kind in kinds.items():
-            schema = kind.model_json_schema(ref_template=f"#/$defs/{scope}.{name}.{{model}}")
+            try:
+                schema = kind.model_json_schema(ref_template=f"#/$defs/{scope}.{name}.{{model}}")
+            except PydanticInvalidForJsonSchema as error:
+                warnings.warn(f"{scope}.{name}: {kind.__name__} has no schema: {reason(error)}", stacklevel=3)
+                schema = {"type": "object", "properties": {}}
             for model, definition in schema.pop("$defs", {}).items():
                 definitions[f"{scope}.{name}.{model}"] = definition
             schema["properties"]["name"] = {"const": name}
@@ -32,23 +41,19 @@ def recipe_schema() -> dict[str, Any]:
     for name, annotation in core.items():
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             properties[name] = annotation.model_json_schema()
-    points: dict[str, EntryPoint] = registered(REGULARIZER_GROUP)
-    properties["regularizer"] = variants("regularizer", {name: load_regularizer(name).Config for name in points})
+    adapters, broken = installed_adapters()
+    regularizers, broken_regularizers = installed_regularizers()
+    for error in (*broken.values(), *broken_regularizers.values()):
+        warnings.warn(f"left out: {error}", stacklevel=2)
+    properties["regularizer"] = variants("regularizer", {name: kind.Config for name, kind in regularizers.items()})
     properties["seed"] = {"type": "integer", "minimum": 0}
-    modalities = sorted(registered(MODALITY_GROUP))
-    properties["modality"] = {"enum": modalities}
-    for section in ("data", "tokenizer", "backbone"):
+    properties["modality"] = {"enum": list(adapters)}
+    for section in SECTIONS:
         properties[section] = {"type": "object"}
     rules = []
-    for modality in modalities:
-        sections = load_adapter(modality).sections
-        then = {
-            "properties": {
-                section: variants(f"{modality}.{section}", sections[section])
-                for section in ("data", "tokenizer", "backbone")
-            }
-        }
-        rules.append({"if": {"properties": {"modality": {"const": modality}}}, "then": then})
+    for modality, adapter in adapters.items():
+        sections = {section: variants(f"{modality}.{section}", adapter.sections[section]) for section in SECTIONS}
+        rules.append({"if": {"properties": {"modality": {"const": modality}}}, "then": {"properties": sections}})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "layersync recipe",

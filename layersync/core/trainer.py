@@ -211,7 +211,7 @@ class Trainer:
 
         torch.manual_seed(recipe.seed)
         backbone = recipe.adapter.backbone(recipe.backbone, parts.data.latent, parts.data.condition)
-        depth, hidden = int(getattr(backbone, "depth")), int(getattr(recipe.backbone, "hidden_size", 0))  # noqa: B009
+        depth, hidden = backbone.depth, int(getattr(recipe.backbone, "hidden_size", 0))
         recipe.regularizer.check(depth)
         self.pairs: tuple[Pair, ...] = probe_pairs(recipe, depth)
         regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)

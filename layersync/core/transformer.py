@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
+from layersync.core.adapter import Backbone, BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
 from layersync.core.errors import InputError
 
 
@@ -222,11 +222,12 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x_BTD), shift, scale))
 
 
-class DiffusionTransformer(nn.Module):
+class DiffusionTransformer(Backbone):
     """adaLN-Zero transformer over patches of a latent grid, conditioned on time, labels and text.
 
     Args:
-        grid: cells per axis, (height, width), (mels, frames) or (frames,); each a multiple of its patch.
+        grid: cells per axis, (height, width), (mels, frames), (frames,) or (height, width, frames); each a multiple of
+            its patch.
         patch_size: cells per patch and axis; one number for all axes, or one each.
         in_channels: channels of the latent.
         hidden_size: channels of a token; a multiple of ``num_heads``.

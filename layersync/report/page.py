@@ -7,7 +7,6 @@ names contain nor a mistake here makes it run or fetch anything.
 from __future__ import annotations
 
 import html
-import json
 import os
 import re
 import shlex
@@ -18,11 +17,10 @@ from typing import Any
 
 from layersync.core.errors import InputError
 from layersync.core.packaged import atomic_write
-from layersync.core.results import Comparison, Domain
+from layersync.core.results import Domain, read_comparison
 from layersync.report import figures, samples, text
 
-SOURCE, PAGE, FIGURES = "compare.json", "report.html", "figures"
-PAIR = re.compile(r"\d+-\d+")
+PAGE, FIGURES = "report.html", "figures"
 
 _THEMED = {
     figures.INK: "var(--ink)",
@@ -81,29 +79,6 @@ def write_report(directory: Path) -> Path:
     with atomic_write(directory / PAGE) as partial:
         partial.write_text(page, encoding="utf-8")
     return directory / PAGE
-
-
-def read_comparison(directory: Path) -> Comparison:
-    """The comparison of a folder. InputError where there is none, or what is there is damaged or something else."""
-    path = directory / SOURCE
-    if not directory.is_dir():
-        raise InputError(f"{directory}: there is no such folder; give the one that layersync compare wrote")
-    try:
-        comparison = Comparison.from_mapping(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        raise InputError(f"{directory}: holds no {SOURCE}; give the folder that layersync compare wrote") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from None
-    except ValueError as error:
-        why = " ".join(str(error).split("For further information", maxsplit=1)[0].split())
-        raise InputError(f"{path}: is no comparison that layersync compare wrote ({why})") from None
-    for domain in comparison.domains:
-        if domain.reference not in domain.variants:
-            raise InputError(f"{path}: the reference {domain.reference!r} of {domain.name} is none of its variants")
-        for name, variant in domain.variants.items():
-            if bad := [pair for pair in variant.similarity if not PAIR.fullmatch(pair)]:
-                raise InputError(f"{path}: {bad[0]!r} of {domain.name}, {name} is no pair of blocks such as 4-7")
-    return comparison
 
 
 def _names(domains: Sequence[Domain]) -> dict[str, list[str]]:

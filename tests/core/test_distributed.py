@@ -18,7 +18,7 @@ import pytest
 
 import layersync
 from layersync import Run
-from layersync.core.experiment import load_comparison
+from layersync.core.results import read_comparison
 
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
@@ -114,7 +114,7 @@ def test_processes_of_a_launch_share_the_runs_of_a_comparison(tiny_file: Path, t
     options = ["--seeds", "1", "--out", str(out), "--set", "train.steps=2", "--set", "evaluate.num_samples=32"]
     status, said = launched(["compare", str(tiny_file), *options])
     assert status == 0, said
-    (domain,) = load_comparison(out).domains
+    (domain,) = read_comparison(out).domains
     assert [variant.runs[0].status for variant in domain.variants.values()] == ["finished"] * 2
     gain = domain.variants["layersync"].gain
     assert gain is not None and gain.mean is not None and gain.seeds == 1

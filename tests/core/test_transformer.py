@@ -256,18 +256,21 @@ def test_sizes_that_do_not_divide_are_refused(changes: dict, words: str) -> None
 
 
 class TestPadding:
-    @pytest.fixture(params=[((12,), 2, True), ((4, 12), (2, 3), False)], ids=["sequence", "spectrogram"])
+    @pytest.fixture(
+        params=[((12,), 2, True), ((4, 12), (2, 3), False), ((2, 4, 12), (1, 2, 3), False)],
+        ids=["sequence", "spectrogram", "video"],
+    )
     def case(self, request: pytest.FixtureRequest) -> tuple[DiffusionTransformer, Tensor, Tensor, int]:
         grid, patch, sequence = request.param
         model = small(grid=grid, patch_size=patch, sequence=sequence)
         x = torch.randn(3, 12, 2) if sequence else torch.randn(3, 2, *grid)
         mask = torch.arange(12)[None] < torch.tensor([12, 7, 3])[:, None]
-        return model, x, mask, 1 if sequence else 3
+        return model, x, mask, 1 if sequence else x.ndim - 1
 
     def test_contents_of_padding_change_nothing(self, case: tuple) -> None:
         model, x, mask, axis = case
         t = torch.rand(3)
-        real = mask[:, :, None] if axis == 1 else mask[:, None, None, :]
+        real = mask[:, :, None] if axis == 1 else mask.reshape(3, *[1] * (x.ndim - 2), 12)
         real = real.expand_as(x)
         found = [model(torch.where(real, x, f), t, {}, taps=(1, 3), mask=mask) for f in (0.0, 1e3, -7.0)]
         for other in found[1:]:

@@ -16,8 +16,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from layersync.core.adapter import BackboneOutput, Section, registered
-from layersync.core.errors import InputError, nearest
+from layersync.core.adapter import BackboneOutput, Section
+from layersync.core.errors import InputError
+from layersync.core.plugin import load_class, registered, signature
 
 REGULARIZER_GROUP = "layersync.regularizers"
 
@@ -99,8 +100,36 @@ class NoRegularizer(Regularizer):
 
 @cache
 def load_regularizer(name: str) -> type[Regularizer]:
-    """The class registered as ``name``. Raises :class:`InputError` for a name that no package registers."""
-    points = registered(REGULARIZER_GROUP)
-    if name not in points:
-        raise InputError(f"regularizer.name: {name!r} is unknown; {nearest(name, points)}")
-    return points[name].load()
+    """The class registered as ``name``.
+
+    Raises:
+        InputError: for a name that no package registers, or several do, and for a plug-in that cannot be imported, is
+            no :class:`Regularizer` or lacks a part of it. One line that names package, class and method.
+    """
+    plugin = load_class(REGULARIZER_GROUP, name, "regularizer.name")
+    kind = plugin.loaded
+    if not issubclass(kind, Regularizer):
+        raise InputError(
+            f"{plugin.owner}: {kind.__name__} is no subclass of layersync.core.regularizer.base.Regularizer"
+        )
+    for member in sorted(kind.__abstractmethods__):
+        wanted = getattr(Regularizer, member)
+        purpose = (wanted.__doc__ or "").splitlines()[0]
+        raise InputError(f"{plugin.owner}: {kind.__name__}.{member} is missing, method {signature(wanted)}: {purpose}")
+    config = getattr(kind, "Config", None)
+    if not (isinstance(config, type) and issubclass(config, RegularizerConfig)):
+        raise InputError(
+            f"{plugin.owner}: {kind.__name__}.Config is {config!r}; it is the RegularizerConfig of its recipe section"
+        )
+    return kind
+
+
+def installed_regularizers() -> tuple[dict[str, type[Regularizer]], dict[str, InputError]]:
+    """Every regularizer that loads, and the error of every other, each by name and in alphabetical order."""
+    kinds, broken = {}, {}
+    for name in sorted(registered(REGULARIZER_GROUP)):
+        try:
+            kinds[name] = load_regularizer(name)
+        except InputError as error:
+            broken[name] = error
+    return kinds, broken

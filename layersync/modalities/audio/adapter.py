@@ -8,9 +8,9 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from layersync.core.adapter import ConditionSpec, DataConfig, ExampleDataset, LatentSpec, Section, Split
+from layersync.core.adapter import Backbone, ConditionSpec, DataConfig, ExampleDataset, LatentSpec, Section, Split
 from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync.modalities.audio.backbone import SpectrogramSiTConfig
 from layersync.modalities.audio.clip import Clip, resample
@@ -42,6 +42,7 @@ _CLIPS_AT_ONCE = 32
 class AudioAdapter:
     """Clips of any rate and length, as log-mel spectrograms or as latents of an autoencoder."""
 
+    api = 1
     name = "audio"
     sections: ClassVar[Mapping[str, Mapping[str, type[Section]]]] = {
         "data": {"gm-notes": GmNotesConfig, "folder": FolderConfig, "hf": HubConfig, "mtg-jamendo": MtgJamendoConfig},
@@ -57,7 +58,7 @@ class AudioAdapter:
         """The tokenizer of that section, not yet fitted."""
         return config.build()
 
-    def backbone(self, config: SpectrogramSiTConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:
+    def backbone(self, config: SpectrogramSiTConfig, latent: LatentSpec, condition: ConditionSpec) -> Backbone:
         """The transformer for latents of that shape."""
         return config.build(latent, condition)
 

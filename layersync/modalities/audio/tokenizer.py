@@ -136,6 +136,9 @@ class MelTokenizer(Tokenizer):
     bands' common one, so that a band that the data leave empty (8 kHz recordings above 4 kHz) is not blown up.
     """
 
+    round_trip_tolerance = 0.3
+    """0.18 on notes by Griffin-Lim, whose phases are estimated."""
+
     def __init__(self, config: MelConfig) -> None:
         self.config = config
         self.latent = config.latent_spec()

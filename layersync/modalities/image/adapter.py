@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from layersync.core.adapter import ConditionSpec, LatentSpec, Section, Split, Tokenizer
+from layersync.core.adapter import Backbone, ConditionSpec, LatentSpec, Section, Split, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractorFactory, Metric
 from layersync.modalities.image.backbone import SiTConfig
@@ -39,6 +39,7 @@ ALIASES = {
 class ImageAdapter:
     """Samples are uint8 arrays (height, width, 1 or 3)."""
 
+    api = 1
     name = "image"
     sections: Mapping[str, Mapping[str, type[Section]]] = {
         "data": SOURCES,
@@ -52,7 +53,7 @@ class ImageAdapter:
     def tokenizer(self, config: PixelsConfig | VaeConfig) -> Tokenizer:  # noqa: D102
         return Vae(config) if isinstance(config, VaeConfig) else Pixels(config)
 
-    def backbone(self, config: SiTConfig, latent: LatentSpec, condition: ConditionSpec) -> nn.Module:  # noqa: D102
+    def backbone(self, config: SiTConfig, latent: LatentSpec, condition: ConditionSpec) -> Backbone:  # noqa: D102
         return config.build(latent, condition)
 
     def features(self) -> Mapping[str, FeatureExtractorFactory]:  # noqa: D102

@@ -136,7 +136,7 @@ def _from_arrays(
         digest.update(np.ascontiguousarray(labels.astype(np.int64)).data)
     sources = [f"{source}[{index}]" for index in range(len(images))]
     return ImageDataset(
-        lambda index: images[index],
+        images.__getitem__,
         None if labels is None else labels.tolist(),
         digest.hexdigest(),
         size=len(images),

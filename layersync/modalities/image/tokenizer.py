@@ -83,6 +83,9 @@ class PixelsConfig(Section):
 class Pixels(Tokenizer):
     """Latents are the pixels."""
 
+    round_trip_tolerance = 0.02
+    """Exact by rounding to the nearest byte; 0.01 where bytes are cut, one level of 255."""
+
     def __init__(self, config: PixelsConfig):
         self.config = config
         self.latent = config.latent_spec()
@@ -165,6 +168,7 @@ class Vae(Tokenizer):
     """
 
     stochastic = True
+    round_trip_tolerance = None
 
     def __init__(self, config: VaeConfig):
         self.config = config

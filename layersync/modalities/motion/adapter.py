@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from layersync.core.adapter import (
+    Backbone,
     ConditionSpec,
     DataConfig,
     ExampleDataset,
@@ -44,6 +45,7 @@ from layersync.modalities.motion.tokenizer import Smpl6dConfig, Smpl6dTokenizer
 class MotionAdapter:
     """Pose sequences on SMPL's 24 joints, or as HumanML3D's features."""
 
+    api = 1
     name = "motion"
     sections: ClassVar[Mapping[str, Mapping[str, type[Section]]]] = {
         "data": {
@@ -73,7 +75,7 @@ class MotionAdapter:
 
     def backbone(
         self, config: MotionTransformerConfig | MdmConfig, latent: LatentSpec, condition: ConditionSpec
-    ) -> nn.Module:
+    ) -> Backbone:
         """The core's transformer over frames, or MDM's encoder."""
         return config.build(latent, condition)
 

@@ -21,7 +21,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layersync.core.adapter import BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
+from layersync.core.adapter import Backbone, BackboneOutput, ConditionSpec, LatentSpec, Section, check_taps
 from layersync.core.errors import InputError
 from layersync.core.interpolant import discrete_step
 from layersync.core.pretrained import read_tensors
@@ -84,7 +84,7 @@ class LabelTable(nn.Module):
         self.action_embedding = nn.Parameter(torch.randn(num_classes, hidden_size))
 
 
-class MDM(nn.Module):
+class MDM(Backbone):
     """MDM's transformer encoder over frames.
 
     Args:

@@ -48,6 +48,7 @@ class CLAP(FeatureExtractor):
     """
 
     name = "clap"
+    published_weights = True
     streams = ("features", "whole", "text")
     text_streams = ("text",)
     preprocessing = (

@@ -28,6 +28,7 @@ class Encodec(FeatureExtractor):
     """EnCodec's encoder at 24 kHz. ``weights`` is a folder or hub id of a mono model at that rate."""
 
     name = "encodec"
+    published_weights = True
     preprocessing = (
         "mono, Kaiser sinc to 24 kHz, 16 bits, at most 3 minutes; a row for each frame of 320 samples, before "
         "quantisation (fadtk)"

@@ -63,6 +63,7 @@ class GE2E(FeatureExtractor):
     """Resemblyzer's speaker encoder. ``weights`` is a path to its ``pretrained.pt``, kept elsewhere."""
 
     name = "ge2e"
+    published_weights = True
     preprocessing = (
         "mono, SoX to 16 kHz, raised to -30 dBFS; 40 mel bands (powers), 25 ms every 10 ms; windows of 1.6 s, 1.3 a "
         "second; mean of length 1; silences are not trimmed (Resemblyzer)"

@@ -64,6 +64,7 @@ class VGGish(FeatureExtractor):
     """Public VGGish. ``weights`` is a path to the published file, kept elsewhere."""
 
     name = "vggish"
+    published_weights = True
     preprocessing = (
         "mono, Kaiser sinc to 16 kHz, 16 bits, zeros up to 1 s; 64 log-mel bands of 125-7500 Hz, 25 ms every 10 ms; "
         "examples of 0.96 s; no PCA, no last ReLU (fadtk)"

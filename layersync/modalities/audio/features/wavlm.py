@@ -30,6 +30,7 @@ class WavLM(FeatureExtractor):
     """WavLM's last layer. ``weights`` is a folder or hub id, such as ``microsoft/wavlm-base-plus``."""
 
     name = "wavlm"
+    published_weights = True
 
     def __init__(self, weights: str | None = None) -> None:
         from transformers import WavLMModel

@@ -49,6 +49,7 @@ class Clip(FeatureExtractor):
     """
 
     name = "clip"
+    published_weights = True
     streams: ClassVar[tuple[str, ...]] = ("features", "text")
     text_streams: ClassVar[tuple[str, ...]] = ("text",)
 

@@ -57,6 +57,7 @@ class Dinov2(FeatureExtractor):
     """``features``: the class token after the last norm, 1024 values for the published ViT-L/14."""
 
     name = "dinov2"
+    published_weights = True
     preprocessing = (
         f"RGB, grey repeated; Pillow bicubic with antialiasing to {INPUT_SIZE}x{INPUT_SIZE} whatever the shape; / 255; "
         f"minus {IMAGENET_MEAN}, over {IMAGENET_DEVIATION}; positions resampled with offset {POSITION_OFFSET}"

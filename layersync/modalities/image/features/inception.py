@@ -68,6 +68,7 @@ class InceptionV3(FeatureExtractor):
     """
 
     name = "inception-v3"
+    published_weights = True
     streams: ClassVar[tuple[str, ...]] = ("pool", "spatial", "logits")
     batch_size: ClassVar[int] = 64
     preprocessing = (

@@ -119,6 +119,7 @@ class TextMotion(FeatureExtractor):
     """
 
     name = "text-motion"
+    published_weights = True
     streams = ("features", "text")
     text_streams = ("text",)
 

@@ -1,0 +1,251 @@
+"""Plug-ins: what is wrong with one is said in one line that names package, class and method, and stops no other."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from plugins import QUICK, STROKES, Installer
+
+from layersync import InputError, load_recipe
+from layersync.core.adapter import load_adapter, protocol_members
+from layersync.core.catalogue import packaged_data
+from layersync.core.recipe import shipped_recipes
+from layersync.core.regularizer.base import load_regularizer
+from layersync.core.schema import recipe_schema
+
+BUILT_IN = ("audio", "image", "motion")
+Command = Callable[..., tuple[int, str, str]]
+MEMBERS = sorted(protocol_members())
+REGULARIZER = """
+from layersync.core.regularizer.base import Regularizer, RegularizerConfig, RegularizerOutput
+
+class Config(RegularizerConfig):
+    weight: float = 0.5
+
+class Quiet(Regularizer):
+    Config = Config
+
+    @classmethod
+    def from_config(cls, config, depth, hidden_size):
+        return cls()
+
+    def taps(self, step):
+        return (1,)
+
+    def forward(self, context):
+        return RegularizerOutput(context.features[1].float().square().mean(), {})
+
+class Untapped(Quiet):
+    taps = Regularizer.taps
+
+class Unsettled(Quiet):
+    Config = dict
+"""
+
+
+def failure(name: str) -> str:
+    with pytest.raises(InputError) as raised:
+        load_adapter(name)
+    text = str(raised.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_whole_plug_in_loads(installer: Installer) -> None:
+    name = installer.strokes()
+    assert load_adapter(name).name == name
+    assert load_recipe(f"{name}/quick").backbone.model_dump()["depth"] == 4
+
+
+@pytest.mark.parametrize("member", MEMBERS)
+def test_a_missing_member_is_named_with_its_purpose(member: str, installer: Installer) -> None:
+    name = installer.strokes(without=member)
+    said = failure(name)
+    assert f"modality {name!r} of package plugged" in said and ".adapter:StrokesAdapter)" in said
+    if member == "api":
+        assert "StrokesAdapter says no api number; this layersync has api 1" in said
+        return
+    assert f"StrokesAdapter.{member} is missing" in said
+    purpose = (protocol_members()[member].__doc__ or "").splitlines()[0]
+    assert purpose and said.endswith(purpose)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("from pathlib import Path", "import no_such_module"), "cannot be imported: ModuleNotFoundError: No module"),
+        (
+            ("from pathlib import Path", "raise RuntimeError('two\\nlines')"),
+            "cannot be imported: RuntimeError: two lines",
+        ),
+        (("from pathlib import Path", "from pathlib import Path ("), "cannot be imported: SyntaxError"),
+        (("class StrokesAdapter:", "class Renamed:"), "has no attribute 'StrokesAdapter'"),
+        (
+            ("class StrokesAdapter:", "def StrokesAdapter():\n  pass\nclass Renamed:"),
+            "is a function; an entry point of",
+        ),
+        (("    api = 1", "    def __init__(self, path): pass\n    api = 1"), "StrokesAdapter() cannot be made without"),
+        (("    api = 1", "    api = 2"), "StrokesAdapter is written for api 2; this layersync has api 1"),
+        (('    name = "NAME"', '    name = "other"'), "StrokesAdapter.name is 'other'; its entry point is called"),
+        (
+            ("    def render(self, samples", "    render = 3\n    def _no(self, samples"),
+            "StrokesAdapter.render is 3, not",
+        ),
+        (
+            ("    def dataset(self, data: StrokesConfig, split: Split)", "    def dataset(self, data: StrokesConfig)"),
+            "cannot be called as dataset(data, split): Raw samples",
+        ),
+        (('        "data": {"strokes": StrokesConfig},', ""), "StrokesAdapter.sections: 'data' is missing"),
+        (
+            ('"data": {"strokes": StrokesConfig}', '"data": {"strokes": OffsetsConfig}'),
+            "sections: data.strokes is <class",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said(change: tuple[str, str], said: str, installer: Installer) -> None:
+    name = installer.strokes(change)
+    found = failure(name)
+    assert said in found and f"modality {name!r} of package plugged" in found
+
+
+def test_what_is_inherited_from_the_protocol_counts_as_missing(installer: Installer) -> None:
+    name = installer.strokes(
+        (
+            "class StrokesAdapter:",
+            "from layersync.core.adapter import ModalityAdapter\nclass StrokesAdapter(ModalityAdapter):",
+        ),
+        without="archive",
+    )
+    assert "StrokesAdapter.archive is missing, method archive(samples, labels, path)" in failure(name)
+
+
+def test_a_name_of_two_packages_is_unusable_and_both_are_named(installer: Installer, command: Command) -> None:
+    name = installer.strokes()
+    other = installer.package(STROKES, {name: "StrokesAdapter"})
+    said = failure(name)
+    assert "registered by 2 packages, plugged" in said and f"{other} ({other}.adapter:StrokesAdapter)" in said
+    status, out, _ = command("modalities", "--json")
+    found = json.loads(out)
+    assert status == 0 and found[name] == {"error": said} and "fid" in found["image"]["metrics"]
+
+
+class TestABrokenOneBesideOthers:
+    @pytest.fixture
+    def broken(self, installer: Installer) -> list[str]:
+        """One that cannot be imported and one whose method fails; a regularizer without a method; a whole one."""
+        installer.package(
+            "raise OSError('gone')", {"absent": "Adapter"}, {"absent": "Loss"}, {"quick": "modality: absent"}
+        )
+        installer.package(REGULARIZER, {}, {"untapped": "Untapped"})
+        change = ('return {"outline": Outline}', "raise KeyError('nothing here')")
+        return [installer.strokes(change), installer.strokes()]
+
+    def test_modalities_shows_its_error_and_the_others(self, broken: list[str], command: Command) -> None:
+        status, out, _ = command("modalities", "--json")
+        found = json.loads(out)
+        assert status == 0 and set(found) == {*BUILT_IN, *broken, "absent"}
+        assert "plugged" in found["absent"]["error"] and "OSError: gone" in found["absent"]["error"]
+        assert "StrokesAdapter" in found[broken[0]]["error"] and "nothing here" in found[broken[0]]["error"]
+        assert found[broken[1]]["extractors"] == ["outline"] and "error" not in found["image"]
+        status, out, _ = command("modalities")
+        assert status == 0 and "OSError: gone" in out and "fd-outline" in out
+
+    def test_schema_and_data_go_on_with_a_warning(self, broken: list[str]) -> None:
+        with pytest.warns(UserWarning, match="OSError: gone"):
+            schema = recipe_schema()
+        assert schema["properties"]["modality"]["enum"] == sorted({*BUILT_IN, *broken})
+        names = [option["properties"]["name"]["const"] for option in schema["properties"]["regularizer"]["anyOf"]]
+        assert names == ["layersync", "none"]
+        with pytest.warns(UserWarning, match="OSError: gone"):
+            data = packaged_data()
+        assert data["digits"][0] == "image" and data["strokes"][0] in broken
+
+    def test_recipes_are_listed_without_its_code(self, broken: list[str], command: Command) -> None:
+        status, out, _ = command("recipes", "list")
+        assert status == 0 and "absent/quick" in out and "image/quick" in out and f"{broken[1]}/quick" in out
+        status, _, err = command("train", "absent/quick")
+        assert status == 2 and err.count("\n") == 1 and "OSError: gone" in err
+
+
+def test_a_data_name_that_two_modalities_have_stays_ours(installer: Installer) -> None:
+    name = installer.strokes(('"data": {"strokes": StrokesConfig}', '"data": {"digits": StrokesConfig}'))
+    found = packaged_data()
+    assert found["digits"][0] == "image" and found[f"{name}/digits"][0] == name
+
+
+class TestRegularizers:
+    def failure(self, name: str) -> str:
+        with pytest.raises(InputError) as raised:
+            load_regularizer(name)
+        return str(raised.value)
+
+    def test_one_of_a_plug_in_goes_into_a_recipe(self, installer: Installer, tiny_mapping: dict[str, Any]) -> None:
+        installer.package(REGULARIZER, {}, {"quiet": "Quiet"})
+        recipe = load_recipe({**tiny_mapping, "regularizer": {"name": "quiet"}}, ["regularizer.weight=0.25"])
+        assert recipe.regularizer.model_dump() == {"name": "quiet", "weight": 0.25}
+
+    @pytest.mark.parametrize(
+        ("kind", "said"),
+        [
+            ("Absent", "cannot be imported: AttributeError"),
+            ("Config", "Config is no subclass of layersync.core.regularizer.base.Regularizer"),
+            ("Untapped", "Untapped.taps is missing, method taps(step): Blocks whose outputs are wanted"),
+            ("Unsettled", "Unsettled.Config is <class 'dict'>; it is the RegularizerConfig of its recipe section"),
+        ],
+    )
+    def test_what_is_wrong_is_said(self, kind: str, said: str, installer: Installer) -> None:
+        module = installer.package(REGULARIZER, {}, {f"plugged-{kind}": kind})
+        found = self.failure(f"plugged-{kind}")
+        assert said in found and f"package {module} ({module}.adapter:{kind})" in found
+
+    def test_a_name_of_two_packages_is_unusable(self, installer: Installer) -> None:
+        for _ in range(2):
+            installer.package(REGULARIZER, {}, {"twice": "Quiet"})
+        assert "'twice' is registered by 2 packages" in self.failure("twice")
+
+
+class TestRecipesOfPlugIns:
+    def test_ours_win(self, installer: Installer) -> None:
+        ours = shipped_recipes()["image/quick"]
+        installer.package("", {"image": "Adapter"}, recipes={"quick": "modality: image", "mine": "modality: image"})
+        found = shipped_recipes()
+        assert found["image/quick"] == ours and "image/mine" not in found
+
+    def test_no_code_is_run(self, installer: Installer) -> None:
+        module = installer.package("raise SystemExit(7)", {"heavy": "Adapter"}, recipes={"quick": "modality: heavy"})
+        (installer.folder / module / "__init__.py").write_text("raise SystemExit(7)")
+        assert shipped_recipes()["heavy/quick"] == "modality: heavy" and module not in sys.modules
+
+    def test_of_two_modalities_each_has_its_own(self, installer: Installer) -> None:
+        installer.package(
+            "", {"one": "A", "two": "B"}, recipes={"a": "modality: one", "b": "modality: 'two'", "c": "modality: three"}
+        )
+        found = {name for name in shipped_recipes() if name.startswith(("one/", "two/"))}
+        assert found == {"one/a", "two/b", "one/c", "two/c"}
+
+    def test_what_is_no_text_is_refused_when_it_is_used(self, installer: Installer, command: Command) -> None:
+        module = installer.package("", {"noise": "Adapter"}, recipes={"quick": "modality: noise"})
+        (installer.folder / module / "recipes" / "bytes.yaml").write_bytes(bytes(range(128, 256)))
+        assert command("recipes", "list")[0] == 0
+        status, _, err = command("recipes", "show", "noise/bytes")
+        assert status == 2 and err.count("\n") == 1 and "noise/bytes" in err
+
+    @pytest.mark.parametrize("metadata", ["dist-info", "egg-info"])
+    def test_a_folder_on_the_path_is_enough(self, metadata: str, installer: Installer) -> None:
+        name = f"on-path-{metadata}"
+        source = STROKES.replace('name = "strokes"\n    sections', f'name = "{name}"\n    sections')
+        installer.package(
+            source, {name: "StrokesAdapter"}, recipes={"quick": QUICK.format(name=name)}, metadata=metadata
+        )
+        shown = subprocess.run(
+            [sys.executable, "-m", "layersync.cli", "recipes", "show", f"{name}/quick", "--json"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert json.loads(shown.stdout)["tokenizer"]["name"] == "offsets"

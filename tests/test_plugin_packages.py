@@ -1,0 +1,96 @@
+"""Plug-ins as a user has them: wheels, installed beside layersync's own, used through its commands.
+
+The packages are those of ``examples/``, and one that ``layersync new-modality`` has just written.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from fresh_environment import ROOT, Environment
+
+from layersync.core.metric import DOMAIN_METRICS
+
+EXAMPLES = sorted(file.parent for file in (ROOT / "examples").glob("*/pyproject.toml"))
+NEW = "newly-written"
+SMALL = {
+    "train.steps": 2,
+    "train.batch_size": 4,
+    "optimizer.warmup": 0,
+    "backbone.depth": 3,
+    "backbone.hidden_size": 32,
+    "sample.steps": 2,
+    "evaluate.num_samples": 24,
+}
+
+
+def entry_points(group: str) -> list[str]:
+    """Names that the packages in ``examples/`` register."""
+    projects = [tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in EXAMPLES]
+    return [name for project in projects for name in project.get("entry-points", {}).get(f"layersync.{group}", {})]
+
+
+MODALITIES = [*entry_points("modalities"), NEW]
+REGULARIZERS = entry_points("regularizers") or ["layersync"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """All packages in one environment, each from its wheel."""
+    folder = tmp_path_factory.mktemp("plugins")
+    made = Environment(folder / "environment")
+    made.layersync("new-modality", NEW, "--into", folder, cwd=folder)
+    for package in (*EXAMPLES, folder / f"layersync-{NEW}"):
+        made.install(made.wheel(package, folder / "wheels" / package.name))
+    return made
+
+
+def small(recipe: str, environment: Environment, folder: Path) -> list[str]:
+    """Options that make a training of ``recipe`` a matter of seconds, scored by the modality's own metrics."""
+    shown = environment.layersync("recipes", "show", recipe, cwd=folder).stdout
+    own = [metric for metric in yaml.safe_load(shown)["evaluate"]["metrics"] if metric not in DOMAIN_METRICS]
+    assert own, f"{recipe} has no metric of its modality"
+    settings = SMALL | {"evaluate.metrics": f"[{', '.join(own)}]"}
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_modality_is_trained_sampled_evaluated_checked_and_compared(
+    modality: str, environment: Environment, tmp_path: Path
+) -> None:
+    recipe = f"{modality}/quick"
+    options = small(recipe, environment, tmp_path)
+    assert modality in json.loads(environment.layersync("modalities", "--json", cwd=tmp_path).stdout)
+
+    environment.layersync("train", recipe, "--out", "run", *options, cwd=tmp_path)
+    drawn = environment.layersync("sample", "run", "--num", 5, "--npz", cwd=tmp_path).stdout.strip()
+    assert (tmp_path / drawn / "samples.npz").is_file() and len(list((tmp_path / drawn).iterdir())) > 1
+    scores = json.loads(environment.layersync("evaluate", "run", "--json", cwd=tmp_path).stdout)["metrics"]
+    assert scores and all(math.isfinite(score["value"]) for score in scores.values()), scores
+    environment.layersync("check", modality, cwd=tmp_path)
+
+    variants = ",".join(["baseline", *REGULARIZERS])
+    words = ["compare", recipe, "--variants", variants, "--seeds", 1, "--out", "comparison", "--json", *options]
+    (domain,) = json.loads(environment.layersync(*words, cwd=tmp_path).stdout)["domains"]
+    assert domain["modality"] == modality and set(domain["variants"]) == {"baseline", *REGULARIZERS}
+    for variant in domain["variants"].values():
+        assert [run["status"] for run in variant["runs"]] == ["finished"], variant
+
+
+def test_packages_are_the_installed_ones(environment: Environment, tmp_path: Path) -> None:
+    """Nothing of the source tree is imported: layersync and the plug-ins come out of the environment."""
+    code = (
+        "import importlib.metadata as m, layersync; print(layersync.__file__)\n"
+        "for group in ('modalities', 'regularizers'):\n"
+        "    for point in m.entry_points(group=f'layersync.{group}'):\n"
+        "        print(__import__(point.module, fromlist=['x']).__file__)\n"
+    )
+    files = environment.run(environment.python, "-c", code, cwd=tmp_path).stdout.split()
+    assert len(files) == 1 + len(MODALITIES) + 3 + len(entry_points("regularizers")) + 2, files
+    assert all(Path(file).is_relative_to(environment.python.parent.parent) for file in files), files
