@@ -101,14 +101,20 @@ def verdict(name: str, variant: Variant, domain: Domain) -> str:
     return f"{name}: {size} {side} {over} ({ends}{indicative})."
 
 
-def remarks(variant: Variant) -> list[str]:
-    """What is said beside the numbers of a variant."""
-    found = []
-    if variant.gain is not None and variant.gain.note:
-        found.append(f"gain: {variant.gain.note}")
-    if variant.speed_up is not None and variant.speed_up.note:
-        found.append(f"speed-up: {variant.speed_up.note}")
-    return found
+def remarks(domain: Domain) -> list[str]:
+    """What is said beside the numbers of a domain's variants, each thing once for all variants that it is said of."""
+    said: dict[str, list[str]] = {}
+    for name, variant in domain.variants.items():
+        notes = {
+            "gain": variant.gain.note if variant.gain is not None else "",
+            "speed-up": variant.speed_up.note if variant.speed_up is not None else "",
+        }
+        if notes["gain"] == notes["speed-up"]:
+            notes = {"gain and speed-up": notes["gain"]}
+        for about, note in notes.items():
+            if note:
+                said.setdefault(f"{about}: {note}", []).append(name)
+    return [f"{', '.join(names)}: {remark}" for remark, names in said.items()]
 
 
 SUMMARY = (
@@ -147,8 +153,8 @@ def comparison_table(comparison: Comparison) -> str:
         at = f"at step {steps[-1]:,}" if steps else "no run has finished"
         head = f"{domain.name}: {domain.metric} ({ARROWS[domain.better.get(domain.metric)]}), {at}; 95 % intervals"
         lines = [head, *_aligned(rows), *(f"  note: {note}" for note in domain.notes)]
+        lines += [f"  {remark}" for remark in remarks(domain)]
         for name, variant in domain.variants.items():
-            lines += [f"  {name}: {remark}" for remark in remarks(variant)]
             lines += [
                 f"  {name}, seed {run.seed}: failed: {run.error}" for run in variant.runs if run.status == "failed"
             ]
