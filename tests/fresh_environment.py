@@ -20,7 +20,7 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "layersync")
 PIP = {
     "PIP_NO_INDEX": "1",
     "PIP_NO_DEPS": "1",
-    "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one upside down: 0 is no isolation (pypa/pip issue 5735)
+    "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one upside down: 0 is no isolation (pypa/pip#5735)
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
 """Nothing is fetched: what is not here fails."""

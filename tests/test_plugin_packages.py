@@ -76,7 +76,20 @@ def test_modality_is_trained_sampled_evaluated_checked_and_compared(
     environment.layersync("check", modality, cwd=tmp_path)
 
     variants = ",".join(["baseline", *REGULARIZERS])
-    words = ["compare", recipe, "--variants", variants, "--seeds", 1, "--out", "comparison", "--json", *options]
+    words = [
+        "compare",
+        recipe,
+        "--variants",
+        variants,
+        "--seeds",
+        1,
+        "--jobs",
+        2,
+        "--out",
+        "comparison",
+        "--json",
+        *options,
+    ]
     (domain,) = json.loads(environment.layersync(*words, cwd=tmp_path).stdout)["domains"]
     assert domain["modality"] == modality and set(domain["variants"]) == {"baseline", *REGULARIZERS}
     for variant in domain["variants"].values():
