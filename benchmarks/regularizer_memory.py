@@ -25,7 +25,6 @@ REGULARIZERS = {"on": "layersync", "off": "none"}
 def train(which: str) -> dict[str, float]:
     """Peak memory in MiB of this process before and after a few steps with LayerSync ``on`` or ``off``."""
     from accelerate import Accelerator  # noqa: F401  imported here so that it is counted as program, not as training
-    from diffusers.training_utils import EMAModel  # noqa: F401
 
     from layersync.core.trainer import Trainer
 

@@ -28,6 +28,7 @@ from layersync.core.checkpoint import (
 from layersync.core.condition import batch_condition, drop_condition
 from layersync.core.device import take_own_device
 from layersync.core.draws import module_seed, step_draws
+from layersync.core.ema import WeightAverage
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
 from layersync.core.latents import LatentCache, cache_key
@@ -201,7 +202,6 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, parts: Parts, *, fresh: bool = True):
         from accelerate import Accelerator
-        from diffusers.training_utils import EMAModel
 
         self.recipe, self.parts = recipe, parts
         # Without being told of the CPU, accelerate takes every process that torchrun starts there for the only one.
@@ -233,14 +233,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             list(self.names), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
-        ramp, decay = recipe.train.ema_ramp, recipe.train.ema_decay
-        self.ema = EMAModel(
-            self.backbone.parameters(),
-            decay=decay,
-            min_decay=0.0 if ramp else decay,
-            update_after_step=0 if ramp else -1,
-            foreach=True,
-        )
+        self.ema = WeightAverage(self.backbone.parameters(), recipe.train.ema_decay, ramp=recipe.train.ema_ramp)
         self.model = self.accelerator.prepare_model(model)
         self.probe = self._make_probe()
 
@@ -327,7 +320,7 @@ class Trainer:
 
     def _averaged(self) -> dict[str, Tensor]:
         names = [name for name, _ in self.backbone.named_parameters()]
-        return dict(zip(names, self.ema.shadow_params, strict=True))
+        return dict(zip(names, self.ema.tensors, strict=True))
 
     def measure(self) -> dict[str, Any]:
         """Held-out flow loss by bins of t and the similarity of the pairs, of the averaged network in float32."""
@@ -364,8 +357,8 @@ class Trainer:
         averaged = read_tensors(checkpoint / "ema.safetensors")
         check_fit(self.backbone, averaged, checkpoint / "ema.safetensors")
         names = [name for name, _ in self.backbone.named_parameters()]
-        self.ema.shadow_params = [averaged[name].to(self.device) for name in names]
-        self.ema.optimization_step = state["step"]
+        self.ema.tensors = [averaged[name].to(self.device) for name in names]
+        self.ema.steps = state["step"]
         load_optimizer(self.optimizer, read_tensors(checkpoint / "optimizer.safetensors"), self.names)
         if (checkpoint / "regularizer.safetensors").is_file():
             load_weights(self.regularizer, read_tensors(checkpoint / "regularizer.safetensors"), checkpoint)
