@@ -19,6 +19,7 @@ from layersync.core.results import Curve, Gain, Overhead, SpeedUp
 CONFIDENCE = 0.95
 ENOUGH_SEEDS = 5
 """Fewer make an interval that says little about itself: their gain is labelled indicative."""
+ONE_SEED = "one seed: no error bar"
 RESAMPLES = 2000
 FLAT = 0.02
 """A curve that still changes by more than this part over its last interval between evaluations is not flat."""
@@ -58,10 +59,11 @@ def paired_gain(reference: ArrayLike, variant: ArrayLike, better: Better | None)
     ratios = np.log(after / before)
     mean, interval = t_interval(ratios)
     if interval is None:
-        return Gain(_gain(mean, better), None, count, note="one seed: no error bar")
+        return Gain(_gain(mean, better), None, count, note=ONE_SEED)
     ends = sorted(_gain(end, better) for end in interval)
     note = f"indicative: {count} seeds, fewer than {ENOUGH_SEEDS}" if count < ENOUGH_SEEDS else ""
-    return Gain(_gain(mean, better), (ends[0], ends[1]), count, -math.expm1(-_half_width(ratios)), note)
+    half = _half_width(ratios)
+    return Gain(_gain(mean, better), (ends[0], ends[1]), count, _gain(-half if better == "lower" else half, better), note)
 
 
 def _gain(log_ratio: float, better: Better) -> float:
@@ -73,67 +75,89 @@ def speed_up(
     reference: ArrayLike,
     variant: ArrayLike,
     better: Better | None,
-    step_ratio: float | None = None,
+    times: tuple[ArrayLike, ArrayLike] | None = None,
     *,
     seed: int = 0,
 ) -> SpeedUp:
-    """How many times fewer steps ``variant`` takes to come to the last score of ``reference``.
+    """How many times fewer steps ``variant`` takes than ``reference`` to come to the last score of ``reference``.
 
-    Both are (seeds, len(steps)), of the same seeds in the same order. Read off the means over seeds; between two
-    evaluations the logarithm of the score is taken to be linear in the step. The interval resamples seeds, pairs kept
-    together.
+    Both are (seeds, len(steps)), of the same seeds in the same order. Read off the means over seeds: the first step at
+    which each is as good as the reference at the end; between two evaluations the logarithm of the score is taken to be
+    linear in the step. A curve against itself gives 1, flat or not. The interval resamples seeds, pairs kept together.
 
     Args:
         steps: evaluated steps, ascending.
         reference: scores of the reference variant.
         variant: scores of the other.
         better: which way the metric improves.
-        step_ratio: time of a step of the variant over one of the reference; without it nothing is said of seconds.
+        times: seconds of a step of both sides, (seeds,) each; without them nothing is said of seconds.
         seed: of the resampling.
     """
     before, after = (np.asarray(side, dtype=np.float64) for side in (reference, variant))
     if better is None:
-        return SpeedUp(None, None, None, None, "neither higher nor lower is better")
+        return SpeedUp(None, None, None, None, note="neither higher nor lower is better")
     if not len(before):
-        return SpeedUp(None, None, None, None, "no seed has finished in both variants")
+        return SpeedUp(None, None, None, None, note="no seed has finished in both variants")
+    if len(steps) < 2:
+        return SpeedUp(None, None, None, None, note="one evaluation: no curve to read it off (evaluate.every)")
     if not ((before > 0).all() and (after > 0).all()):
-        return SpeedUp(None, None, None, None, "a score is not above 0: its logarithm cannot be interpolated")
-    found = _speed(steps, before.mean(0), after.mean(0), better)
+        return SpeedUp(None, None, None, None, note="a score is not above 0: its logarithm cannot be interpolated")
+    whole = slice(None)
+    costs = None if times is None else np.log(np.asarray(times[1]) / np.asarray(times[0]))
+
+    def read(rows: slice | NDArray[np.int64]) -> tuple[float, float]:
+        """Speed-up in steps and in seconds of a choice of seeds; 0 where it is not reached."""
+        start, end = _reached(steps, before[rows].mean(0), after[rows].mean(0), better)
+        ratio = start / end if end else 0.0
+        return ratio, ratio / math.exp(costs[rows].mean()) if costs is not None else 0.0
+
+    start, end = _reached(steps, before.mean(0), after.mean(0), better)
+    in_steps, in_seconds = read(whole)
     notes = []
-    if not found:
+    if not end:
         notes.append(f"not reached: the mean at no evaluation is as good as the reference's at step {steps[-1]}")
-    elif found >= steps[-1] / steps[0]:
+    elif end == steps[0]:
         notes.append(f"reached before the first evaluation, step {steps[0]}: at least this much")
-    interval = None
+    interval = seconds_interval = None
     if len(before) > 1:
         rows = np.random.default_rng(seed).integers(len(before), size=(RESAMPLES, len(before)))
-        drawn = [_speed(steps, before[row].mean(0), after[row].mean(0), better) for row in rows]
-        low, high = np.percentile(drawn, [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2])
-        interval = (float(low), float(high))
-        missed = sum(not value for value in drawn)
+        drawn = np.asarray([read(row) for row in rows])
+        ends = np.percentile(drawn, [100 * (1 - CONFIDENCE) / 2, 100 * (1 + CONFIDENCE) / 2], axis=0)
+        interval = (float(ends[0, 0]), float(ends[1, 0]))
+        seconds_interval = None if costs is None else (float(ends[0, 1]), float(ends[1, 1]))
+        missed = float((drawn[:, 0] == 0).mean())
         if missed:
-            notes.append(f"not reached in {missed / RESAMPLES:.0%} of resamplings of the seeds")
+            notes.append(f"not reached in {missed:.0%} of resamplings of the seeds")
     else:
-        notes.append("one seed: no error bar")
-    in_seconds, seconds_interval = None, None
-    if step_ratio is not None:
-        in_seconds = found / step_ratio if found else None
-        seconds_interval = None if interval is None else (interval[0] / step_ratio, interval[1] / step_ratio)
-    return SpeedUp(found or None, interval, in_seconds, seconds_interval, "; ".join(notes))
+        notes.append(ONE_SEED)
+    return SpeedUp(
+        in_steps or None,
+        interval,
+        in_seconds or None,
+        seconds_interval,
+        reference_step=start,
+        variant_step=end or None,
+        note="; ".join(notes),
+    )
 
 
-def _speed(steps: Sequence[int], reference: Array, variant: Array, better: Better) -> float:
-    """Last step over the first at which ``variant`` is as good as ``reference`` at the end; 0 where it never is."""
+def _reached(steps: Sequence[int], reference: Array, variant: Array, better: Better) -> tuple[float, float]:
+    """The steps at which either first is as good as ``reference`` at the end; 0 where ``variant`` never is."""
     sign = 1.0 if better == "lower" else -1.0
-    goal, curve = sign * math.log(reference[-1]), sign * np.log(variant)
-    reached = np.flatnonzero(curve <= goal)
+    goal = sign * math.log(reference[-1])
+    return _crossing(steps, sign * np.log(reference), goal), _crossing(steps, sign * np.log(variant), goal)
+
+
+def _crossing(steps: Sequence[int], values: Array, goal: float) -> float:
+    """Where falling ``values`` first come to ``goal``, linear between steps; 0 where they do not."""
+    reached = np.flatnonzero(values <= goal)
     if not len(reached):
         return 0.0
     first = int(reached[0])
     if first == 0:
-        return steps[-1] / steps[0]
-    share = (curve[first - 1] - goal) / (curve[first - 1] - curve[first])
-    return float(steps[-1] / (steps[first - 1] + share * (steps[first] - steps[first - 1])))
+        return float(steps[0])
+    share = (values[first - 1] - goal) / (values[first - 1] - values[first])
+    return float(steps[first - 1] + share * (steps[first] - steps[first - 1]))
 
 
 def overhead(reference: ArrayLike, variant: ArrayLike) -> Overhead | None:

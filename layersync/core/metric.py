@@ -76,6 +76,8 @@ class MetricName:
     kind: str
     extractor: str | None = None
     stream: str | None = None
+    own: Better | None = None
+    """Which way a score of a modality's own improves, where it says so."""
 
     @property
     def needs(self) -> Needs:
@@ -84,10 +86,8 @@ class MetricName:
 
     @property
     def better(self) -> Better | None:
-        """Which way it improves; a modality's own scores are defects (skating, jitter), less of which is better."""
-        if self.extractor:
-            return KINDS[self.kind].better
-        return DOMAIN_METRICS.get(self.kind, "lower")
+        """Which way it improves; ``None`` where the best value is that of real data, or nobody has said."""
+        return KINDS[self.kind].better if self.extractor else DOMAIN_METRICS.get(self.kind, self.own)
 
 
 def metric_names(modality: str) -> list[str]:
@@ -100,8 +100,9 @@ def metric_names(modality: str) -> list[str]:
 def parse_metric(modality: str, name: str) -> MetricName:
     """Take ``name`` apart. Raises :class:`InputError` for one that the modality does not have."""
     adapter = load_adapter(modality)
-    if name in DOMAIN_METRICS or name in adapter.metrics():
-        return MetricName(name, name)
+    own = adapter.metrics()
+    if name in DOMAIN_METRICS or name in own:
+        return MetricName(name, name, own=getattr(own.get(name), "better", None))
     full = adapter.aliases().get(name, name)
     for kind in sorted(KINDS, key=len, reverse=True):
         if full.startswith(f"{kind}-"):

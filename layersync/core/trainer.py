@@ -106,17 +106,9 @@ def build_parts(
     if len(dataset) == 0:
         raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")
     tokenizer = adapter.tokenizer(recipe.tokenizer)
-    channels = recipe.sample.guidance_channels
-    if channels is not None and channels > tokenizer.latent.channels:
-        raise InputError(f"sample.guidance_channels: {channels}, the latents have {tokenizer.latent.channels}")
     encoder = _text_encoder(recipe, dataset)
     summary = _summary(recipe, dataset, tokenizer, encoder)
-    with torch.device("meta"):  # a backbone that does not fit is found before anything is tokenized
-        backbone = adapter.backbone(recipe.backbone, tokenizer.latent, summary.condition)
-    if recipe.train.init and fresh:
-        source = find_weights(recipe.train.init)
-        check_source(source, tokenizer)
-        check_fit(backbone, read_tensors(source), source)
+    check_network(recipe, tokenizer, summary, fresh=fresh)  # before anything is tokenized
     cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
     tokenizer.fit(cache.clips())
     held_out = None
@@ -129,6 +121,25 @@ def build_parts(
         captions = [caption for part in (cache, held_out) if part is not None for of in part.captions for caption in of]
         texts = TextTable.of(encoder, captions, kept=directory is None)
     return Parts(tokenizer, cache, held_out, replace(summary, num_examples=len(cache)), texts)
+
+
+def check_network(recipe: Recipe, tokenizer: Tokenizer, data: DataSummary, *, fresh: bool = True) -> int:
+    """Depth of the network that ``recipe`` trains on latents of ``tokenizer``. Allocates no weights.
+
+    Raises :class:`InputError` where backbone, regularizer, guidance or, of a ``fresh`` run, weights to start from do not
+    fit.
+    """
+    channels = recipe.sample.guidance_channels
+    if channels is not None and channels > tokenizer.latent.channels:
+        raise InputError(f"sample.guidance_channels: {channels}, the latents have {tokenizer.latent.channels}")
+    with torch.device("meta"):
+        backbone = recipe.adapter.backbone(recipe.backbone, tokenizer.latent, data.condition)
+    recipe.regularizer.check(backbone.depth)
+    if recipe.train.init and fresh:
+        source = find_weights(recipe.train.init)
+        check_source(source, tokenizer)
+        check_fit(backbone, read_tensors(source), source)
+    return backbone.depth
 
 
 def _text_encoder(recipe: Recipe, dataset: ExampleDataset) -> TextEncoder | None:
@@ -214,7 +225,6 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         backbone = recipe.adapter.backbone(recipe.backbone, parts.data.latent, parts.data.condition)
         depth, hidden = backbone.depth, int(getattr(recipe.backbone, "hidden_size", 0))
-        recipe.regularizer.check(depth)
         self.pairs: tuple[Pair, ...] = probe_pairs(recipe, depth)
         regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
         if recipe.train.init and fresh:
