@@ -176,6 +176,10 @@ class SpeedUp:
     steps_interval: tuple[float, float] | None
     seconds: float | None
     seconds_interval: tuple[float, float] | None
+    reference_step: float | None = None
+    """The step at which the reference variant's own mean curve, of the paired seeds, first is at its last score."""
+    variant_step: float | None = None
+    """The step at which the variant's is: ``steps`` is the first over the second. ``None`` where nothing is read."""
     note: str = ""
 
 
@@ -217,6 +221,10 @@ class Variant:
     samples: str = ""
     """Folder of rendered samples of the first seed, relative to the comparison's directory; the same noise and
     conditions for every variant. Empty until there are any."""
+    samples_seed: int | None = None
+    """Training seed of the run that the samples are of; ``None`` where unknown."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Of this variant's numbers: the same keys as the domain's ``settings``."""
 
 
 @dataclass(frozen=True)
