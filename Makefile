@@ -37,4 +37,4 @@ bench: install
 	$(BIN)/python -m benchmarks
 
 clean:
-	rm -rf $(VENV) demo runs build *.egg-info
+	rm -rf $(VENV) demo runs comparisons build *.egg-info

@@ -1,4 +1,4 @@
-"""``compare-overhead``: what ``layersync compare`` takes beside its runs: plan, checks, statistics, waiting.
+"""``compare-overhead``: what ``layersync compare`` takes beside its runs: plan, checks, statistics, report.
 
 Measured on short runs, one at a time, and set against runs of five minutes, the shortest that the bar is about: the
 time beside the runs does not grow with their length. Start and imports of a run's process count as the run's.
@@ -12,6 +12,7 @@ from pathlib import Path
 import layersync
 from benchmarks.measure import Bar, Result, main, seconds
 from layersync.core.results import read_comparison
+from layersync.report import write_report
 
 NAME = "compare-overhead"
 BAR = Bar("at most", 0.02)
@@ -42,6 +43,7 @@ def measure(quick: bool) -> Result:
 
 def compare(seeds: int, out: Path) -> None:
     layersync.compare(["image/quick"], seeds=seeds, out=out, overrides=SETS, jobs=1)
+    write_report(out)
 
 
 if __name__ == "__main__":

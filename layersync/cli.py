@@ -51,6 +51,7 @@ def train(
 ) -> None:
     """Train a recipe."""
     from layersync.core.recipe import load_recipe
+    from layersync.core.results import duration
     from layersync.core.session import dry_run as estimate
     from layersync.core.session import train as run_training
 
@@ -59,7 +60,7 @@ def train(
         needs = estimate(chosen)
         _say(
             f"{needs.parameters:,} parameters on {needs.device} in {needs.precision}: "
-            f"{needs.seconds_per_step:.3f} s a step, {_duration(needs.seconds_total)} in all\n"
+            f"{needs.seconds_per_step:.3f} s a step, {duration(needs.seconds_total)} in all\n"
             f"memory at the peak {needs.peak_memory_bytes / 2**30:.2f} GiB; "
             f"disk {needs.disk_bytes / 2**20:.0f} MiB, {needs.checkpoint_bytes / 2**20:.0f} MiB a checkpoint"
         )
@@ -185,7 +186,7 @@ def score(
 def compare(
     recipes: Annotated[list[str], typer.Argument(help="YAML files or shipped recipes; each is a domain of its own.")],
     variants: Annotated[
-        str, typer.Option(help="a,b: baseline, regularizers by name, null (the first with other seeds).")
+        str, typer.Option(help="a,b: baseline, regularizers by name, null (the reference with other seeds).")
     ] = "baseline,layersync",
     variant: Annotated[
         list[str] | None, typer.Option(help="NAME:KEY=VALUE[,KEY=VALUE]: one of your own; may be given again.")
@@ -217,11 +218,10 @@ def compare(
     )
     if not _main_process():
         return
+    print(json.dumps(found.to_mapping()) if as_json else f"{comparison_table(found)}\n")
     page = write_report(target)
-    if as_json:
-        print(json.dumps(found.to_mapping()))
-    else:
-        print(f"{comparison_table(found)}\n\n{page}")
+    if not as_json:
+        print(page)
     failed = found.runs("failed")
     if failed:
         _say(f"error: {len(failed)} of {len(found.runs())} runs failed; --resume tries them again: {failed[0].error}")
@@ -453,11 +453,6 @@ def _print_scores(result: Any, head: str, as_json: bool) -> None:
 
 def _main_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
 
 
 def _say(text: str) -> None:

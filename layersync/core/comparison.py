@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from layersync.core.gain import ENOUGH_SEEDS, FLAT, curve, last_change, overhead, paired_gain, speed_up
+from layersync.core.gain import ENOUGH_SEEDS, FLAT, ONE_SEED, curve, last_change, overhead, paired_gain, speed_up
 from layersync.core.metric import Better, parse_metrics
 from layersync.core.recipe import Recipe
 from layersync.core.regularizer.layersync import Pair
 from layersync.core.results import Domain, RunRecord, Variant
 
 BASELINE = "baseline"
+SCORED_BY = ("extractor", "checksum", "preprocessing", "reference", "num_samples")
+"""What two scores of a metric have to share."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,21 @@ class Arm:
     @property
     def file(self) -> str:
         """Its recipe file, relative to the comparison."""
-        return f"recipes/{self.domain}-{self.variant}.yaml"
+        return f"recipes/{self.domain}/{self.variant}.yaml"
 
     @property
-    def samples(self) -> str:
-        """Folder of its rendered samples, relative to the comparison."""
-        return f"samples/{self.domain}/{self.variant}"
+    def trained(self) -> Recipe:
+        """What is trained: a checkpoint at each evaluated step, and all stay until they are scored."""
+        every, saved = self.recipe.evaluate.every, self.recipe.train.checkpoint_every
+        if every is not None and every % saved:
+            saved = every
+        return self.recipe.model_copy(
+            update={"train": self.recipe.train.model_copy(update={"checkpoint_every": saved, "keep": None})}
+        )
+
+    def samples(self, seed: int) -> str:
+        """Folder of rendered samples of its run with ``seed``, relative to the comparison."""
+        return f"samples/{self.domain}/{self.variant}/seed-{seed}"
 
     def run(self, seed: int) -> str:
         """Directory of its run with ``seed``, relative to the comparison."""
@@ -75,9 +87,9 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, direc
         metric=first,
         reference=reference.variant,
         better=dict(metrics),
-        settings=_settings(recipe, runs[reference.variant]),
+        settings=variants[reference.variant].settings,
         variants=variants,
-        notes=tuple(_notes(seeds, first, runs, variants[reference.variant])),
+        notes=tuple(_notes(seeds, first, reference.variant, runs)),
     )
 
 
@@ -100,7 +112,7 @@ def _variant(
                 )
                 for kind in ("cosine", "centred")
             }
-    samples = arm.samples if (directory / arm.samples).is_dir() else ""
+    drawn = next((run.seed for run in runs if (directory / arm.samples(run.seed - arm.offset)).is_dir()), None)
     found = Variant(
         overrides=arm.overrides,
         recipe=arm.file,
@@ -109,7 +121,10 @@ def _variant(
         runs=runs,
         curves=curves,
         similarity=similarity,
-        samples=samples,
+        samples="" if drawn is None else arm.samples(drawn - arm.offset),
+        samples_seed=drawn,
+        settings=_settings(arm.recipe, done),
+        content=arm.trained.to_mapping(),
     )
     if runs is reference:
         return found
@@ -121,13 +136,12 @@ def _variant(
     timed = [(b.step_seconds, a.step_seconds) for b, a in both if b.step_seconds and a.step_seconds]
     cost = overhead([b for b, _ in timed], [a for _, a in timed])
     first = next(iter(metrics))
-    steps = both[0][0].steps if both else ()
     speed = speed_up(
-        steps,
+        both[0][0].steps if both else (),
         [b.scores[first] for b, _ in both],
         [a.scores[first] for _, a in both],
         metrics[first],
-        None if cost is None else cost.ratio,
+        ([b for b, _ in timed], [a for _, a in timed]) if both and len(timed) == len(both) else None,
     )
     return replace(found, gain=gains[first], gains=gains, speed_up=speed, overhead=cost)
 
@@ -136,7 +150,7 @@ def _finished_both(before: RunRecord, after: RunRecord) -> bool:
     return before.status == after.status == "finished"
 
 
-def _settings(recipe: Recipe, runs: Sequence[RunRecord]) -> dict[str, Any]:
+def _settings(recipe: Recipe, done: Sequence[RunRecord]) -> dict[str, Any]:
     """What a number is never reported without."""
     found: dict[str, Any] = {
         "steps": recipe.train.steps,
@@ -146,21 +160,18 @@ def _settings(recipe: Recipe, runs: Sequence[RunRecord]) -> dict[str, Any]:
         "sample": recipe.sample.model_dump(mode="json"),
         "data": recipe.data.model_dump(mode="json"),
     }
-    evaluation = next((run.environment["evaluation"] for run in runs if run.status == "finished"), None)
-    if evaluation is not None:
+    if done:
+        evaluation = done[0].environment["evaluation"]
         found["sampling"], found["weights"] = evaluation["sampling"], evaluation["weights"]
         found["metrics"] = {
-            name: {key: score[key] for key in ("extractor", "checksum", "preprocessing", "reference", "num_samples")}
-            for name, score in evaluation["metrics"].items()
+            name: {key: score[key] for key in SCORED_BY} for name, score in evaluation["metrics"].items()
         }
     return found
 
 
-def _notes(
-    seeds: Sequence[int], metric: str, runs: Mapping[str, Sequence[RunRecord]], reference: Variant
-) -> Iterator[str]:
+def _notes(seeds: Sequence[int], metric: str, reference: str, runs: Mapping[str, Sequence[RunRecord]]) -> Iterator[str]:
     if len(seeds) == 1:
-        yield "one seed: no error bar"
+        yield ONE_SEED
     elif len(seeds) < ENOUGH_SEEDS:
         yield f"indicative: {len(seeds)} seeds, fewer than {ENOUGH_SEEDS}"
     for name, of in runs.items():
@@ -171,10 +182,28 @@ def _notes(
             yield f"{name}: {len(failed)} of {len(of)} runs failed and are left out: {listed}"
         if waiting:
             yield f"{name}: {waiting} of {len(of)} runs are not finished"
-    curves = [run.scores[metric] for run in reference.runs if run.status == "finished"]
-    change = last_change(curves) if curves else 0.0
-    if abs(change) > FLAT:
-        yield (
-            f"the reference's {metric} changed by {change:+.1%} over the last interval: its curve is not flat, "
-            f"a longer training may say something else"
-        )
+    done = {name: [run for run in of if run.status == "finished"] for name, of in runs.items()}
+    yield from _differences([run for of in done.values() for run in of])
+    for name, of in done.items():
+        curves = [run.scores[metric] for run in of]
+        if curves and len(curves[0]) == 1:
+            if name == reference:
+                yield "one evaluation: whether the curves were flat at the end is not known"
+        elif curves and abs(change := last_change(curves)) > FLAT:
+            yield (
+                f"{name}: {metric} changed by {change:+.1%} over the last interval: its curve is not flat, a longer "
+                f"training may say something else"
+            )
+
+
+def _differences(done: Sequence[RunRecord]) -> Iterator[str]:
+    """What finished runs, of which some may be older than others, do not have in common and should."""
+    for name in dict.fromkeys(name for run in done for name in run.scores):
+        for key in SCORED_BY:
+            values = {json.dumps(run.environment["evaluation"]["metrics"][name][key]) for run in done}
+            if len(values) > 1:
+                yield f"{name} was not taken alike in all runs, {key} is {' or '.join(sorted(values))}: not comparable"
+    for package in ("layersync", "torch"):
+        versions = {run.environment["packages"][package] for run in done}
+        if len(versions) > 1:
+            yield f"runs of different versions of {package}: {', '.join(sorted(versions))}"

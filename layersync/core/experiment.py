@@ -7,26 +7,26 @@ directories and checkpoints may be gone. The plan is made and checked here, runs
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
 import shlex
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from filelock import FileLock, Timeout
 
 from layersync.core.adapter import registered
 from layersync.core.comparison import BASELINE, Arm, Records, summarise
 from layersync.core.errors import InputError, Interrupted, nearest
 from layersync.core.evaluation import NEEDS_LABELS, open_extractors
-from layersync.core.experiment_run import Assignment
+from layersync.core.experiment_run import Assignment, read_record, write_record
 from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task
@@ -34,7 +34,7 @@ from layersync.core.recipe import Recipe, load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison
 from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
-from layersync.core.trainer import Parts, build_parts, probe_pairs
+from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
 
 NULL = "null"
 OTHER_SEEDS = 1_000_000
@@ -66,8 +66,8 @@ def compare(
     Args:
         recipes: files or shipped names; each is a domain of its own.
         variants: names (``baseline``: no regularizer; any registered regularizer: with the recipe's keys if it is the
-            recipe's own, else its defaults; ``null``: the first variant once more with other seeds), or a mapping of
-            names to overrides, none for those names. Gains are over ``baseline``, or the first where there is none.
+            recipe's own, else its defaults; ``null``: the reference once more with other seeds), or a mapping of names
+            to overrides, none for those names. The reference is ``baseline``, or the first where there is none.
         seeds: how many, from the recipe's on, or which.
         out: directory to make; with ``resume``, the one to go on with.
         overrides: ``section.key=value`` for all recipes.
@@ -93,35 +93,33 @@ def compare(
     count = _jobs(jobs)
     records = _finished(directory, arms, chosen, earlier)
     arms = _check_work(arms, chosen, records, earlier)
-    command = _command(recipes, named, chosen, overrides, count)
-    experiment = _Experiment(directory, arms, chosen, command, records)
+    experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
     processes = Processes.here()
-    if processes.main:
-        experiment.begin()
-    processes.wait()
-    tasks = experiment.tasks()
-    pool = ProcessPool(count, tasks[processes.rank :: processes.count], shown=shown and processes.main)
-    try:
-        for task in pool.run():
-            experiment.note(task)
+    with experiment.alone() if processes.main else nullcontext():
+        processes.wait()
+        tasks = experiment.tasks()
+        pool = ProcessPool(count, tasks[processes.rank :: processes.count], shown=shown and processes.main)
+        try:
+            for task in pool.run():
+                experiment.note(task)
+                if processes.main:
+                    experiment.write()
             if processes.main:
+                experiment.wait_for_others(tasks)
                 experiment.write()
-        if processes.main:
-            experiment.wait_for_others()
-    except KeyboardInterrupt:
-        raise Interrupted(f"stopped; the runs have saved their state: go on with --resume --out {directory}") from None
-    if processes.main:
-        experiment.write()
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; go on with --resume --out {directory}: what was saved is kept") from None
     return experiment.comparison()
 
 
 def parse_variants(named: str, given: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Variants by name, from ``a,b`` and from ``NAME:KEY=VALUE[,KEY=VALUE]`` each; InputError for anything else."""
+    """Variants by name, from ``a,b`` and from ``NAME:KEY=VALUE[,KEY=VALUE]`` each, which may be among the names."""
     found: dict[str, tuple[str, ...]] = {}
     for name in named.split(",") if named.strip() else []:
         if name.strip() in found:
             raise InputError(f"--variants: {name.strip()!r} is named twice")
         found[name.strip()] = ()
+    seen = set()
     for text in given:
         name, colon, rest = text.partition(":")
         changes = tuple(part.strip() for part in NEXT_OVERRIDE.split(rest))
@@ -129,9 +127,10 @@ def parse_variants(named: str, given: Sequence[str]) -> dict[str, tuple[str, ...
             raise InputError(
                 f"--variant {text!r}: is not NAME:KEY=VALUE[,KEY=VALUE], such as weak:regularizer.weight=0.05"
             )
-        if name in found:
-            raise InputError(f"--variant {text!r}: {name} is named already")
-        found[name] = changes
+        if name in seen:
+            raise InputError(f"--variant {text!r}: {name} is said already")
+        seen.add(name)
+        found[name] = changes  # at its place among --variants where it is named there, else behind them
     return found
 
 
@@ -166,13 +165,12 @@ def _arms(
     recipes: Sequence[str | os.PathLike[str]], variants: Mapping[str, Sequence[str]], overrides: Sequence[str]
 ) -> list[Arm]:
     """All variants of all recipes, checked as far as recipes alone can be."""
-    if not variants:
-        raise InputError("--variants: none is named")
+    if len(variants) < 2:
+        raise InputError(f"--variants: {', '.join(variants) or 'none'} alone is nothing to compare; give two or more")
     for name in variants:
         if not NAME.fullmatch(name):
             raise InputError(f"variant {name!r}: a name is letters, digits, dots, dashes and underlines")
-    if NULL in variants and not variants[NULL] and next(iter(variants)) == NULL:
-        raise InputError(f"variant {NULL}: is the first variant with other seeds; name another before it")
+    reference = BASELINE if BASELINE in variants else next(name for name in variants if name != NULL)
     arms: list[Arm] = []
     for source in recipes:
         base = load_recipe(source, overrides)
@@ -185,7 +183,7 @@ def _arms(
         own = []
         for name, given in variants.items():
             again = name == NULL and not given
-            model = next(iter(variants)) if again else name
+            model = reference if again else name
             changes = _changes(model, tuple(variants[model]), base)
             recipe = load_recipe(source, [*overrides, *changes])
             own.append(Arm(domain, str(source), name, changes, recipe, OTHER_SEEDS if again else 0))
@@ -234,14 +232,13 @@ def _at(mapping: Any, key: str) -> Any:
 
 def _earlier(directory: Path, resume: bool) -> Comparison | None:
     """What is in ``directory`` already; InputError where it should not be."""
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--out: {directory} is a file")
-    if not resume:
-        if directory.exists() and any(directory.iterdir()):
-            raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
+    if resume:
+        return read_comparison(directory)
+    if directory.is_dir() and any(directory.iterdir()):
+        raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
+    if not directory.is_dir():
         writable_parent(directory, "--out")
-        return None
-    return read_comparison(directory)
+    return None
 
 
 def _check_same(directory: Path, arms: Sequence[Arm], earlier: Comparison) -> None:
@@ -253,20 +250,12 @@ def _check_same(directory: Path, arms: Sequence[Arm], earlier: Comparison) -> No
             raise InputError(f"--resume: {directory} compares {variant} of {domain} too, which is not asked for now")
     for key, arm in asked.items():
         if key in there:
-            before = load_recipe(directory / there[key].recipe).to_mapping()
-            changed = differing_keys(_trained(arm.recipe).to_mapping(), before)
+            changed = differing_keys(arm.trained.to_mapping(), there[key].content)
             if changed:
                 raise InputError(
                     f"--resume: {arm.variant} of {arm.domain} differs from the one in {directory} in "
                     f"{', '.join(changed)}; this is another comparison, give it another --out"
                 )
-
-
-def _trained(recipe: Recipe) -> Recipe:
-    """With a checkpoint at each evaluated step, all of which stay until they are scored."""
-    every = recipe.evaluate.every or recipe.train.steps
-    train = recipe.train.model_copy(update={"checkpoint_every": every, "keep": None})
-    return recipe.model_copy(update={"train": train})
 
 
 def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlier: Comparison | None) -> Records:
@@ -290,13 +279,6 @@ def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlie
     return found
 
 
-def read_record(path: Path) -> RunRecord | None:
-    """The record that a run's process left; ``None`` while there is none."""
-    if not path.is_file():
-        return None
-    return TypeAdapter(RunRecord).validate_json(path.read_bytes())
-
-
 def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records, earlier: Comparison | None) -> list[Arm]:
     """The arms with their pairs. Data, latents and extractors that runs will need are there afterwards."""
     known = {
@@ -312,12 +294,8 @@ def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records, ear
             continue
         if arm.domain not in parts:
             parts[arm.domain] = _parts(arm)
-        found, recipe = parts[arm.domain], arm.recipe
-        with torch.device("meta"):
-            backbone = recipe.adapter.backbone(recipe.backbone, found.data.latent, found.data.condition)
-        depth = int(getattr(backbone, "depth"))  # noqa: B009
-        recipe.regularizer.check(depth)
-        checked.append(replace(arm, pairs=probe_pairs(recipe, depth)))
+        depth = check_network(arm.recipe, parts[arm.domain].tokenizer, parts[arm.domain].data)
+        checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
 
 
@@ -341,7 +319,7 @@ def _command(
     jobs: int,
 ) -> str:
     words = ["layersync", "compare", *map(str, recipes)]
-    words += ["--variants", ",".join(name for name, changes in variants.items() if not changes)]
+    words += ["--variants", ",".join(variants)]
     for name, changes in variants.items():
         if changes:
             words += ["--variant", f"{name}:{','.join(changes)}"]
@@ -357,17 +335,31 @@ class _Experiment:
         self.directory, self.arms, self.seeds, self.command = directory, arms, seeds, command
         self.records = records
 
-    def begin(self) -> None:
-        """Make the directory: recipes, and what is known so far."""
-        for arm in self.arms:
-            path = self.directory / arm.file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(path) as partial:
-                partial.write_text(_trained(arm.recipe).to_yaml())
-            for seed in self.seeds:
-                if (arm.domain, arm.variant, seed) not in self.records:
-                    (self.directory / f"{arm.run(seed)}.json").unlink(missing_ok=True)
-        self.write()
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Make the directory and keep it to this process, so that no other one works at the same comparison."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.directory / ".lock", timeout=0):
+                self._begin()
+                yield
+        except Timeout:
+            raise InputError(f"--out: another process is at work in {self.directory}") from None
+
+    def _begin(self) -> None:
+        """Write down the plan and what is known so far; the file that says what this folder is comes first."""
+        try:
+            self.write()
+            for arm in self.arms:
+                path = self.directory / arm.file
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_write(path) as partial:
+                    partial.write_text(arm.trained.to_yaml())
+                for seed in self.seeds:
+                    if (arm.domain, arm.variant, seed) not in self.records:
+                        (self.directory / f"{arm.run(seed)}.json").unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"--out: {self.directory} cannot be written ({error.strerror or error})") from None
 
     def tasks(self) -> list[Task]:
         """What is left to do: seed by seed, so that an early stop leaves whole pairs; the longest trainings first."""
@@ -384,7 +376,7 @@ class _Experiment:
                     run=str(target),
                     result=f"{target}.json",
                     path=run,
-                    samples=str(self.directory / arm.samples) if seed == self.seeds[0] else "",
+                    samples=str(self.directory / arm.samples(seed)) if seed == self.seeds[0] else "",
                     keep=arm.recipe.train.keep,
                 )
                 title = f"{arm.domain} {arm.variant} seed {seed}"
@@ -396,13 +388,12 @@ class _Experiment:
         record = read_record(Path(task.assignment.result))
         if record is None:
             record = RunRecord(task.assignment.seed, "failed", task.assignment.path, error=task.error)
-            with atomic_write(Path(task.assignment.result)) as partial:
-                partial.write_text(json.dumps(dataclasses.asdict(record)) + "\n")
+            write_record(Path(task.assignment.result), record)
         self.records[task.key] = record
 
-    def wait_for_others(self) -> None:
+    def wait_for_others(self, tasks: Sequence[Task]) -> None:
         """Until every run of the other processes of this launch has ended, too."""
-        waiting = [task for task in self.tasks() if task.key not in self.records]
+        waiting = [task for task in tasks if task.key not in self.records]
         while waiting:
             for task in list(waiting):
                 record = read_record(Path(task.assignment.result))
@@ -428,4 +419,7 @@ class _Experiment:
         for record in self.records.values():
             keys = ("device", "device_name", "threads", "precision", "precision_reason", "git_commit")
             machine |= {key: record.environment[key] for key in keys if key in record.environment}
-        return Comparison(tuple(self.seeds), tuple(domains), self.command, package_versions(), machine)
+        versions = next(
+            (record.environment["packages"] for record in self.records.values() if record.environment), None
+        )
+        return Comparison(tuple(self.seeds), tuple(domains), self.command, versions or package_versions(), machine)

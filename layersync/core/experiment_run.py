@@ -22,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
+from pydantic import TypeAdapter
 
 from layersync.core.errors import InputError, Interrupted, TrainingError
 from layersync.core.evaluation import evaluate
-from layersync.core.generation import load
+from layersync.core.generation import load, sampling_settings
 from layersync.core.probe import Probe
 from layersync.core.recipe import Recipe, load_recipe
 from layersync.core.results import RunRecord, SimilarityMap
@@ -34,10 +36,14 @@ from layersync.core.sampling import write_samples
 from layersync.core.session import train
 from layersync.core.trainer import PROBE_SIZE, build_parts
 
+logger = logging.getLogger(__name__)
+
 MODULE = "layersync.core.experiment_run"
 SHOWN = 16
 """Samples that a report shows of each variant."""
 DIGITS = 5
+TIMED = 10
+"""Logged intervals that a median time of a step is taken of; of fewer it says nothing."""
 
 
 @dataclass(frozen=True)
@@ -68,24 +74,39 @@ def carry_out(assignment: Assignment) -> RunRecord:
     """
     recipe = load_recipe(assignment.recipe, [f"seed={assignment.seed}"])
     run = train(recipe, assignment.run, resume=Path(assignment.run).exists())
-    for step in run.checkpoint_steps():
+    for step in evaluated_steps(recipe):
+        if not run.checkpoint(step).is_dir():
+            raise InputError(
+                f"{run.path}: the checkpoint of step {step} is gone; delete the folder to make the run again"
+            )
         if step not in _scores(run):
             evaluate(run.path, step=step)
     maps = _similarity_maps(run)
     samples = Path(assignment.samples)
     if assignment.samples and not samples.exists():
         write_samples(run.path, num=SHOWN, seed=recipe.evaluate.seed, out=samples)
-    record = _record(assignment, run, maps)
-    if assignment.keep is not None:
-        for step in run.checkpoint_steps()[: -assignment.keep]:
-            shutil.rmtree(run.checkpoint(step))
-    return record
+    return _record(assignment, run, maps)
+
+
+def evaluated_steps(recipe: Recipe) -> list[int]:
+    """Steps at which a run of a comparison is scored: those of ``evaluate.every``, and the last."""
+    every, last = recipe.evaluate.every or recipe.train.steps, recipe.train.steps
+    return [*range(every, last, every), last]
 
 
 def _scores(run: Run) -> dict[int, dict[str, Any]]:
-    """The last evaluation of each step that has all of the recipe's metrics."""
-    wanted = set(run.recipe.evaluate.metrics)
-    return {found["step"]: found for found in run.records("evaluation.jsonl") if wanted <= set(found["metrics"])}
+    """The last evaluation of each step that is what the recipe asks for: metrics, sampling, averaged weights."""
+    recipe = run.recipe
+    count, seed = recipe.evaluate.num_samples, recipe.evaluate.seed
+    settings = sampling_settings(recipe.sample, count, seed, recipe.evaluate.conditions)
+    sampling = json.loads(json.dumps(dataclasses.asdict(settings)))
+    found = [
+        record
+        for record in run.records("evaluation.jsonl")
+        if set(recipe.evaluate.metrics) <= set(record["metrics"])
+        and (record["weights"], record["sampling"]) == ("ema", sampling)
+    ]
+    return {record["step"]: record for record in found}
 
 
 def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
@@ -94,7 +115,7 @@ def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
     parts = build_parts(recipe, fresh=False)
     cache = parts.held_out or parts.cache
     interpolant, maps = recipe.objective.build(), []
-    for step in run.checkpoint_steps():
+    for step in evaluated_steps(recipe):
         model = load(run.path, step=step)
         probe = Probe.make(cache, parts.tokenizer, parts.data.condition, parts.texts, PROBE_SIZE, model.device)
         depth = int(getattr(model.backbone, "depth"))  # noqa: B009
@@ -131,10 +152,37 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
         seconds=tuple(measured[step]["seconds"] for step in steps),
         held_out_loss=tuple(measured[step]["held_out_loss"] for step in steps),
         similarity=maps,
-        step_seconds=float(recipe.train.batch_size / np.median(rates)) if rates else None,
+        step_seconds=float(recipe.train.batch_size / np.median(rates)) if len(rates) >= TIMED else None,
         process_seconds=time.time() - assignment.began,
         environment=environment,
     )
+
+
+def finish(assignment: Assignment) -> None:
+    """Carry out the assignment and leave its record; then only, let checkpoints go."""
+    record = carry_out(assignment)
+    write_record(Path(assignment.result), record)
+    run = Run(assignment.run)
+    if assignment.keep is not None:
+        for step in run.checkpoint_steps()[: -assignment.keep]:
+            shutil.rmtree(run.checkpoint(step))
+
+
+def write_record(path: Path, record: RunRecord) -> None:
+    """Leave what is known of a run where :func:`read_record` finds it."""
+    with atomic_write(path) as partial:
+        partial.write_text(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+def read_record(path: Path) -> RunRecord | None:
+    """The record that a run's process left; ``None`` while there is none, or none that can be read."""
+    try:
+        return TypeAdapter(RunRecord).validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        logger.warning("%s: is damaged, or of another version of layersync: the run is finished again", path)
+        return None
 
 
 def _stop_with_parent() -> None:
@@ -156,12 +204,11 @@ def main() -> int:
     warnings.simplefilter("ignore", UserWarning)  # the process that compares has said them once for all runs
     _stop_with_parent()
     try:
-        record = carry_out(assignment)
+        with FileLock(f"{assignment.run}.lock"):  # until a process of a comparison that was killed has stopped
+            finish(assignment)
     except (InputError, TrainingError, Interrupted) as error:
-        logging.getLogger(__name__).error("error: %s", " ".join(str(error).split()))
+        logger.error("error: %s", " ".join(str(error).split()))
         return 2 if isinstance(error, InputError) else 1
-    with atomic_write(Path(assignment.result)) as partial:
-        partial.write_text(json.dumps(dataclasses.asdict(record)) + "\n")
     return 0
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,7 +53,18 @@ class FeatureExtractor(ABC):
 
 Metric = Callable[[Sequence[Example]], NDArray[np.float64]]
 """A modality's own score of generated samples alone, such as foot skating: one value (samples,) each. The score is
-their mean."""
+their mean. An attribute ``better``, ``"lower"`` or ``"higher"``, says which way it improves, see :func:`improves`."""
+
+
+def improves(way: Literal["lower", "higher"]) -> Callable[[Metric], Metric]:
+    """Say of a :data:`Metric` which way it improves. Unsaid, real data's own value is taken for the best one."""
+
+    def mark(metric: Metric) -> Metric:
+        setattr(metric, "better", way)  # noqa: B010
+        return metric
+
+    return mark
+
 
 FeatureExtractorFactory = Callable[[str | None], FeatureExtractor]
 """Makes an extractor; takes what the user gave for its weights (a path or hub id), or ``None``."""

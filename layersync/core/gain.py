@@ -63,7 +63,9 @@ def paired_gain(reference: ArrayLike, variant: ArrayLike, better: Better | None)
     ends = sorted(_gain(end, better) for end in interval)
     note = f"indicative: {count} seeds, fewer than {ENOUGH_SEEDS}" if count < ENOUGH_SEEDS else ""
     half = _half_width(ratios)
-    return Gain(_gain(mean, better), (ends[0], ends[1]), count, _gain(-half if better == "lower" else half, better), note)
+    return Gain(
+        _gain(mean, better), (ends[0], ends[1]), count, _gain(-half if better == "lower" else half, better), note
+    )
 
 
 def _gain(log_ratio: float, better: Better) -> float:

@@ -9,9 +9,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,6 +23,7 @@ import torch
 from layersync.core import experiment_run
 from layersync.core.experiment_run import Assignment
 from layersync.core.progress import progress
+from layersync.core.results import duration
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,8 @@ LAUNCHED = (
 )
 """Variables by which a launcher tells a process of others: a run is a process by itself."""
 TAIL = 65_536
+PATIENCE_SECONDS = 600
+"""That a run which was told to stop has for its current step and for saving."""
 
 
 @dataclass
@@ -88,7 +93,10 @@ class ProcessPool:
         Whatever ends the iteration ends the processes that still run: they are told to save their state and waited for.
         """
         try:
-            with progress("runs", self.total, columns=("running", "left"), shown=self.shown) as advance:
+            with (
+                stops_by_signals(),
+                progress("runs", self.total, columns=("running", "left"), shown=self.shown) as advance,
+            ):
                 while self._waiting or self._running:
                     while self._waiting and len(self._running) < self.jobs:
                         self._running.append(self._start(self._waiting.popleft()))
@@ -96,7 +104,7 @@ class ProcessPool:
                     for running in [one for one in self._running if one.process.poll() is not None]:
                         yield self._end(running)
                         advance(1)
-                    advance(0, running=self._now(), left=_duration(self.time_left()))
+                    advance(0, running=self._now(), left=self._left())
         finally:
             self._stop()
 
@@ -104,9 +112,9 @@ class ProcessPool:
         slot = min(set(range(self.jobs)) - {running.slot for running in self._running})
         log = Path(f"{task.assignment.run}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        stream = log.open("ab")
+        stream = log.open("wb")
         assignment = dataclasses.replace(task.assignment, began=time.time())
-        words = [sys.executable, "-m", experiment_run.MODULE, json.dumps(dataclasses.asdict(assignment))]
+        words = [sys.executable, "-P", "-m", experiment_run.MODULE, json.dumps(dataclasses.asdict(assignment))]
         process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
@@ -129,7 +137,8 @@ class ProcessPool:
             kept["CUDA_VISIBLE_DEVICES"] = devices[(int(os.environ.get("LOCAL_RANK", "0")) + slot) % len(devices)]
         else:
             processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            kept["OMP_NUM_THREADS"] = str(max(1, len(os.sched_getaffinity(0)) // (self.jobs * processes)))
+            share = max(1, len(os.sched_getaffinity(0)) // (self.jobs * processes))
+            kept["OMP_NUM_THREADS"] = str(min(share, int(kept.get("OMP_NUM_THREADS", share))))
         return kept
 
     def _end(self, running: _Running) -> Task:
@@ -143,22 +152,23 @@ class ProcessPool:
             task.error = f"exit status {status}: {last.removeprefix('error: ')}"
         self._ended.append(task)
         how = f"failed, {task.error}; its log: {running.log}" if status else "done"
-        left = _duration(self.time_left())
+        left = self._left()
         logger.info(
             "%d of %d runs: %s %s in %s; %s left",
             len(self._ended),
             self.total,
             task.title,
             how,
-            _duration(task.seconds),
+            duration(task.seconds),
             left,
         )
         return task
 
+    def _left(self) -> str:
+        return duration(self.time_left()) if self._ended else "-"
+
     def time_left(self) -> float:
         """Seconds, from the runs that have ended: those of the same domain where there are any."""
-        if not self._ended:
-            return 0.0
         work = 0.0
         for task in [*self._waiting, *(running.task for running in self._running)]:
             alike = [one for one in self._ended if one.key[0] == task.key[0]] or self._ended
@@ -180,7 +190,10 @@ class ProcessPool:
         for running in self._running:
             running.process.send_signal(signal.SIGINT)
         for running in self._running:
-            running.process.wait()
+            try:
+                running.process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                running.process.kill()
             _close(running)
         self._running.clear()
 
@@ -191,6 +204,15 @@ def _close(running: _Running) -> None:
     running.stream.close()
 
 
-def _duration(seconds: float) -> str:
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+@contextmanager
+def stops_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM raise KeyboardInterrupt inside, also where a shell started this in the background."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

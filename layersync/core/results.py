@@ -225,6 +225,8 @@ class Variant:
     """Training seed of the run that the samples are of; ``None`` where unknown."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Of this variant's numbers: the same keys as the domain's ``settings``."""
+    content: dict[str, Any] = field(default_factory=dict)
+    """Its recipe, resolved, as in the file."""
 
 
 @dataclass(frozen=True)
@@ -340,3 +342,11 @@ def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > LISTED:
         return f"[{', '.join(_short(entry) for entry in value[:LISTED])}, ... {len(value)} in all]"
     return str(value)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min {rest} s"

@@ -126,8 +126,8 @@ def build_parts(
 def check_network(recipe: Recipe, tokenizer: Tokenizer, data: DataSummary, *, fresh: bool = True) -> int:
     """Depth of the network that ``recipe`` trains on latents of ``tokenizer``. Allocates no weights.
 
-    Raises :class:`InputError` where backbone, regularizer, guidance or, of a ``fresh`` run, weights to start from do not
-    fit.
+    Raises :class:`InputError` where backbone, regularizer, guidance or, of a ``fresh`` run, weights to start from do
+    not fit.
     """
     channels = recipe.sample.guidance_channels
     if channels is not None and channels > tokenizer.latent.channels:

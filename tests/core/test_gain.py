@@ -85,7 +85,8 @@ def falling(rate: float, seeds: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("factor", [1.0, 1.25, 1.9, 3.1])
 def test_speed_up_of_a_curve_that_falls_so_many_times_as_fast(factor: float) -> None:
-    found = speed_up(STEPS, falling(1e-3, 3), falling(factor * 1e-3, 3), "lower", step_ratio=1.04)
+    found = speed_up(STEPS, falling(1e-3, 3), falling(factor * 1e-3, 3), "lower", times=([1.0] * 3, [1.04] * 3))
+    assert (found.reference_step, found.variant_step) == pytest.approx((2000, 2000 / factor))
     assert found.steps == pytest.approx(factor) and found.steps_interval == pytest.approx((factor, factor))
     assert found.seconds == pytest.approx(factor / 1.04) and found.seconds_interval[0] == pytest.approx(factor / 1.04)
     assert found.note == ""
@@ -96,7 +97,7 @@ def test_speed_up_of_a_score_that_rises() -> None:
 
 
 def test_speed_up_of_what_never_comes_there() -> None:
-    found = speed_up(STEPS, falling(1e-3, 5), falling(0.5e-3, 5), "lower", step_ratio=1.0)
+    found = speed_up(STEPS, falling(1e-3, 5), falling(0.5e-3, 5), "lower", times=([1.0] * 5, [1.0] * 5))
     assert found.steps is None and found.seconds is None and found.note.startswith("not reached")
     assert found.steps_interval == (0.0, 0.0)
 
@@ -105,6 +106,32 @@ def test_speed_up_before_the_first_evaluation_is_a_lower_bound() -> None:
     found = speed_up(STEPS, falling(1e-3), falling(9e-3), "lower")
     assert found.steps == 4 and "at least" in found.note and "one seed" in found.note
     assert found.steps_interval is None and found.seconds is None
+
+
+def test_a_curve_against_itself_is_no_faster_even_where_it_was_better_before() -> None:
+    curve = [[10.0, 5.0, 6.0, 6.0]]
+    found = speed_up(STEPS, curve, curve, "lower")
+    assert found.steps == 1 and found.reference_step < 1000
+
+
+def test_speed_up_in_seconds_knows_how_step_times_vary() -> None:
+    steps = speed_up(STEPS, falling(1e-3, 4), falling(2e-3, 4), "lower", ([1.0] * 4, [0.9, 1.0, 1.1, 1.2]))
+    assert steps.steps_interval == pytest.approx((2, 2))
+    assert steps.seconds_interval is not None and steps.seconds_interval[0] < steps.seconds < steps.seconds_interval[1]
+
+
+def test_one_evaluation_is_no_curve() -> None:
+    found = speed_up([500], [[3.0], [4.0]], [[2.0], [3.0]], "lower")
+    assert found.steps is None and "one evaluation" in found.note
+
+
+def test_resolution_is_half_the_interval_whichever_way_a_score_improves() -> None:
+    after = SCORES * RNG.lognormal(0.2, 0.3, size=10)
+    for better, centre in (("higher", np.log(after / SCORES)), ("lower", np.log(SCORES / after))):
+        found = paired_gain(SCORES, after, better)
+        half = stats.t.ppf(0.975, 9) * centre.std(ddof=1) / np.sqrt(10)
+        wanted = np.expm1(half) if better == "higher" else -np.expm1(-half)
+        assert found.resolution == pytest.approx(wanted)
 
 
 def test_speed_up_that_some_seeds_contradict_has_an_interval_that_says_so() -> None:

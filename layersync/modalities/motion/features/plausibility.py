@@ -13,6 +13,7 @@ from scipy.ndimage import uniform_filter1d
 
 from layersync.core.adapter import Example
 from layersync.core.errors import InputError
+from layersync.core.features import improves
 from layersync.modalities.motion.features.joints import BODY_JOINTS, joints_of
 from layersync.modalities.motion.sample import resampled_joints
 
@@ -27,6 +28,7 @@ SKATING_WINDOW = 5
 """Frames over which the speed must be as high on average, too."""
 
 
+@improves("lower")
 def foot_skating(examples: Sequence[Example]) -> NDArray[np.float64]:
     """(samples,) share of frames, in [0, 1], in which either foot slides over the ground.
 
@@ -49,6 +51,7 @@ def jitter(examples: Sequence[Example]) -> NDArray[np.float64]:
     return np.array([_jitter(_body(example), float(example.sample.fps), example.source) for example in examples])
 
 
+@improves("lower")
 def floor_penetration(examples: Sequence[Example]) -> NDArray[np.float64]:
     """(samples,) mean over frames of how deep the lowest joint lies below y = 0, in metres; 0 where it lies above.
 
