@@ -95,7 +95,7 @@ class ProcessPool:
         try:
             with (
                 stops_by_signals(),
-                progress("runs", self.total, columns=("running", "left"), shown=self.shown) as advance,
+                progress("runs", self.total, columns=("now", "left"), shown=self.shown) as advance,
             ):
                 while self._waiting or self._running:
                     while self._waiting and len(self._running) < self.jobs:
@@ -104,7 +104,7 @@ class ProcessPool:
                     for running in [one for one in self._running if one.process.poll() is not None]:
                         yield self._end(running)
                         advance(1)
-                    advance(0, running=self._now(), left=self._left())
+                    advance(0, now=self._now(), left=self._left())
         finally:
             self._stop()
 
@@ -165,7 +165,7 @@ class ProcessPool:
         return task
 
     def _left(self) -> str:
-        return duration(self.time_left()) if self._ended else "-"
+        return duration(round(self.time_left())) if self._ended else "-"
 
     def time_left(self) -> float:
         """Seconds, from the runs that have ended: those of the same domain where there are any."""
@@ -182,9 +182,9 @@ class ProcessPool:
         for running in self._running:
             record = running.last_record()
             loss = record.get("loss", record.get("held_out_loss"))
-            state = f"step {record['step']}/{running.task.steps} loss {loss:.4f}" if record else "starting"
-            found.append(f"{running.task.title}: {state}")
-        return "; ".join(found) or "-"
+            state = f"{record['step']}/{running.task.steps} loss {loss:.3f}" if record else "starting"
+            found.append(f"{running.task.key[1]} {state}")
+        return ", ".join(found) or "-"
 
     def _stop(self) -> None:
         for running in self._running:
