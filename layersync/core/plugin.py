@@ -103,23 +103,33 @@ def reported(where: str) -> Iterator[None]:
 
 @contextmanager
 def calling(thing: object, method: str) -> Iterator[None]:
-    """:func:`reported` around a call of ``method``, where the class of ``thing`` comes from a plug-in.
+    """:func:`reported` around a call of ``method``, where ``thing``, a class or an object, comes from a plug-in.
 
     What our own code raises, or a class that belongs to no plug-in, passes as it is: it is no fault of an installed
     package, and its traceback is wanted.
     """
-    kind = type(thing)
-    owner = _plugged(kind.__module__.partition(".")[0])
-    if owner is None:
+    if _plugged(_class(thing).__module__) is None:
         yield
     else:
-        with reported(f"package {owner}: {kind.__name__}.{method}"):
+        with reported(f"{class_of(thing)}.{method}"):
             yield
 
 
+def class_of(thing: object) -> str:
+    """The class of ``thing`` for messages, with the package that plugs it in: ``package mine: Frames``."""
+    kind = _class(thing)
+    owner = _plugged(kind.__module__)
+    return f"package {owner}: {kind.__name__}" if owner else kind.__name__
+
+
+def _class(thing: object) -> type[Any]:
+    return thing if isinstance(thing, type) else type(thing)
+
+
 @cache
-def _plugged(top: str) -> str | None:
-    """The package other than ours that registers something of the top package ``top``."""
+def _plugged(module: str) -> str | None:
+    """The package other than ours that registers something of the top package that ``module`` lies in."""
+    top = module.partition(".")[0]
     for point in (point for group in GROUPS for point in entry_points(group=group)):
         if point.value.partition(":")[0].partition(".")[0] == top != OURS:
             return package(point)

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plugins import QUICK, STROKES, Installer
 
-from layersync import InputError, load_recipe
+from layersync import InputError, load_recipe, train
 from layersync.core.adapter import MODALITY_GROUP, load_adapter, protocol_members
 from layersync.core.catalogue import packaged_data
 from layersync.core.plugin import load_class
@@ -57,6 +58,7 @@ class Meta(type(Quiet)):
 class Unreadable(Quiet, metaclass=Meta):
     pass
 """
+RAISE = "        raise RuntimeError('two\\nlines')"
 METACLASS = """class Meta(type):
     def __getattribute__(cls, name):
         if name == "api":
@@ -257,6 +259,89 @@ class TestDataOfPlugIns:
         status, out, err = command("data", "list")
         assert status == 0 and "digits" in out and "strokes" not in out
         assert "adapter.StrokesConfig.packaged is 5, not a line of text" in err
+
+
+class TestAMethodThatRaises:
+    """In the ordinary commands, as in ``check``: one line with package, class and method; nothing is left behind."""
+
+    @pytest.mark.parametrize(
+        ("method", "change"),
+        [
+            ("StrokesAdapter.dataset", ("        return data.build(split)", RAISE)),
+            ("StrokesAdapter.tokenizer", ("        return Offsets(config)", RAISE)),
+            ("StrokesAdapter.backbone", ("        return config.build(latent, condition)", RAISE)),
+            (
+                "Strokes.__getitem__",
+                ("        label, frames = index % 2", f"{RAISE}\n        label, frames = index % 2"),
+            ),
+            ("Offsets.encode", ("        return [torch.from_numpy(sample) for sample in samples]", RAISE)),
+            ("Offsets.fit", ("        self.scale = torch.cat(list(stored)).std(0)", RAISE)),
+        ],
+    )
+    def test_train(
+        self, method: str, change: tuple[str, str], installer: Installer, command: Command, tmp_path: Path
+    ) -> None:
+        name = installer.strokes(change)
+        status, out, err = command("train", f"{name}/quick", "--out", tmp_path / "run")
+        assert status == 2 and out == "" and err.count("\n") == 1
+        assert "package plugged" in err and f"{method} raised RuntimeError: two lines (adapter.py, line" in err
+        assert method.rpartition(".")[2] in err.rpartition(", in ")[2] and not (tmp_path / "run").exists()
+
+    def test_its_traceback_is_the_cause(self, installer: Installer, caplog: pytest.LogCaptureFixture) -> None:
+        name = installer.strokes(("        return Offsets(config)", RAISE))
+        with caplog.at_level("DEBUG", "layersync"), pytest.raises(InputError) as raised:
+            load_adapter(name).tokenizer(None)
+        assert isinstance(raised.value.__cause__, RuntimeError) and str(raised.value.__cause__) == "two\nlines"
+        assert "StrokesAdapter.tokenizer raised" in caplog.text and "Traceback" in caplog.text
+
+    def test_an_input_error_of_its_own_passes_unchanged(self, installer: Installer) -> None:
+        name = installer.strokes(("        return Offsets(config)", "        raise InputError('offsets: as it is')"))
+        with pytest.raises(InputError, match=r"^offsets: as it is$"):
+            load_adapter(name).tokenizer(None)
+
+    def test_ours_keep_their_tracebacks(self) -> None:
+        with pytest.raises(AttributeError):
+            load_adapter("image").tokenizer(None)
+
+    @pytest.mark.parametrize(
+        ("said", "change"),
+        [
+            ("Outline.__call__ raised RuntimeError: two lines", ("        rows = []", f"{RAISE}\n        rows = []")),
+            (
+                "StrokesAdapter.metrics()['reach'] raised RuntimeError: two lines",
+                ("    return np.array([", f"{RAISE[4:]}\n    return np.array(["),
+            ),
+            (
+                "StrokesAdapter.classifier_input raised RuntimeError",
+                ("        longest = max", f"{RAISE}\n        longest = max"),
+            ),
+            (
+                "Offsets.decode raised RuntimeError: two lines",
+                ("        strokes = (latents", f"{RAISE}\n        strokes = (latents"),
+            ),
+            (
+                "Outline.__call__: expected an array [n, 6] of features; got [1, 5] of generated sample 1",
+                ("np.concatenate(parts)[None]", "np.concatenate(parts)[None, len(rows) % 2 :]"),
+            ),
+            (
+                "Outline.__call__: expected an array [n, d] of features; got [6] of generated sample 0",
+                ("np.concatenate(parts)[None]", "np.concatenate(parts)"),
+            ),
+            (
+                "Outline.__call__: expected features of 16 samples, an array each; got 15",
+                ('{"features": rows}', '{"features": rows[1:]}'),
+            ),
+        ],
+    )
+    def test_evaluate(
+        self, said: str, change: tuple[str, str], installer: Installer, command: Command, tmp_path: Path
+    ) -> None:
+        name = installer.strokes(change)
+        train(load_recipe(f"{name}/quick", ["train.steps=1"]), tmp_path / "run")
+        status, out, err = command("evaluate", tmp_path / "run", "--metrics", "fod,reach,fd-classifier")
+        errors = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        assert status == 2 and out == "" and len(errors) == 1
+        assert "package plugged" in errors[0] and said in errors[0]
 
 
 def test_a_data_name_that_two_modalities_have_stays_ours(installer: Installer) -> None:
