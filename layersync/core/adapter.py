@@ -20,7 +20,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from layersync.core.errors import InputError
-from layersync.core.plugin import Plugin, load_class, reason, registered, signature
+from layersync.core.plugin import FAILURES, GROUPS, Plugin, load_class, reason, registered, reported, signature
 
 if TYPE_CHECKING:
     from layersync.core.features import FeatureExtractorFactory, Metric
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 API = 1
 """Number of the contract between the core and an adapter, which an adapter says as ``api``. It rises with every change
 of :class:`ModalityAdapter`, or of what its methods give, that an adapter written before would not meet."""
-MODALITY_GROUP = "layersync.modalities"
+MODALITY_GROUP = GROUPS[0]
 SECTIONS = ("data", "tokenizer", "backbone")
 """Sections of a recipe whose keys belong to the modality."""
 Split = Literal["train", "test"]
@@ -355,12 +355,20 @@ def protocol_members() -> dict[str, property | Callable[..., Any]]:
 def load_adapter(name: str) -> ModalityAdapter:
     """The adapter of modality ``name``.
 
+    Whatever a method of a plug-in's adapter raises is an :class:`InputError` that names package, class and method; its
+    cause has the traceback.
+
     Raises:
         InputError: for a name that no package registers, or several do, and for a plug-in that cannot be imported or
             made, is written for another :data:`API`, or lacks a part of :class:`ModalityAdapter`. One line that names
             package, class and method.
     """
     plugin = load_class(MODALITY_GROUP, name, "modality")
+    with reported(f"{plugin.owner}: reading its attributes"):  # which may run code of the class, or of its metaclass
+        return _made(plugin, name)
+
+
+def _made(plugin: Plugin, name: str) -> ModalityAdapter:
     owner, called = plugin.owner, plugin.loaded.__name__
     number = getattr(plugin.loaded, "api", None)
     if number != API:
@@ -370,14 +378,25 @@ def load_adapter(name: str) -> ModalityAdapter:
         raise InputError(f"{owner}: {called} {said}; this layersync has api {API} (class attribute api = {API})")
     try:
         adapter: ModalityAdapter = plugin.loaded()
-    except Exception as error:
+    except FAILURES as error:
         raise InputError(f"{owner}: {called}() cannot be made without arguments: {reason(error)}") from error
     for member in protocol_members():
         _check_member(plugin, adapter, member)
     if adapter.name != name:
         raise InputError(f"{owner}: {called}.name is {adapter.name!r}; its entry point is called {name!r}")
     _check_sections(plugin, adapter.sections)
+    if plugin.foreign:
+        for member, wanted in protocol_members().items():
+            if not isinstance(wanted, property):
+                guarded = partial(_call, f"{owner}: {called}.{member}", getattr(adapter, member))
+                object.__setattr__(adapter, member, guarded)  # its class may be a frozen one
     return adapter
+
+
+def _call(where: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A method of a plug-in's adapter; what it raises says ``where``."""
+    with reported(where):
+        return method(*args, **kwargs)
 
 
 def installed_adapters() -> tuple[dict[str, ModalityAdapter], dict[str, InputError]]:
@@ -400,7 +419,7 @@ def _check_member(plugin: Plugin, adapter: ModalityAdapter, name: str) -> None:
         found = None if missing else getattr(adapter, name)
     except AttributeError:
         missing = True
-    except Exception as error:
+    except FAILURES as error:
         raise InputError(f"{plugin.owner}: {where} raised {reason(error)}") from error
     if missing:
         what = "attribute" if isinstance(wanted, property) else f"method {signature(wanted)}"
@@ -416,6 +435,11 @@ def _check_member(plugin: Plugin, adapter: ModalityAdapter, name: str) -> None:
         raise InputError(
             f"{plugin.owner}: {where}{inspect.signature(found)} cannot be called as {signature(wanted)}: {purpose}"
         ) from None
+    except ValueError:  # classes and functions of C that do not say their arguments
+        raise InputError(
+            f"{plugin.owner}: {where} is {found!r}, which does not say its arguments; a method {signature(wanted)}: "
+            f"{purpose}"
+        ) from None
 
 
 def _check_sections(plugin: Plugin, sections: object) -> None:
@@ -426,6 +450,8 @@ def _check_sections(plugin: Plugin, sections: object) -> None:
             raise InputError(f"{where}: {section!r} is missing; it maps each name to its config class, not {kinds!r}")
         parent = DataConfig if section == "data" else Section
         for name, kind in kinds.items():
+            if not isinstance(name, str):
+                raise InputError(f"{where}: {section} has the name {name!r}; a name is a string, as recipes write it")
             if not (isinstance(kind, type) and issubclass(kind, parent)):
                 raise InputError(f"{where}: {section}.{name} is {kind!r}, which is no subclass of {parent.__name__}")
 

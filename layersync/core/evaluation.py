@@ -22,6 +22,7 @@ from layersync.core.generation import GenerativeModel, KnownConditions, load, sa
 from layersync.core.latents import LatentCache
 from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
 from layersync.core.parallel import Processes
+from layersync.core.plugin import calling
 from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
 from layersync.core.results import Evaluation, Reference, Score, SetScores
@@ -159,7 +160,9 @@ def own_score(
     adapter: ModalityAdapter, metric: MetricName, examples: Mapping[int, Example], processes: Processes
 ) -> Score:
     """A modality's own score of generated samples: the mean of its values, and 1.96 sd / sqrt(n) around it."""
-    local = adapter.metrics()[metric.name](list(examples.values())) if examples else np.zeros(0)
+    own = adapter.metrics()[metric.name]
+    with calling(adapter, f"metrics()[{metric.name!r}]"):
+        local = own(list(examples.values())) if examples else np.zeros(0)
     values: NDArray[np.float64] = np.concatenate(processes.gather([local]))
     if not np.isfinite(values).all():
         raise InputError(f"metric {metric.name}: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite")
@@ -173,13 +176,18 @@ def open_extractors(
     modality: str, metrics: Sequence[MetricName], weights: Mapping[str, str]
 ) -> dict[str, FeatureExtractor]:
     """The extractors that ``metrics`` need, their weights found: ``weights`` maps names to paths or hub ids."""
-    known = load_adapter(modality).features()
+    adapter = load_adapter(modality)
+    known = adapter.features()
     for name in weights:
         if name not in known:
             there = ", ".join(known) or "none"
             raise InputError(f"--extractor: {name!r} is no extractor of modality {modality}; there are: {there}")
     wanted = list(dict.fromkeys(metric.extractor for metric in metrics if metric.extractor))
-    return {name: known[name](weights.get(name)) for name in wanted}
+    made = {}
+    for name in wanted:
+        with calling(adapter, f"features()[{name!r}]"):
+            made[name] = known[name](weights.get(name))
+    return made
 
 
 def evaluate(

@@ -16,6 +16,7 @@ from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Rows
 from layersync.core.parallel import Processes
+from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
 from layersync.metrics.frechet import GaussianStatistics
@@ -87,9 +88,10 @@ def extract(
         shown: whether a progress bar is drawn.
 
     Raises:
-        InputError: for features that are not finite (which extractor, how many, the first sample), and whatever
-            ``read`` and the extractor raise.
+        InputError: for features that are not finite (which extractor, how many, the first sample), or not rows of one
+            width (which class and sample), and whatever ``read`` and the extractor raise.
     """
+    widths: dict[str, int] = {}
     parts: dict[str, list[Rows]] = {}
     owners: dict[str, list[NDArray[np.int64]]] = {}
     found_texts: list[str] = []
@@ -97,7 +99,9 @@ def extract(
         for first in range(0, len(numbers), extractor.batch_size):
             batch = numbers[first : first + extractor.batch_size]
             examples = [_with_text(read(number), texts) for number in batch]
-            streams = extractor(examples)
+            with calling(extractor, "__call__"):
+                streams = extractor(examples)
+            _check_rows(extractor, streams, examples, widths)
             _check_finite(extractor, streams, examples)
             for name, rows in streams.items():
                 parts.setdefault(name, []).extend(np.asarray(part, dtype=np.float32) for part in rows)
@@ -116,6 +120,28 @@ def _with_text(example: Example, wanted: bool) -> Example:
         raise InputError(f"{example.source}: has no text, which this metric needs; put one beside it, as NAME.txt")
     condition = {key: value for key, value in example.condition.items() if key != "text"}
     return replace(example, condition=condition | {"text": example.captions[0]} if wanted else condition)
+
+
+def _check_rows(
+    extractor: FeatureExtractor, streams: dict[str, list[Rows]], examples: Sequence[Example], widths: dict[str, int]
+) -> None:
+    """InputError unless every sample has rows (n, d) of each stream, as wide as those before: ``widths`` by stream."""
+    where = f"{class_of(extractor)}.__call__"
+    if not isinstance(streams, dict):
+        raise InputError(f"{where}: expected arrays by stream, a dict; got {type(streams).__name__}")
+    if widths and set(streams) != set(widths):
+        raise InputError(
+            f"{where}: expected streams {', '.join(widths)}, as before; got {', '.join(streams) or 'none'}"
+        )
+    for name, rows in streams.items():
+        if len(rows) != len(examples):
+            raise InputError(f"{where}: expected {name} of {len(examples)} samples, an array each; got {len(rows)}")
+        for example, part in zip(examples, rows, strict=True):
+            width = part.shape[1] if isinstance(part, np.ndarray) and part.ndim == 2 else None
+            if width is None or width != widths.setdefault(name, width):
+                wanted = f"an array [n, {widths.get(name, 'd')}] of {name}"
+                got = list(part.shape) if isinstance(part, np.ndarray) else type(part).__name__
+                raise InputError(f"{where}: expected {wanted}; got {got} of {example.source}")
 
 
 def _check_finite(extractor: FeatureExtractor, streams: dict[str, list[Rows]], examples: Sequence[Example]) -> None:
@@ -142,6 +168,7 @@ def _gathered(
     for name in names:
         local = [(np.concatenate(parts[name]), np.concatenate(owners[name]))] if name in parts else []
         shares = processes.gather(local)
+        _check_widths(extractor, name, {share[0].shape[1] for share in shares})
         rows, owner = (np.concatenate([share[column] for share in shares]) for column in (0, 1))
         order = np.argsort(owner, kind="stable")
         rows, owner = rows[order], owner[order]
@@ -155,6 +182,12 @@ def _gathered(
         whole = tuple(found[number] for number in sorted(found))
     count = sum(processes.gather([len(numbers)]))
     return FeatureSet(extractor.name, extractor.checksum, extractor.preprocessing, streams, count, whole)
+
+
+def _check_widths(extractor: FeatureExtractor, stream: str, widths: set[int]) -> None:
+    if len(widths) > 1:
+        found = " and ".join(map(str, sorted(widths)))
+        raise InputError(f"{class_of(extractor)}.__call__: expected {stream} of one width for all samples; got {found}")
 
 
 def save_features(path: Path, features: FeatureSet, *, rows: bool = True) -> None:

@@ -23,6 +23,7 @@ from layersync.core.errors import InputError
 from layersync.core.guidance import GuidedPrediction
 from layersync.core.interpolant import DdpmCosine
 from layersync.core.latents import drawn_caption
+from layersync.core.plugin import calling
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe, Sample, check_sampling
 from layersync.core.results import SamplingSettings
@@ -72,7 +73,8 @@ class GenerativeModel:
         if self._tokenizer is None:
             tokenizer = self.recipe.adapter.tokenizer(self.recipe.tokenizer)
             self.run.data.check_tokenizer(tokenizer, f"run {str(self.run.path)!r}")
-            tokenizer.load_state(read_tensors(self.run.path / "tokenizer.safetensors"))
+            with calling(tokenizer, "load_state"):
+                tokenizer.load_state(read_tensors(self.run.path / "tokenizer.safetensors"))
             self._tokenizer = tokenizer
         return self._tokenizer
 
@@ -284,7 +286,8 @@ class GenerativeModel:
         decoded: list[Any] = []
         for first in range(0, len(latents), 64):
             part = slice(first, first + 64)
-            decoded += self.tokenizer.decode(latents[part], None if mask is None else mask[part])
+            with calling(self.tokenizer, "decode"):
+                decoded += self.tokenizer.decode(latents[part], None if mask is None else mask[part])
         return decoded
 
     def sample(

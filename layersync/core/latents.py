@@ -22,8 +22,10 @@ from torch import Tensor
 
 from layersync.core.adapter import ExampleDataset, LatentSpec, Tokenizer
 from layersync.core.draws import StepDraws
+from layersync.core.errors import InputError
 from layersync.core.packaged import cache_directory
-from layersync.core.shards import FORMAT, ShardFile, build, complete, verify
+from layersync.core.plugin import class_of
+from layersync.core.shards import FORMAT, ShardFile, build, complete, is_row, verify
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +84,8 @@ class LatentCache:
         """The cache for these; what is missing of it is built first, beside other processes that do so too.
 
         ``limit`` encodes only the first examples, into ``directory`` (for a dry run). Raises :class:`InputError` for
-        an unreadable sample, unless the data set says to skip such, and for a file whose checksum is wrong.
+        an unreadable sample, unless the data set says to skip such, for a stored form that is not laid out as the
+        tokenizer's ``latent``, now or under the same fingerprint before, and for a file whose checksum is wrong.
         """
         root = directory or cache_directory() / "latents"
         root.mkdir(parents=True, exist_ok=True)
@@ -90,6 +93,11 @@ class LatentCache:
         if not complete(target):
             build(target, dataset, tokenizer, limit=limit)
         cache = cls(target, tokenizer.latent)
+        if not is_row(cache.row_shape, tokenizer.latent):
+            raise InputError(
+                f"{class_of(tokenizer)}.latent is {list(tokenizer.latent.shape)}, but the latents kept under its "
+                f"fingerprint have rows of {list(cache.row_shape)}; it has to change with what encode returns"
+            )
         if cache.meta["skipped"]:
             skipped = cache.meta["skipped"]
             total = skipped + len(cache)

@@ -262,7 +262,13 @@ def _recipes_of_plugins() -> Iterator[tuple[str, str]]:
         siblings = {name for name, other in plugged.items() if package(other) == package(point)} - {modality}
         for folder in top_folders(point):
             for path in sorted((folder / "recipes").glob("*.yaml")):
-                text = path.read_bytes().decode(errors="replace")  # what is no text is refused when it is read as YAML
+                try:
+                    if not path.is_file():
+                        raise FileNotFoundError("is no file")
+                    text = path.read_bytes().decode(errors="replace")  # no text is refused when it is read as YAML
+                except OSError as error:
+                    warnings.warn(f"left out: recipe {path} of package {package(point)}: {error}", stacklevel=3)
+                    continue
                 declared = re.search(r"^modality:\s*[\"']?([\w.-]+)", text, re.MULTILINE)
                 if declared is None or declared[1] not in siblings:
                     yield f"{modality}/{path.stem}", text

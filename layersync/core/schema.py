@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.errors import PydanticInvalidForJsonSchema
 
 from layersync.core.adapter import SECTIONS, Section, installed_adapters
-from layersync.core.plugin import reason
+from layersync.core.plugin import FAILURES, reason
 from layersync.core.recipe import PLUGGED, Recipe
 from layersync.core.regularizer.base import installed_regularizers
 
@@ -27,12 +27,15 @@ def recipe_schema() -> dict[str, Any]:
         for name, kind in kinds.items():
             try:
                 schema = kind.model_json_schema(ref_template=f"#/$defs/{scope}.{name}.{{model}}")
-            except PydanticInvalidForJsonSchema as error:
-                warnings.warn(f"{scope}.{name}: {kind.__name__} has no schema: {reason(error)}", stacklevel=3)
-                schema = {"type": "object", "properties": {}}
-            for model, definition in schema.pop("$defs", {}).items():
+                models = dict(schema.pop("$defs", {}))
+                schema["properties"]["name"] = {"const": name}
+                json.dumps([schema, models])
+            except FAILURES as error:  # a plug-in may write its schema by code of its own
+                where = f"{kind.__module__}.{kind.__name__}"
+                warnings.warn(f"{scope}.{name}: {where} has no schema: {reason(error)}", stacklevel=3)
+                schema, models = {"type": "object", "properties": {"name": {"const": name}}}, {}
+            for model, definition in models.items():
                 definitions[f"{scope}.{name}.{model}"] = definition
-            schema["properties"]["name"] = {"const": name}
             options.append(schema)
         return {"anyOf": options}
 

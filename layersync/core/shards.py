@@ -31,12 +31,14 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from layersync.core.adapter import Example, ExampleDataset, Tokenizer
+from layersync.core.adapter import Example, ExampleDataset, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.packaged import sync_path
+from layersync.core.plugin import PluginError, calling, class_of
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
 
@@ -118,7 +120,8 @@ def build(
 
     ``limit`` encodes the first examples alone. ``shard_examples`` and ``shard_bytes`` say how many examples a shard and
     how many bytes a file has at most, where the cache is new: work goes on as it was begun. Raises
-    :class:`InputError` for an unreadable sample, unless the data set says to skip such; finished shards stay.
+    :class:`InputError` for an unreadable sample, unless the data set says to skip such, and for a stored form that is
+    not laid out as the tokenizer's ``latent``; finished shards stay.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     plan = _agree(target, Plan(FORMAT, count, shard_examples, shard_bytes, len(dataset.variants)))
@@ -126,7 +129,7 @@ def build(
         _encode(target, plan, dataset, tokenizer)
         with _lock(target):
             if not complete(target):
-                _merge(target, plan)
+                _merge(target, plan, tokenizer)
     except InputError:
         _discard(target)
         raise
@@ -194,11 +197,25 @@ def _write_shard(
         for first in range(0, len(indices), ENCODE_BATCH):
             batch = indices[first : first + ENCODE_BATCH]
             samples: list[Any] = []
+            sources: list[str] = []
             for example in _readable(dataset, batch, shard):
-                samples += [dataset.variant(example.sample, name) for name in dataset.variants]
-            for clip in tokenizer.encode(samples) if samples else ():
+                with calling(dataset, "variant"):
+                    samples += [dataset.variant(example.sample, name) for name in dataset.variants]
+                source = example.source or f"example {shard.examples[-1]}"
+                sources += [
+                    f"{source} ({name})" if name != dataset.variants[0] else source for name in dataset.variants
+                ]
+            for clip, source in zip(_encoded(tokenizer, samples), sources, strict=True):
                 laid = clip.movedim(latent.frame_axis, 0) if latent.variable else clip.unsqueeze(0)
-                shard.row_shape = list(laid.shape[1:])
+                row = list(laid.shape[1:])
+                shard.row_shape = shard.row_shape or row
+                if row != shard.row_shape or not is_row(row, latent):
+                    besides = ", besides frames and channels" if latent.variable else ", besides channels"
+                    same = f" and all of one shape, {shard.row_shape} so far" if row != shard.row_shape else ""
+                    raise InputError(
+                        f"{class_of(tokenizer)}.encode: expected {list(latent.shape)}{besides}{same}; "
+                        f"got {list(clip.shape)} of {source}"
+                    )
                 shard.frames.append(len(laid))
                 rows.write(laid)
             advance(len(batch))
@@ -207,13 +224,44 @@ def _write_shard(
         partial.write_text(json.dumps(asdict(shard)))
 
 
+def _encoded(tokenizer: Tokenizer, samples: Sequence[Any]) -> Sequence[Tensor]:
+    """The stored form of ``samples``, one float32 tensor each, which has as many axes as ``latent`` and any frames."""
+    if not samples:
+        return ()
+    with calling(tokenizer, "encode"):
+        found = tokenizer.encode(samples)
+    where, axes = f"{class_of(tokenizer)}.encode", len(tokenizer.latent.shape)
+    if not isinstance(found, Sequence) or len(found) != len(samples):
+        given = len(found) if isinstance(found, Sequence) else type(found).__name__
+        raise InputError(f"{where}: expected a list of {len(samples)} tensors, one a sample; got {given}")
+    for clip in found:
+        if not isinstance(clip, Tensor) or (clip.dtype, clip.device.type) != (torch.float32, "cpu"):
+            got = f"{clip.dtype} on {clip.device}" if isinstance(clip, Tensor) else type(clip).__name__
+            raise InputError(f"{where}: expected float32 tensors on the CPU; got {got}")
+        if clip.ndim != axes:
+            wanted = list(tokenizer.latent.shape)
+            raise InputError(f"{where}: expected {axes} axes, laid out as {wanted}; got {list(clip.shape)}")
+        if tokenizer.latent.variable and not clip.shape[tokenizer.latent.frame_axis]:
+            raise InputError(
+                f"{where}: expected frames along axis {tokenizer.latent.frame_axis}; got {list(clip.shape)}"
+            )
+    return found
+
+
+def is_row(shape: Sequence[int], latent: LatentSpec) -> bool:
+    """Whether ``shape`` is a row of ``latent``, a frame or all of it, with any channels: those stored may differ."""
+    grid = latent.grid[:-1] if latent.variable else latent.grid
+    return tuple(shape[:-1] if latent.sequence else shape[1:]) == grid and len(shape) == len(grid) + 1
+
+
 def _readable(dataset: ExampleDataset, batch: Sequence[int], shard: Shard) -> Iterator[Example]:
     """The examples that can be read; those that cannot are counted, where the data set says to skip them."""
     for index in batch:
         try:
-            example = dataset[index]
+            with calling(dataset, "__getitem__"):
+                example = dataset[index]
         except InputError as error:
-            if dataset.on_error != "skip":
+            if dataset.on_error != "skip" or isinstance(error, PluginError):  # which is no matter of the sample
                 raise
             logger.warning("skipped: %s", error)
             shard.skipped += 1
@@ -273,13 +321,18 @@ class _RowFiles:
         return self._files
 
 
-def _merge(target: Path, plan: Plan) -> None:
+def _merge(target: Path, plan: Plan, tokenizer: Tokenizer) -> None:
     shards = [read_shard(target, number) for number in range(plan.num_shards)]
     skipped = sum(shard.skipped for shard in shards)
     if not any(shard.labels for shard in shards):
         for shard_file in target.glob("shard-*.json"):
             shard_file.unlink()
         raise InputError(f"data: nothing could be read ({skipped} skipped)" if skipped else "data: is empty")
+    shapes = [shard.row_shape for shard in shards if shard.labels]
+    if differing := [shape for shape in shapes if shape != shapes[0]]:
+        raise InputError(
+            f"{class_of(tokenizer)}.encode: expected one shape for all data; got rows of {shapes[0]} and {differing[0]}"
+        )
     frames = np.concatenate([np.array(shard.frames, dtype=np.int64) for shard in shards])
     starts = np.concatenate([[0], np.cumsum(frames)]).astype(np.int64)
     labels = np.concatenate([np.array(shard.labels, dtype=np.int64) for shard in shards])
@@ -288,7 +341,7 @@ def _merge(target: Path, plan: Plan) -> None:
     meta = {
         "format": FORMAT,
         "bytes": sum(file["bytes"] for file in files),
-        "row_shape": next(shard.row_shape for shard in shards if shard.labels),
+        "row_shape": shapes[0],
         "num_variants": plan.num_variants,
         "skipped": skipped,
         "files": files,

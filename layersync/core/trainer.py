@@ -32,6 +32,7 @@ from layersync.core.ema import WeightAverage
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
 from layersync.core.latents import LatentCache, cache_key
+from layersync.core.plugin import calling
 from layersync.core.probe import Probe, flow_loss
 from layersync.core.recipe import Recipe
 from layersync.core.regularizer.base import Regularizer, StepContext, load_regularizer
@@ -110,7 +111,8 @@ def build_parts(
     summary = _summary(recipe, dataset, tokenizer, encoder)
     check_network(recipe, tokenizer, summary, fresh=fresh)  # before anything is tokenized
     cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
-    tokenizer.fit(cache.clips())
+    with calling(tokenizer, "fit"):
+        tokenizer.fit(cache.clips())
     held_out = None
     if recipe.data.split == "train":
         test = adapter.dataset(recipe.data, "test")
@@ -226,7 +228,9 @@ class Trainer:
         backbone = recipe.adapter.backbone(recipe.backbone, parts.data.latent, parts.data.condition)
         depth, hidden = backbone.depth, int(getattr(recipe.backbone, "hidden_size", 0))
         self.pairs: tuple[Pair, ...] = probe_pairs(recipe, depth)
-        regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
+        kind = load_regularizer(recipe.regularizer.name)
+        with calling(kind, "from_config"):
+            regularizer = kind.from_config(recipe.regularizer, depth, hidden)
         if recipe.train.init and fresh:
             source = find_weights(recipe.train.init)
             load_weights(backbone, read_tensors(source), source)

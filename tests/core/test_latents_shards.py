@@ -105,6 +105,56 @@ def test_clips_stay_in_one_piece_and_captions_with_their_clip(tmp_path: Path) ->
     assert cache.captions == [[], ["clip 1"], ["clip 2", "a clip"], [], ["clip 4"]]
 
 
+class Unsteady(Frames):
+    """Encodes clip 3, which has 7 frames, in a way of its own until it is repaired."""
+
+    broken: Callable[[Tensor], Any] | None
+
+    def encode(self, samples: Any) -> list[Tensor]:
+        encoded = super().encode(samples)
+        return [self.broken(clip) if self.broken and len(clip) == 7 else clip for clip in encoded]
+
+
+@pytest.mark.parametrize(
+    ("broken", "said"),
+    [
+        (lambda clip: clip.double(), "expected float32 tensors on the CPU; got torch.float64"),
+        (lambda clip: clip.numpy(), "expected float32 tensors on the CPU; got ndarray"),
+        (lambda clip: clip[:, 0], "expected 2 axes, laid out as [8, 1]; got [7]"),
+        (lambda clip: clip[:0], "expected frames along axis 0; got [0, 1]"),
+        (lambda clip: clip.repeat(1, 2), "all of one shape, [1] so far; got [7, 2] of example 3"),
+    ],
+)
+def test_a_stored_form_of_another_shape_is_refused_and_never_kept(broken: Any, said: str, tmp_path: Path) -> None:
+    dataset, tokenizer = Clips(), Unsteady()
+    tokenizer.broken = broken
+    with pytest.raises(InputError, match=r"^Unsteady\.encode: expected") as raised:
+        LatentCache.open(dataset, tokenizer, directory=tmp_path)
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    tokenizer.broken = None
+    assert LatentCache.open(dataset, tokenizer, directory=tmp_path).frames.tolist() == list(Clips.lengths)
+
+
+def test_shards_of_different_shapes_make_no_cache(tmp_path: Path) -> None:
+    dataset, tokenizer = Clips(), Unsteady()
+    tokenizer.broken = lambda clip: clip.repeat(1, 2)
+    target = tmp_path / cache_key(dataset, tokenizer)
+    for _ in range(2):  # finished shards stay, and are refused again
+        with pytest.raises(InputError, match=r"Unsteady\.encode: expected one shape .* rows of \[1\] and \[2\]"):
+            build(target, dataset, tokenizer, shard_examples=1)
+        assert not shards.complete(target)
+
+
+def test_a_grid_that_is_not_the_latents_is_refused(tmp_path: Path) -> None:
+    dataset, tokenizer = DIGITS.build("train"), Pixels(PixelsConfig(image_size=8, channels=1))
+    LatentCache.open(dataset, tokenizer, limit=3, directory=tmp_path / "kept")
+    tokenizer.latent = LatentSpec(1, (4, 4))
+    with pytest.raises(InputError, match=r"Pixels\.encode: expected \[1, 4, 4\], besides channels; got \[1, 8, 8\]"):
+        LatentCache.open(dataset, tokenizer, limit=3, directory=tmp_path / "new")
+    with pytest.raises(InputError, match=r"Pixels\.latent is \[1, 4, 4\], but the latents kept .* rows of \[1, 8, 8\]"):
+        LatentCache.open(dataset, tokenizer, limit=3, directory=tmp_path / "kept")
+
+
 class Slow(Pixels):
     """Waits before it encodes, and writes down how much it did."""
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from plugins import QUICK, STROKES, Installer
 
-from layersync import InputError, load_recipe
-from layersync.core.adapter import load_adapter, protocol_members
+from layersync import InputError, load_recipe, train
+from layersync.core.adapter import MODALITY_GROUP, load_adapter, protocol_members
 from layersync.core.catalogue import packaged_data
+from layersync.core.plugin import load_class
 from layersync.core.recipe import shipped_recipes
-from layersync.core.regularizer.base import load_regularizer
+from layersync.core.regularizer.base import REGULARIZER_GROUP, load_regularizer
 from layersync.core.schema import recipe_schema
 
 BUILT_IN = ("audio", "image", "motion")
@@ -45,6 +48,23 @@ class Untapped(Quiet):
 
 class Unsettled(Quiet):
     Config = dict
+
+class Meta(type(Quiet)):
+    def __getattribute__(cls, name):
+        if name == "Config":
+            raise RuntimeError("no Config here")
+        return super().__getattribute__(name)
+
+class Unreadable(Quiet, metaclass=Meta):
+    pass
+"""
+RAISE = "        raise RuntimeError('two\\nlines')"
+METACLASS = """class Meta(type):
+    def __getattribute__(cls, name):
+        if name == "api":
+            raise RuntimeError("no api here")
+        return super().__getattribute__(name)
+
 """
 
 
@@ -105,6 +125,27 @@ def test_a_missing_member_is_named_with_its_purpose(member: str, installer: Inst
             ('"data": {"strokes": StrokesConfig}', '"data": {"strokes": OffsetsConfig}'),
             "sections: data.strokes is <class",
         ),
+        (
+            ('"data": {"strokes": StrokesConfig}', '"data": {"strokes": StrokesConfig, 3: StrokesConfig}'),
+            "StrokesAdapter.sections: data has the name 3; a name is a string",
+        ),
+        (("from pathlib import Path", "raise SystemExit(3)"), "cannot be imported: SystemExit: 3"),
+        (
+            ("    api = 1", "    def __init__(self): raise SystemExit\n    api = 1"),
+            "StrokesAdapter() cannot be made without arguments: SystemExit",
+        ),
+        (
+            ('    name = "NAME"\n', "    @property\n    def name(self): raise SystemExit(4)\n"),
+            "StrokesAdapter.name raised SystemExit: 4",
+        ),
+        (
+            ("    def aliases(self)", "    aliases = dict\n    def _no(self)"),
+            "StrokesAdapter.aliases is <class 'dict'>, which does not say its arguments; a method aliases()",
+        ),
+        (
+            ("class StrokesAdapter:", f"{METACLASS}class StrokesAdapter(metaclass=Meta):"),
+            "reading its attributes raised RuntimeError: no api here (adapter.py, line",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(change: tuple[str, str], said: str, installer: Installer) -> None:
@@ -132,6 +173,18 @@ def test_a_name_of_two_packages_is_unusable_and_both_are_named(installer: Instal
     status, out, _ = command("modalities", "--json")
     found = json.loads(out)
     assert status == 0 and found[name] == {"error": said} and "fid" in found["image"]["metrics"]
+
+
+def test_a_name_of_ours_stays_ours(installer: Installer) -> None:
+    other = installer.package(STROKES, {"image": "StrokesAdapter"}, {"layersync": "StrokesAdapter"})
+    for group, name in ((MODALITY_GROUP, "image"), (REGULARIZER_GROUP, "layersync")):
+        with pytest.warns(UserWarning, match=rf"{name!r} is layersync's own; left out: that of {other} \({other}"):
+            found = load_class(group, name, "asked")
+        assert found.loaded.__module__.startswith("layersync.") and not found.foreign
+    with_another = subprocess.run(
+        [sys.executable, "-m", "layersync.cli", "modalities", "--json"], capture_output=True, text=True, check=True
+    )
+    assert "fid" in json.loads(with_another.stdout)["image"]["metrics"] and other in with_another.stderr
 
 
 class TestABrokenOneBesideOthers:
@@ -172,6 +225,125 @@ class TestABrokenOneBesideOthers:
         assert status == 2 and err.count("\n") == 1 and "OSError: gone" in err
 
 
+@pytest.mark.parametrize(
+    "broken",
+    ["def model_json_schema(cls, **_): raise RuntimeError('no schema')", "def model_json_schema(cls, **_): return {1}"],
+)
+def test_a_config_without_a_schema_leaves_the_others_theirs(broken: str, installer: Installer) -> None:
+    name = installer.strokes(("    size: int = Field(96", f"    @classmethod\n    {broken}\n    size: int = Field(96"))
+    with pytest.warns(UserWarning, match=rf"{name}\.data\.strokes: plugged\d+\.adapter\.StrokesConfig has no schema"):
+        schema = recipe_schema()
+    (rule,) = (rule for rule in schema["allOf"] if rule["if"]["properties"]["modality"]["const"] == name)
+    (data,), (tokenizer,) = (rule["then"]["properties"][section]["anyOf"] for section in ("data", "tokenizer"))
+    assert data == {"type": "object", "properties": {"name": {"const": "strokes"}}}
+    assert "num_frames" in tokenizer["properties"] and json.dumps(schema)
+
+
+class TestDataOfPlugIns:
+    def test_what_needs_more_than_its_name_is_refused_in_one_line(self, installer: Installer, command: Command) -> None:
+        installer.strokes(("    size: int = Field(96, ge=2)", "    size: int"))
+        status, out, err = command("data", "prepare", "strokes")
+        assert status == 2 and out == "" and err.count("\n") == 1
+        assert "adapter.StrokesConfig" in err and "size: Field required" in err
+
+    def test_what_raises_while_it_is_fetched_is_named(self, installer: Installer, command: Command) -> None:
+        installer.strokes(("    size: int = Field(96", "    def prepare(self): 1 / 0\n    size: int = Field(96"))
+        status, _, err = command("data", "prepare", "strokes")
+        assert status == 2 and err.count("\n") == 1
+        assert "package plugged" in err and "StrokesConfig.prepare raised ZeroDivisionError" in err
+
+    def test_a_description_that_is_no_text_is_left_out(self, installer: Installer, command: Command) -> None:
+        installer.strokes(
+            ('ClassVar[str] = "drawn when they are read: circles and zigzags, 2 classes"', "ClassVar[int] = 5")
+        )
+        status, out, err = command("data", "list")
+        assert status == 0 and "digits" in out and "strokes" not in out
+        assert "adapter.StrokesConfig.packaged is 5, not a line of text" in err
+
+
+class TestAMethodThatRaises:
+    """In the ordinary commands, as in ``check``: one line with package, class and method; nothing is left behind."""
+
+    @pytest.mark.parametrize(
+        ("method", "change"),
+        [
+            ("StrokesAdapter.dataset", ("        return data.build(split)", RAISE)),
+            ("StrokesAdapter.tokenizer", ("        return Offsets(config)", RAISE)),
+            ("StrokesAdapter.backbone", ("        return config.build(latent, condition)", RAISE)),
+            (
+                "Strokes.__getitem__",
+                ("        label, frames = index % 2", f"{RAISE}\n        label, frames = index % 2"),
+            ),
+            ("Offsets.encode", ("        return [torch.from_numpy(sample) for sample in samples]", RAISE)),
+            ("Offsets.fit", ("        self.scale = torch.cat(list(stored)).std(0)", RAISE)),
+        ],
+    )
+    def test_train(
+        self, method: str, change: tuple[str, str], installer: Installer, command: Command, tmp_path: Path
+    ) -> None:
+        name = installer.strokes(change)
+        status, out, err = command("train", f"{name}/quick", "--out", tmp_path / "run")
+        assert status == 2 and out == "" and err.count("\n") == 1
+        assert "package plugged" in err and f"{method} raised RuntimeError: two lines (adapter.py, line" in err
+        assert method.rpartition(".")[2] in err.rpartition(", in ")[2] and not (tmp_path / "run").exists()
+
+    def test_its_traceback_is_the_cause(self, installer: Installer, caplog: pytest.LogCaptureFixture) -> None:
+        name = installer.strokes(("        return Offsets(config)", RAISE))
+        with caplog.at_level("DEBUG", "layersync"), pytest.raises(InputError) as raised:
+            load_adapter(name).tokenizer(None)
+        assert isinstance(raised.value.__cause__, RuntimeError) and str(raised.value.__cause__) == "two\nlines"
+        assert "StrokesAdapter.tokenizer raised" in caplog.text and "Traceback" in caplog.text
+
+    def test_an_input_error_of_its_own_passes_unchanged(self, installer: Installer) -> None:
+        name = installer.strokes(("        return Offsets(config)", "        raise InputError('offsets: as it is')"))
+        with pytest.raises(InputError, match=r"^offsets: as it is$"):
+            load_adapter(name).tokenizer(None)
+
+    def test_ours_keep_their_tracebacks(self) -> None:
+        with pytest.raises(AttributeError):
+            load_adapter("image").tokenizer(None)
+
+    @pytest.mark.parametrize(
+        ("said", "change"),
+        [
+            ("Outline.__call__ raised RuntimeError: two lines", ("        rows = []", f"{RAISE}\n        rows = []")),
+            (
+                "StrokesAdapter.metrics()['reach'] raised RuntimeError: two lines",
+                ("    return np.array([", f"{RAISE[4:]}\n    return np.array(["),
+            ),
+            (
+                "StrokesAdapter.classifier_input raised RuntimeError",
+                ("        longest = max", f"{RAISE}\n        longest = max"),
+            ),
+            (
+                "Offsets.decode raised RuntimeError: two lines",
+                ("        strokes = (latents", f"{RAISE}\n        strokes = (latents"),
+            ),
+            (
+                "Outline.__call__: expected an array [n, 6] of features; got [1, 5] of generated sample 1",
+                ("np.concatenate(parts)[None]", "np.concatenate(parts)[None, len(rows) % 2 :]"),
+            ),
+            (
+                "Outline.__call__: expected an array [n, d] of features; got [6] of generated sample 0",
+                ("np.concatenate(parts)[None]", "np.concatenate(parts)"),
+            ),
+            (
+                "Outline.__call__: expected features of 16 samples, an array each; got 15",
+                ('{"features": rows}', '{"features": rows[1:]}'),
+            ),
+        ],
+    )
+    def test_evaluate(
+        self, said: str, change: tuple[str, str], installer: Installer, command: Command, tmp_path: Path
+    ) -> None:
+        name = installer.strokes(change)
+        train(load_recipe(f"{name}/quick", ["train.steps=1"]), tmp_path / "run")
+        status, out, err = command("evaluate", tmp_path / "run", "--metrics", "fod,reach,fd-classifier")
+        errors = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        assert status == 2 and out == "" and len(errors) == 1
+        assert "package plugged" in errors[0] and said in errors[0]
+
+
 def test_a_data_name_that_two_modalities_have_stays_ours(installer: Installer) -> None:
     name = installer.strokes(('"data": {"strokes": StrokesConfig}', '"data": {"digits": StrokesConfig}'))
     found = packaged_data()
@@ -195,6 +367,7 @@ class TestRegularizers:
             ("Absent", "cannot be imported: AttributeError"),
             ("Config", "Config is no subclass of layersync.core.regularizer.base.Regularizer"),
             ("Untapped", "Untapped.taps is missing, method taps(step): Blocks whose outputs are wanted"),
+            ("Unreadable", "reading its attributes raised RuntimeError: no Config here (adapter.py, line"),
             ("Unsettled", "Unsettled.Config is <class 'dict'>; it is the RegularizerConfig of its recipe section"),
         ],
     )
@@ -234,6 +407,18 @@ class TestRecipesOfPlugIns:
         assert command("recipes", "list")[0] == 0
         status, _, err = command("recipes", "show", "noise/bytes")
         assert status == 2 and err.count("\n") == 1 and "noise/bytes" in err
+
+    def test_what_cannot_be_read_is_left_out(self, installer: Installer, command: Command) -> None:
+        module = installer.package("", {"torn": "Adapter"}, recipes={"quick": "modality: torn"})
+        recipes = installer.folder / module / "recipes"
+        (recipes / "folder.yaml").mkdir()
+        (recipes / "gone.yaml").symlink_to(recipes / "nowhere")
+        os.mkfifo(recipes / "pipe.yaml")  # reading it would wait for ever
+        status, out, err = command("recipes", "list")
+        assert status == 0 and "torn/quick" in out and "image/quick" in out
+        for name in ("folder", "gone", "pipe"):
+            assert f"torn/{name}" not in out and f"{name}.yaml of package {module}" in err
+        assert command("recipes", "show", "image/quick")[0] == 0
 
     @pytest.mark.parametrize("metadata", ["dist-info", "egg-info"])
     def test_a_folder_on_the_path_is_enough(self, metadata: str, installer: Installer) -> None:

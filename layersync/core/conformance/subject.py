@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +28,7 @@ from layersync.core.condition import drop_condition
 from layersync.core.draws import StepDraws, generator
 from layersync.core.errors import InputError
 from layersync.core.latents import LatentCache
-from layersync.core.plugin import reason
+from layersync.core.plugin import FAILURES, raised
 from layersync.core.recipe import Recipe
 
 NUM_EXAMPLES = 16
@@ -91,14 +90,8 @@ def calling(where: str) -> Iterator[None]:
         yield
     except (Fault, NotApplicable):
         raise
-    except Exception as error:
+    except FAILURES as error:
         raise Fault(f"{where}: raised {raised(error)}") from error
-
-
-def raised(error: Exception) -> str:
-    """An exception in one line, with the place that raised it."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{reason(error)} ({Path(last.filename).name}, line {last.lineno}, in {last.name})"
 
 
 def expect(holds: bool, where: str, expected: str, came: str) -> None:

@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from layersync.core.adapter import load_adapter
 from layersync.core.conformance import data, network, scores
-from layersync.core.conformance.subject import Fault, NotApplicable, Subject, at, calling, raised
+from layersync.core.conformance.subject import Fault, NotApplicable, Subject, at, calling
 from layersync.core.errors import InputError
+from layersync.core.plugin import FAILURES, PluginError, raised
 from layersync.core.recipe import load_recipe
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
@@ -79,9 +80,9 @@ def open_subject(modality: str, recipe: str | None = None, overrides: Sequence[s
     adapter, source = load_adapter(modality), recipe or f"{modality}/quick"
     try:
         return Subject(load_recipe(source, overrides, modality=modality))
-    except InputError:
-        raise
-    except Exception as error:  # recipes ask the adapter for its metrics
+    except FAILURES as error:  # recipes ask the adapter for its metrics
+        if isinstance(error, InputError) and not isinstance(error, PluginError):
+            raise
         raise Fault(f"{at(adapter)}: recipe {source} cannot be read, it raised {raised(error)}") from error
 
 

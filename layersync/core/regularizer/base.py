@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from layersync.core.adapter import BackboneOutput, Section
 from layersync.core.errors import InputError
 from layersync.core.interpolant import Interpolant
-from layersync.core.plugin import load_class, registered, signature
+from layersync.core.plugin import GROUPS, Plugin, load_class, registered, reported, signature
 
-REGULARIZER_GROUP = "layersync.regularizers"
+REGULARIZER_GROUP = GROUPS[1]
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,11 @@ def load_regularizer(name: str) -> type[Regularizer]:
             no :class:`Regularizer` or lacks a part of it. One line that names package, class and method.
     """
     plugin = load_class(REGULARIZER_GROUP, name, "regularizer.name")
+    with reported(f"{plugin.owner}: reading its attributes"):
+        return _checked(plugin)
+
+
+def _checked(plugin: Plugin) -> type[Regularizer]:
     kind = plugin.loaded
     if not issubclass(kind, Regularizer):
         raise InputError(
