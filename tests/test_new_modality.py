@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import io
 import subprocess
 import sys
 import tokenize
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from layersync.core.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
 Command = Callable[..., tuple[int, str, str]]
@@ -78,6 +82,52 @@ def test_every_file_is_written_under_the_new_name(package: Path) -> None:
     assert "class WristMotionAdapter:" in text and 'name = "wrist-motion"' in text
 
 
+@pytest.mark.parametrize("name", ["my-modality", "not-my_modality"])
+def test_a_name_that_holds_the_templates_is_a_name_like_any(command: Command, tmp_path: Path, name: str) -> None:
+    command("new-modality", name, "--into", tmp_path)
+    module = f"layersync_{name.replace('-', '_')}"
+    folder = tmp_path / f"layersync-{name}"
+    assert f'{name} = "{module}.adapter:' in (folder / "pyproject.toml").read_text()
+    assert f"from {module}.data import" in (folder / module / "adapter.py").read_text()
+
+
+@pytest.fixture
+def importable(package: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Name of the package, which can be imported as long as the test runs."""
+    monkeypatch.syspath_prepend(package)
+    name = "layersync_wrist_motion"
+    yield name
+    for module in [module for module in sys.modules if module.split(".")[0] == name]:
+        del sys.modules[module]
+
+
+def test_anybodys_signals_are_read_or_refused_in_one_line(importable: str, tmp_path: Path) -> None:
+    open_samples = importlib.import_module(f"{importable}.data").open_samples
+    write_archive = importlib.import_module(f"{importable}.render").write_archive
+    folder = tmp_path / "signals"
+    folder.mkdir()
+    signals = np.random.default_rng(0).normal(size=(3, 96)).astype(np.float32)
+    write_archive(tmp_path / "a.npz", list(signals), [2, 0, 1])
+    for number, signal in enumerate(signals):
+        np.save(folder / f"{number}.npy", signal.astype(np.float64))
+    archived, filed = open_samples(tmp_path / "a.npz"), open_samples(folder)
+    assert [archived[row].label for row in range(3)] == [2, 0, 1]
+    assert all((archived[row].sample == filed[row].sample).all() for row in range(3))
+    assert filed[0].sample.dtype == np.float32 and filed[0].condition == {}
+
+    for name, content in (("x", np.float32(1)), ("x", signals), ("x", signals[:0, 0]), ("x", np.array(["a"]))):
+        np.save(folder / f"{name}.npy", content)
+        with pytest.raises(InputError, match=r"signals/x\.npy: is .* numbers \[samples\] are wanted"):
+            open_samples(folder)
+    (folder / "x.npy").unlink()
+    (folder / "x.npy").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:200])
+    for path in (folder, tmp_path / "b.npz", tmp_path / "empty", tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=str(path)):
+            open_samples(path)
+
+
 def test_what_to_replace_is_marked_and_every_part_is_explained(package: Path) -> None:
     sources = [file for file in package.rglob("*.py") if file.name != "__init__.py"]
     marks = [line for file in package.rglob("*.*") for line in file.read_text().splitlines() if "REPLACE" in line]
@@ -143,6 +193,9 @@ def refused(outcome: tuple[int, str, str], *words: str) -> None:
         ("a" * 41, ["40 characters"]),
         ("class", ["keyword"]),
         ("match", ["keyword"]),
+        ("null", ["is read as None in recipes"]),
+        ("off", ["is read as False in recipes"]),
+        *((name, ["means something else already"]) for name in ("layersync", "test", "tests", "none")),
         ("image", ["modality already", "audio, image, motion"]),
     ],
 )

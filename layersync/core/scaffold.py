@@ -17,6 +17,8 @@ from importlib.resources.abc import Traversable
 from importlib.util import find_spec
 from pathlib import Path
 
+import yaml
+
 from layersync.core.adapter import MODALITY_GROUP, registered
 from layersync.core.errors import InputError
 from layersync.core.run import writable_parent
@@ -25,6 +27,8 @@ TEMPLATE_NAME = "my-modality"
 MARKER = "REPLACE:"
 """What the lines to replace are found by."""
 LONGEST_NAME = 40
+MISLEADING = ("layersync", "test", "tests", "none")
+"""Names that mean something else to this program, or to pytest."""
 
 
 def new_modality(name: str, into: Path) -> Path:
@@ -55,7 +59,7 @@ def new_modality(name: str, into: Path) -> Path:
                 file.write_text(_renamed(text, name), encoding="utf-8")
             partial.rename(target)
     except OSError as error:
-        raise InputError(f"--into: {target} cannot be written ({error.strerror})") from None
+        raise InputError(f"--into: {target} cannot be written ({error.strerror or error})") from None
     return target
 
 
@@ -68,6 +72,10 @@ def _check_name(name: str) -> None:
         )
     if keyword.iskeyword(name) or keyword.issoftkeyword(name):
         raise InputError(f"{where}: is a keyword of Python; name the modality by what its samples are")
+    if not isinstance(value := yaml.safe_load(name), str):
+        raise InputError(f"{where}: is read as {value} in recipes; name the modality by what its samples are")
+    if name in MISLEADING:
+        raise InputError(f"{where}: means something else already; name the modality by what its samples are")
     if name in (modalities := registered(MODALITY_GROUP)):
         raise InputError(f"{where}: is a modality already; there are: {', '.join(sorted(modalities))}")
     package = _renamed("layersync_my_modality", name)
@@ -94,6 +102,4 @@ def _renamed(text: str, name: str) -> str:
         TEMPLATE_NAME.replace("-", "_"): "_".join(words),
         "MyModality": "".join(word.capitalize() for word in words),
     }
-    for spelling, replacement in spellings.items():
-        text = text.replace(spelling, replacement)
-    return text
+    return re.sub("|".join(spellings), lambda found: spellings[found[0]], text)

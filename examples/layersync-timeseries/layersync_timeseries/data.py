@@ -6,7 +6,6 @@ into the user's environment, for forty lines.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -14,8 +13,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
+from layersync.core.adapter import DataConfig, DataFacts, Split
 from layersync.core.errors import InputError
+from layersync.core.listed import ListedExamples
 from layersync.core.packaged import WheelData
 from layersync.core.paths import expand, held_out_rows, labelled_files
 
@@ -23,7 +23,7 @@ Series = NDArray[np.float32]
 """(steps, channels), in the units of the data."""
 
 
-class SeriesDataset(ExampleDataset):
+class SeriesDataset(ListedExamples):
     """Series in memory. ``labels`` are indices into ``classes``; ``sources`` say where each comes from."""
 
     def __init__(
@@ -40,20 +40,7 @@ class SeriesDataset(ExampleDataset):
                 raise InputError(f"{source}: has missing values; fill them first, such as by interpolation")
             if values.shape[1] != series[0].shape[1]:
                 raise InputError(f"{source}: has {values.shape[1]} channels, {sources[0]} has {series[0].shape[1]}")
-        self.classes = tuple(classes)
-        self._series = [np.ascontiguousarray(values, dtype=np.float32) for values in series]
-        self._sources, self._labels = list(sources), labels
-        digest = hashlib.sha256(repr((self.classes, labels, [len(one) for one in series])).encode())
-        for values in self._series:
-            digest.update(values.tobytes())
-        self.fingerprint = f"timeseries-{digest.hexdigest()[:32]}"
-
-    def __len__(self) -> int:
-        return len(self._series)
-
-    def __getitem__(self, index: int) -> Example:
-        condition = {} if self._labels is None else {"label": int(self._labels[index])}
-        return Example(self._series[index], condition, self._sources[index])
+        super().__init__(series, sources, labels, classes)
 
 
 def read_ts(path: Path) -> tuple[list[Series], list[str] | None, tuple[str, ...]]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from layersync.core.adapter import LatentSpec, Section, Tokenizer
+from layersync.core.adapter import LatentSpec, Section
 from layersync.core.errors import InputError
+from layersync.core.statistics import ChannelStatistics
 from layersync.core.transformer import PositiveInt
 from layersync_timeseries.data import Series
-
-SMALLEST_DEVIATION = 1e-6
-"""A channel that never changes is divided by this, not by 0."""
 
 
 class WindowConfig(Section):
@@ -31,14 +29,13 @@ class WindowConfig(Section):
         return LatentSpec(channels=self.channels, grid=(self.num_frames,), sequence=True, variable=True)
 
 
-class WindowTokenizer(Tokenizer):
+class WindowTokenizer(ChannelStatistics):
     """Stored are whole series as they were measured, (steps, channels)."""
 
     def __init__(self, config: WindowConfig) -> None:
-        self.latent = config.latent_spec()
-        self.num_frames = config.num_frames
+        super().__init__(config.latent_spec())
+        self.name, self.num_frames = config.name, config.num_frames
         self.fingerprint = f"window-1-channels{config.channels}"
-        self.mean, self.deviation = torch.zeros(config.channels), torch.ones(config.channels)
 
     def encode(self, samples: Sequence[Series]) -> list[Tensor]:
         """The series as tensors. Raises :class:`InputError` for another number of channels than the recipe says."""
@@ -49,29 +46,13 @@ class WindowTokenizer(Tokenizer):
                 )
         return [torch.from_numpy(sample) for sample in samples]
 
-    def fit(self, stored: Iterable[Tensor]) -> None:
-        """Mean and deviation of each channel over all steps of the training data."""
-        values = torch.cat(list(stored)).double()
-        self.mean = values.mean(0).float()
-        self.deviation = values.std(0, correction=0).clamp(min=SMALLEST_DEVIATION).float()
-
-    def state(self) -> dict[str, Tensor]:
-        """``mean`` and ``deviation`` (channels,)."""
-        return {"mean": self.mean, "deviation": self.deviation}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what :meth:`state` gave. Raises :class:`InputError` for statistics of other channels."""
-        if {name: value.shape for name, value in state.items()} != {name: v.shape for name, v in self.state().items()}:
-            raise InputError(f"tokenizer window: the statistics of the run are not those of {len(self.mean)} channels")
-        self.mean, self.deviation = state["mean"], state["deviation"]
-
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """(batch, frames, channels) stored windows, normalised. What padding becomes is of no account: it is masked."""
-        return (stored - self.mean.to(stored)) / self.deviation.to(stored)
+        return self.normalised(stored)
 
     def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[Series]:
         """Series in the units of the data, of the steps that ``mask`` (batch, frames) marks."""
-        values = latents.detach().float().cpu() * self.deviation + self.mean
+        values = self.denormalised(latents)
         kept = torch.ones(values.shape[:2], dtype=torch.bool) if mask is None else mask.cpu()
         return [value[real].numpy() for value, real in zip(values, kept, strict=True)]
 

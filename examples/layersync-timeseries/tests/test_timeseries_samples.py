@@ -38,11 +38,15 @@ def test_arrays_and_folders_open(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "arrays", "message"),
     [
-        ("x.npz", {"motions": np.zeros((2, 3, 4))}, "holds motions; floating series"),
-        ("x.npz", {"series": np.zeros((2, 3))}, "holds series; floating series"),
-        ("x.npz", {"series": np.zeros((2, 3, 4)), "lengths": np.array([3, 4])}, "lengths must hold 1 to 3"),
-        ("x.npz", {"series": np.zeros((2, 3, 4)), "labels": np.array([1])}, "labels must hold one number"),
-        ("x.npz", {"series": np.full((2, 3, 4), np.nan)}, "series 1: has missing values"),
+        ("x.npz", {"motions": np.zeros((2, 3, 4))}, "has no array series; it holds motions"),
+        ("x.npz", {"series": np.zeros((2, 3))}, r"series is float64 \[2, 3\]; floating \[n, steps, channels\]"),
+        (
+            "x.npz",
+            {"series": np.zeros((2, 3, 4)), "lengths": np.array([3, 4])},
+            "lengths go from 3 to 4, not from 1 to 3",
+        ),
+        ("x.npz", {"series": np.zeros((2, 3, 4)), "labels": np.array([0.5, 1])}, "labels is float64"),
+        ("x.npz", {"series": np.full((2, 3, 4), np.nan)}, r"x\.npz\[0\]: has missing values"),
     ],
 )
 def test_other_arrays_are_refused(tmp_path: Path, name: str, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -53,7 +57,12 @@ def test_other_arrays_are_refused(tmp_path: Path, name: str, arrays: dict[str, n
 
 def test_what_is_no_series_is_refused(tmp_path: Path) -> None:
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 cut short")
-    for path, message in ((tmp_path / "torn.npz", "cannot be read"), (tmp_path, "no .csv"), (Path("a.txt"), r"a\.txt")):
+    (tmp_path / "folder.csv").mkdir()
+    for path, message in (
+        (tmp_path / "torn.npz", "no readable npz"),
+        (tmp_path, "no .csv"),
+        (Path("a.txt"), r"a\.txt: does not exist"),
+    ):
         with pytest.raises(InputError, match=message):
             ADAPTER.open_samples(path)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -13,8 +13,9 @@ from PIL import Image, ImageSequence
 from pydantic import Field
 from scipy.ndimage import shift
 
-from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
+from layersync.core.adapter import DataConfig, DataFacts, Split
 from layersync.core.errors import InputError
+from layersync.core.listed import ListedExamples
 from layersync.core.paths import HELD_OUT_EVERY, HELD_OUT_NAMES, expand, fingerprint_files, held_out_rows
 from layersync_video.clip import Clip
 
@@ -27,28 +28,6 @@ ANIMATIONS = (".gif", ".webp")
 PICTURES = (".png", ".jpg", ".jpeg")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm")
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
-
-
-class Clips(ExampleDataset):
-    """Clips read on demand: ``read(i)`` gives one or raises :class:`InputError`. It can be pickled, for workers."""
-
-    def __init__(
-        self,
-        read: Callable[[int], Clip],
-        sources: Sequence[str],
-        fingerprint: str,
-        labels: Sequence[int] | None = None,
-        classes: Sequence[str] = (),
-    ) -> None:
-        self._read, self._sources, self._labels = read, sources, labels
-        self.fingerprint, self.classes = fingerprint, tuple(classes)
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    def __getitem__(self, index: int) -> Example:
-        condition = {} if self._labels is None else {"label": int(self._labels[index])}
-        return Example(self._read(index), condition, self._sources[index])
 
 
 class MovingDigits(DataConfig):
@@ -71,14 +50,14 @@ class MovingDigits(DataConfig):
     def facts(self) -> DataFacts:  # noqa: D102
         return DataFacts(self.num_examples, len(MOTIONS))
 
-    def build(self, split: Split) -> Clips:  # noqa: D102
+    def build(self, split: Split) -> ListedExamples:  # noqa: D102
         count = self.num_examples if split == "train" else max(len(MOTIONS), self.num_examples // 5)
-        return Clips(
+        return ListedExamples(
             partial(moving_digit, split, image_size=self.image_size, num_frames=self.num_frames),
             [f"moving-digits {split}[{index}]" for index in range(count)],
-            f"moving-digits-1-{split}-{count}-{self.image_size}-{self.num_frames}",
             [index % len(MOTIONS) for index in range(count)],
             MOTIONS,
+            f"moving-digits-1-{split}-{count}-{self.image_size}-{self.num_frames}",
         )
 
 
@@ -115,7 +94,7 @@ class Folder(DataConfig):
     path: str
     fps: float = Field(8.0, gt=0, description="Frames a second of folders of pictures; animations say it themselves.")
 
-    def build(self, split: Split) -> Clips:  # noqa: D102
+    def build(self, split: Split) -> ListedExamples:  # noqa: D102
         root = expand(self.path, "data.path")
         held_out = next((name for name in HELD_OUT_NAMES if (root / name).is_dir()), None)
         bases = [root / "train", root / held_out] if held_out and (root / "train").is_dir() else [root]
@@ -139,7 +118,7 @@ def find_clips(base: Path, key: str) -> list[Path]:
     Raises :class:`InputError` naming ``key`` where there is none.
     """
     if not base.is_dir():
-        raise InputError(f"{key}: {str(base)!r} is a file, not a folder")
+        raise InputError(f"{key}: {str(base)!r} {'is a file, not a folder' if base.exists() else 'does not exist'}")
     files = [f for f in base.rglob("*") if not any(p.startswith(".") for p in f.relative_to(base).parts)]
     clips = [file for file in files if file.suffix.lower() in ANIMATIONS]
     with_animations = {file.parent for file in clips}
@@ -159,11 +138,11 @@ def pictures(folder: Path) -> list[Path]:
 
 def files_as_clips(
     root: Path, clips: Sequence[Path], fps: float, labels: Sequence[int] | None = None, classes: Sequence[str] = ()
-) -> Clips:
+) -> ListedExamples:
     """Animations and folders of pictures as a data set, keyed by their content."""
     files = [file for clip in clips for file in (pictures(clip) if clip.is_dir() else [clip])]
-    told = f"clips-{fps:g}-{labels}-{fingerprint_files(root, files, None, 'auto')}"
-    return Clips(partial(_read_nth, clips, fps), [str(clip) for clip in clips], told, labels, classes)
+    told = f"clips-{fps:g}-{list(classes)}-{labels}-{fingerprint_files(root, files, None, 'auto')}"
+    return ListedExamples(partial(_read_nth, clips, fps), [str(clip) for clip in clips], labels, classes, told)
 
 
 def _read_nth(clips: Sequence[Path], fps: float, index: int) -> Clip:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from layersync.core.adapter import LatentSpec, Section
 from layersync.core.errors import InputError
+from layersync.core.statistics import ChannelStatistics
 from layersync.modalities.motion.humanml3d import NUM_FEATURES, HumanML3DFeatures, joints_to_humanml3d
 from layersync.modalities.motion.kit import NUM_FEATURES as KIT_FEATURES
 from layersync.modalities.motion.kit import KitFeatures
 from layersync.modalities.motion.sample import JointMotion, Motion
-from layersync.modalities.motion.tokenizer import ChannelStatistics
 
 Features = HumanML3DFeatures | KitFeatures
 
@@ -57,13 +57,13 @@ class HumanML3DTokenizer(ChannelStatistics):
     Stored are whole motions as they are. The statistics are kept in the run, so that samples need no data set.
     """
 
+    smallest_deviation = 0.0  # of one feature: what is averaged over a group has a least value of its own
+
     def __init__(self, config: HumanML3DTokenizerConfig) -> None:
+        super().__init__(config.latent_spec())
         self.config, self.name = config, config.name
         self.kit = config.name == "kit-ml"
-        self.latent = config.latent_spec()
         self.fingerprint = f"{config.name}-1-frames{config.num_frames}"
-        self.mean = torch.zeros(self.latent.channels)
-        self.deviation = torch.ones(self.latent.channels)
         self._fitted = False
 
     def encode(self, samples: Sequence[Any]) -> list[Tensor]:
@@ -81,7 +81,10 @@ class HumanML3DTokenizer(ChannelStatistics):
         if self.config.statistics is not None:
             self.mean, self.deviation = self._published(self.config.statistics)
         else:
-            self.mean, self.deviation = self._taken(stored)
+            super().fit(stored)
+            for group in feature_groups(self.latent.channels):
+                self.deviation[group] = self.deviation[group].mean()
+            self.deviation.clamp_(min=SMALLEST_DEVIATION)
         self._fitted = True
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
@@ -92,12 +95,12 @@ class HumanML3DTokenizer(ChannelStatistics):
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """(batch, frames, channels) windows, zeros behind the end of a motion, normalised; padding stays 0."""
         real = stored.abs().sum(-1, keepdim=True) > 0
-        normalised = (stored - self.mean.to(stored)) / self.deviation.to(stored)
+        normalised = self.normalised(stored)
         return torch.where(real, normalised, torch.zeros_like(normalised))
 
     def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[Features]:
         """Features that are not normalised, of the frames in ``mask`` only."""
-        values = (latents.detach().float().cpu() * self.deviation + self.mean).numpy()
+        values = self.denormalised(latents).numpy()
         keep = np.ones(values.shape[:2], dtype=bool) if mask is None else mask.cpu().numpy()
         rows = [value[real] for value, real in zip(values, keep, strict=True)]
         return [KitFeatures(row) if self.kit else HumanML3DFeatures(row, certain=True) for row in rows]
@@ -146,21 +149,6 @@ class HumanML3DTokenizer(ChannelStatistics):
                 f"evaluator's statistics, 25 times smaller there than the Std.npy that models are trained with"
             )
         return mean, deviation
-
-    def _taken(self, stored: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-        count, total = 0, torch.zeros(self.latent.channels, dtype=torch.float64)
-        squares = torch.zeros_like(total)
-        for clip in stored:
-            count += len(clip)
-            total += clip.double().sum(0)
-            squares += clip.double().square().sum(0)
-        if not count:
-            raise InputError(f"tokenizer {self.config.name}: there is no motion to take statistics from")
-        mean = total / count
-        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
-        for group in feature_groups(self.latent.channels):
-            deviation[group] = deviation[group].mean()
-        return mean.float(), deviation.clamp(min=SMALLEST_DEVIATION).float()
 
 
 def feature_groups(channels: int) -> list[slice]:

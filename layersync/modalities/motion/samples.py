@@ -17,14 +17,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from layersync.core.adapter import Example, ExampleDataset
+from layersync.core.archive import opened_npz, padded, write_arrays
 from layersync.core.errors import InputError
 from layersync.core.packaged import file_digest
-from layersync.core.run import atomic_write
 from layersync.modalities.motion.data import FPS as MOTION_FPS
 from layersync.modalities.motion.data import BvhConfig
 from layersync.modalities.motion.humanml3d import FPS, NUM_FEATURES, HumanML3DFeatures
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
-from layersync.modalities.motion.io.npz import opened_npz
 from layersync.modalities.motion.kit import KitFeatures
 from layersync.modalities.motion.sample import JointMotion, Motion
 
@@ -139,15 +138,10 @@ def write_motion_archive(path: Path, samples: Sequence[Any], labels: Sequence[in
     Joints in metres, or the features of samples that are such; of KIT-ML's these are written but not read.
     """
     featured = isinstance(samples[0], HumanML3DFeatures | KitFeatures)
-    motions = [sample.values if featured else sample.joints() for sample in samples]
-    lengths = np.array([len(part) for part in motions])
-    padded = np.zeros((len(motions), lengths.max(), *motions[0].shape[1:]), dtype=np.float32)
-    for row, part in enumerate(motions):
-        padded[row, : len(part)] = part
-    extra: dict[str, Any] = {} if labels is None else {"labels": np.asarray(labels, dtype=np.int64)}
-    extra["features" if featured else "joints"] = padded
-    with atomic_write(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, lengths=lengths, fps=np.float64(samples[0].fps), **extra)
+    parts = [np.asarray(sample.values if featured else sample.joints(), dtype=np.float32) for sample in samples]
+    motions, lengths = padded(parts)
+    named = {"features" if featured else "joints": motions}
+    write_arrays(path, lengths=lengths, fps=np.float64(samples[0].fps), labels=labels, **named)
 
 
 def _of_folder(folder: Path) -> list[Record]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
 from pydantic import Field, PositiveFloat
 from torch import Tensor
 
-from layersync.core.adapter import LatentSpec, Section, Tokenizer
+from layersync.core.adapter import LatentSpec, Section
 from layersync.core.errors import InputError
+from layersync.core.statistics import ChannelStatistics
 from layersync.modalities.motion.representation import (
     ROOT_CHANNELS,
     RootForm,
@@ -46,26 +47,6 @@ class Smpl6dConfig(Section):
         return 3 + NUM_JOINTS * 6
 
 
-class ChannelStatistics(Tokenizer):
-    """A tokenizer with a mean and a deviation of each channel, which the run keeps. ``name`` is for messages."""
-
-    name: str
-    mean: Tensor
-    deviation: Tensor
-
-    def state(self) -> dict[str, Tensor]:
-        """``mean`` and ``deviation`` (channels,)."""
-        return {"mean": self.mean, "deviation": self.deviation}
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over statistics. Raises :class:`InputError` when they are for another latent."""
-        for key in ("mean", "deviation"):
-            if key not in state or state[key].shape != (self.latent.channels,):
-                found = tuple(state[key].shape) if key in state else "nothing"
-                raise InputError(f"tokenizer {self.name}: {key} must have {self.latent.channels} values, found {found}")
-        self.mean, self.deviation = state["mean"].float(), state["deviation"].float()
-
-
 class Smpl6dTokenizer(ChannelStatistics):
     """Latents are (frames, root channels + 144): root first, then 6 numbers for each joint in SMPL's order.
 
@@ -74,14 +55,13 @@ class Smpl6dTokenizer(ChannelStatistics):
     first frame, wherever in the clip it was cut.
     """
 
+    smallest_deviation = SMALLEST_DEVIATION
+
     def __init__(self, config: Smpl6dConfig) -> None:
+        super().__init__(config.latent_spec())
         self.config, self.name = config, config.name
-        self.latent = config.latent_spec()
-        channels = self.latent.channels
         # The stored form does not know the window, but what else is cached under this name is made of windows.
         self.fingerprint = f"smpl6d-1-fps{config.fps:g}-frames{config.num_frames}"
-        self.mean = torch.zeros(channels)
-        self.deviation = torch.ones(channels)
 
     def encode(self, samples: Sequence[Motion]) -> list[Tensor]:
         """Stored form (frames, 147) float32 of each motion, at the tokenizer's frame rate."""
@@ -100,33 +80,24 @@ class Smpl6dTokenizer(ChannelStatistics):
     def fit(self, stored: Iterable[Tensor]) -> None:
         """Mean and deviation of each channel over windows that start every quarter of a window."""
         length, stride = self.config.num_frames, max(1, self.config.num_frames // 4)
-        count, total, squares = 0, torch.zeros(self.latent.channels, dtype=torch.float64), torch.zeros(())
-        squares = torch.zeros_like(total)
-        for clip in stored:
-            starts = range(0, max(len(clip) - length, 0) + 1, stride)
-            windows = torch.stack([clip[start : start + length] for start in starts])
-            features = self._features(windows.float()).flatten(0, 1).double()
-            count += len(features)
-            total += features.sum(0)
-            squares += features.square().sum(0)
-        if not count:
-            raise InputError("tokenizer smpl6d: there is no motion to take statistics from")
-        mean = total / count
-        self.mean = mean.float()
-        self.deviation = (squares / count - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_DEVIATION).float()
+        super().fit(
+            self._features(
+                torch.stack([clip[at : at + length] for at in range(0, max(len(clip) - length, 0) + 1, stride)]).float()
+            )
+            for clip in stored
+        )
 
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """(batch, frames, 147) stored windows, zeros behind the end of a clip, to normalised latents; padding stays
         0.
         """
         real = stored[..., 3:].abs().sum(-1, keepdim=True) > 0
-        normalised = (self._features(stored) - self.mean.to(stored)) / self.deviation.to(stored)
+        normalised = self.normalised(self._features(stored))
         return torch.where(real, normalised, torch.zeros_like(normalised))
 
     def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[Motion]:
         """Motions from latents (batch, frames, channels), in their windows' own frame; the frames in ``mask`` only."""
-        values = latents.detach().float().cpu()
-        values = values * self.deviation + self.mean
+        values = self.denormalised(latents)
         root_channels = ROOT_CHANNELS[self.config.root]
         rotations = sixd_to_matrix(values[..., root_channels:].unflatten(-1, (NUM_JOINTS, 6)))
         translation, rotations[..., 0, :, :] = integrate_root(

@@ -15,8 +15,8 @@ from typing import Literal
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from layersync.core.archive import opened_npz
 from layersync.core.errors import InputError
-from layersync.modalities.motion.io.npz import opened_npz
 from layersync.modalities.motion.sample import Motion
 from layersync.modalities.motion.skeleton import NUM_JOINTS
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from layersync.core.archive import opened_npz
 from layersync.core.errors import InputError
 from layersync.modalities.motion.io.amass import BODY_JOINTS
-from layersync.modalities.motion.io.npz import opened_npz
 from layersync.modalities.motion.sample import Motion
 from layersync.modalities.motion.skeleton import NUM_JOINTS
 

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from layersync.core.adapter import Backbone, ConditionSpec, LatentSpec, Section, Split
 from layersync.core.features import FeatureExtractorFactory, Metric
+from layersync.core.listed import ListedExamples
 from layersync_my_modality.backbone import BackboneConfig
-from layersync_my_modality.data import BeatsConfig, Signal, SignalDataset, open_samples
+from layersync_my_modality.data import BeatsConfig, Signal, open_samples
 from layersync_my_modality.features import Shape
 from layersync_my_modality.metrics import roughness
 from layersync_my_modality.render import render, write_archive
@@ -35,7 +36,7 @@ class MyModalityAdapter:
         "backbone": {"transformer": BackboneConfig},
     }
 
-    def dataset(self, data: BeatsConfig, split: Split) -> SignalDataset:
+    def dataset(self, data: BeatsConfig, split: Split) -> ListedExamples:
         """The samples of a ``data`` section."""
         return data.build(split)
 
@@ -59,7 +60,7 @@ class MyModalityAdapter:
         """Other names of metrics: what papers call ``fd-shape``, for instance."""
         return {}
 
-    def open_samples(self, path: Path) -> SignalDataset:
+    def open_samples(self, path: Path) -> ListedExamples:
         """Samples in files, for ``layersync score``."""
         return open_samples(path)
 

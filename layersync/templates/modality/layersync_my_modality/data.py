@@ -8,9 +8,6 @@ second.
 
 from __future__ import annotations
 
-import hashlib
-import zipfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal
 
@@ -18,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
+from layersync.core.adapter import DataConfig, Split
+from layersync.core.archive import read_arrays, read_samples
 from layersync.core.errors import InputError
+from layersync.core.listed import ListedExamples
 
 Signal = NDArray[np.float32]
 
@@ -42,47 +41,26 @@ WAVES = {
 """By class, each wave's centre in seconds from the R wave, height in millivolts and width (deviation) in seconds."""
 
 
-class SignalDataset(ExampleDataset):
-    """Signals in memory.
-
-    REPLACE: by reading of your own files when ``__getitem__`` is called, where they do not fit into memory. Then the
-    fingerprint has to tell that a file changed: ``layersync.core.paths`` finds labelled files and fingerprints them.
-    """
-
-    def __init__(
-        self, signals: Sequence[Signal], labels: Sequence[int], sources: Sequence[str], classes: Sequence[str]
-    ):
-        self.signals, self.labels, self.sources, self.classes = signals, labels, sources, tuple(classes)
-        content = b"".join(np.ascontiguousarray(signal).tobytes() for signal in signals)
-        self.fingerprint = hashlib.sha256(content + repr(list(labels)).encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.signals)
-
-    def __getitem__(self, index: int) -> Example:
-        """The example; ``label`` is left out where there is none."""
-        condition = {"label": int(self.labels[index])} if self.classes else {}
-        return Example(self.signals[index], condition, self.sources[index])
-
-
 class BeatsConfig(DataConfig):
     """The ``data`` section of a recipe, ``{name: beats}``: its keys are this class's fields.
 
-    REPLACE: by a section of your own, with ``path: str`` for instance, and ``build`` by what reads it.
+    REPLACE: by a section of your own, with ``path: str`` for instance, and ``build`` by what reads it. Where samples do
+    not fit into memory, give :class:`ListedExamples` a function that reads one, and a fingerprint that tells that a
+    file changed: ``layersync.core.paths`` finds labelled files and fingerprints them.
     """
 
     packaged: ClassVar[str] = "heart beats of four shapes, drawn by a formula"
     name: Literal["beats"] = "beats"
     num_examples: int = Field(1200, ge=8, description="Beats to train on; a quarter as many are held out.")
 
-    def build(self, split: Split) -> SignalDataset:
+    def build(self, split: Split) -> ListedExamples:
         """The samples to train on, or those that are held out for scores."""
         count = self.num_examples if split == "train" else self.num_examples // 4
         draws = np.random.default_rng([split == "train", self.num_examples])
         classes = list(WAVES)
         labels = [number % len(classes) for number in range(count)]
         signals = [beat(classes[label], draws) for label in labels]
-        return SignalDataset(signals, labels, [f"{split} beat {number}" for number in range(count)], classes)
+        return ListedExamples(signals, [f"{split} beat {number}" for number in range(count)], labels, classes)
 
 
 def beat(kind: str, draws: np.random.Generator) -> Signal:
@@ -96,20 +74,23 @@ def beat(kind: str, draws: np.random.Generator) -> Signal:
     return signal.astype(np.float32)
 
 
-def open_samples(path: Path) -> SignalDataset:
+def open_samples(path: Path) -> ListedExamples:
     """Anybody's signals, for ``layersync score``: a folder of ``.npy``, or an archive that ``render.py`` wrote.
 
     REPLACE: by reading of the formats that your field uses.
     """
-    try:
-        if path.is_dir():
-            files = sorted(path.glob("*.npy"))
-            signals, sources = [np.load(file).astype(np.float32) for file in files], [str(file) for file in files]
-        else:
-            signals = list(np.load(path)["signals"].astype(np.float32))
-            sources = [f"{path}[{number}]" for number in range(len(signals))]
-    except (OSError, ValueError, KeyError, IndexError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: holds no signals ({error}); a folder of .npy does, or an .npz") from None
-    if not signals:
+    if not path.is_dir():
+        found = read_samples(path, "signals", ("samples",), np.floating, ("labels",))
+        return ListedExamples(list(found.samples.astype(np.float32)), found.sources, found.labels())
+    files = sorted(path.glob("*.npy"))
+    if not files:
         raise InputError(f"{path}: there is no .npy in it")
-    return SignalDataset(signals, [-1] * len(signals), sources, ())
+    return ListedExamples([read_signal(file) for file in files], [str(file) for file in files])
+
+
+def read_signal(file: Path) -> Signal:
+    """The signal in a ``.npy``. Raises :class:`InputError` for anything else."""
+    signal = read_arrays(file, ("signal",))["signal"]
+    if signal.ndim != 1 or not signal.size or signal.dtype.kind not in "iuf":
+        raise InputError(f"{file}: is {signal.dtype} {list(signal.shape)}; numbers [samples] are wanted")
+    return signal.astype(np.float32)

@@ -1,6 +1,7 @@
 """Metrics: scores of generated samples by themselves, without real ones to compare with.
 
-A metric gives one value for each sample; layersync reports their mean, with an interval.
+A metric gives one value for each sample; layersync reports their mean, with an interval. Which way it improves is for
+the metric to say, and else for whoever compares it with that of real samples.
 """
 
 from __future__ import annotations
@@ -19,3 +20,7 @@ def roughness(examples: Sequence[Example]) -> NDArray[np.float64]:
     REPLACE: by what makes a sample of your modality impossible, or leave ``metrics`` of the adapter empty.
     """
     return np.array([np.abs(np.diff(example.sample, 2)).mean() for example in examples], dtype=np.float64)
+
+
+# Neither way: noise makes signals rougher, and a model that blurs makes them smoother than real ones are. Of a score
+# that is 0 for a perfect sample, such as a count of impossible values, say: roughness.better = "lower".

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layersync.core.run import atomic_write
+from layersync.core.archive import write_arrays
 from layersync_my_modality.data import Signal
 
 SHOWN = 16
@@ -30,6 +30,4 @@ def render(samples: Sequence[Signal], directory: Path) -> list[Path]:
 
 def write_archive(path: Path, samples: Sequence[Signal], labels: Sequence[int] | None) -> None:
     """One ``.npz``: ``signals`` (n, samples) float32, ``labels`` (n,)."""
-    arrays = {"signals": np.stack(samples)} | ({} if labels is None else {"labels": np.asarray(labels)})
-    with atomic_write(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, **arrays)
+    write_arrays(path, signals=np.stack(samples), labels=labels)

@@ -1,0 +1,69 @@
+"""Data sets that are lists: what they give, and what their fingerprint tells apart."""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layersync.core.listed import ListedExamples
+
+SOURCES = ["a", "b"]
+PAIR = [np.arange(4, dtype=np.float32), np.arange(4, 8, dtype=np.float32)]
+
+
+def test_examples_are_those_of_the_list() -> None:
+    listed = ListedExamples(PAIR, SOURCES, [1, 0], ["low", "high"])
+    assert len(listed) == 2 and listed.classes == ("low", "high")
+    assert (listed[1].sample == PAIR[1]).all()
+    assert (listed[0].label, listed[1].label, listed[1].source) == (1, 0, "b")
+    assert ListedExamples(PAIR, SOURCES)[0].condition == {}
+    with pytest.raises(IndexError):
+        listed[2]
+
+
+def test_a_reader_reads_when_asked_here_and_in_another_process(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.npy" for name in SOURCES]
+    listed = ListedExamples(partial(_load, files), SOURCES, fingerprint="two files")
+    for file, array in zip(files, PAIR, strict=True):
+        np.save(file, array)
+    again = pickle.loads(pickle.dumps(listed))
+    assert again.fingerprint == listed.fingerprint == "two files"
+    assert all((again[row].sample == PAIR[row]).all() for row in range(2))
+
+
+def _load(files: list[Path], index: int) -> np.ndarray:
+    array: np.ndarray = np.load(files[index])
+    return array
+
+
+def test_a_fingerprint_tells_whatever_changes() -> None:
+    told = [
+        ListedExamples(samples, SOURCES, labels, classes).fingerprint
+        for samples, labels, classes in [
+            (PAIR, None, ()),
+            (PAIR[::-1], None, ()),
+            ([PAIR[0], PAIR[1] + 1], None, ()),
+            ([PAIR[0].reshape(2, 2), PAIR[1]], None, ()),
+            ([np.arange(3, dtype=np.float32), np.arange(3, 8, dtype=np.float32)], None, ()),
+            ([array.view(np.int32) for array in PAIR], None, ()),
+            (PAIR, [0, 1], ("low", "high")),
+            (PAIR, [1, 0], ("low", "high")),
+            (PAIR, [0, 1], ("high", "low")),
+            (PAIR, [0, 1], ("low", "high", "none")),
+        ]
+    ]
+    assert len(set(told)) == len(told)
+    one = np.array([0, 1])
+    assert ListedExamples(PAIR, SOURCES, [0, 1]).fingerprint == ListedExamples(PAIR, SOURCES, list(one)).fingerprint
+
+
+def test_lists_that_do_not_go_together_are_refused() -> None:
+    for samples, labels in ((PAIR[:1], None), (PAIR, [0, 1, 2])):
+        with pytest.raises(ValueError, match="of 2 sources"):
+            ListedExamples(samples, SOURCES, labels)
+    with pytest.raises(ValueError, match="need a fingerprint"):
+        ListedExamples(PAIR.__getitem__, SOURCES)
