@@ -10,7 +10,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,7 +19,7 @@ import soundfile
 from PIL import Image, ImageSequence
 
 import layersync
-from layersync.core.results import Comparison, Gain, SpeedUp, Variant
+from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant
 from layersync.report import comparison_table, write_report
 
 Words = Callable[[Path], str]
@@ -37,6 +37,42 @@ def _with(variant: str = "layersync", **changes: Any) -> Callable[[Comparison], 
     return change
 
 
+def _without_scores(run: RunRecord, status: Literal["failed", "waiting"], error: str = "") -> RunRecord:
+    """A run that has not come to its end."""
+    return RunRecord(run.seed, status, run.path, error=error)
+
+
+def _with_null(found: Comparison) -> Comparison:
+    """With the reference again, from seeds of its own; the samples of ``layersync`` of another run than the others'."""
+    found = _with(samples_seed=2)(found)
+    (domain,) = found.domains
+    before = domain.variants["baseline"]
+    runs = tuple(dataclasses.replace(run, seed=1_000_000 + run.seed) for run in before.runs)
+    null = dataclasses.replace(
+        before, runs=runs, samples_seed=1_000_000, gain=Gain(0.01, (-0.02, 0.04), 3, 0.03), recipe="recipes/null.yaml"
+    )
+    variants = {**domain.variants, "null": null}
+    return dataclasses.replace(found, domains=(dataclasses.replace(domain, variants=variants),))
+
+
+def _arrow(drawn: str) -> list[tuple[float, float]]:
+    """Where the arrow of the speed-up starts and ends, in the units of the axes, from a figure as SVG."""
+    scales = []
+    for axis in "xy":
+        ticks = re.findall(rf'<g id="{axis}tick_\d+">.*?<!-- ([\d,.]+) -->', drawn, flags=re.DOTALL)
+        places = [
+            float(place)
+            for part in drawn.split(f'<g id="{axis}tick_')[1:]
+            for place in re.findall(rf'<use [^>]*\b{axis}="([\d.]+)"', part)[:1]
+        ]
+        values = [float(value.replace(",", "")) for value in ticks]
+        scales.append(np.polyfit(places, values, 1))
+    path = re.search(r'<g id="speed-up-1">\s*<path d="M ([\d.]+) ([\d.]+) [^"]*? ([\d.]+) ([\d.]+) ?\n?"', drawn)
+    assert path is not None
+    numbers = [float(number) for number in path.groups()]
+    return [(float(np.polyval(scales[0], x)), float(np.polyval(scales[1], y))) for x, y in (numbers[:2], numbers[2:])]
+
+
 def _addresses(page: Path, media_type: str) -> list[bytes]:
     """What the page's data addresses of this type hold, figures left out."""
     body = re.sub(r"<svg .*?</svg>", "", page.read_text(), flags=re.DOTALL)
@@ -47,9 +83,13 @@ class TestNumbers:
     def test_gains_are_said_with_their_intervals_and_what_they_mean(self, page: Path, words: Words) -> None:
         said = words(page)
         assert "layersync against baseline in 3 domains, every variant trained with 3 seeds" in said
-        assert "3 seeds: intervals of fewer than five are indicative only" in said
+        assert "Indicative: 3 seeds, fewer than 5." in said
         assert "7.0 % better than baseline in fd-classifier at the last step (95 % interval +5.0 % to +9.0 %" in said
-        assert "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; a gain of 2.0 %" in said
+        assert (
+            "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; half its width is 2.0 %;"
+            in said
+        )
+        assert "would have been" not in said and "smaller gains could not have been told from none" in said
         assert "4.0 % worse than baseline" in said
         assert "neither higher nor lower is better" in said
         assert "not reached: the mean at no evaluation is as good" in said
@@ -58,8 +98,8 @@ class TestNumbers:
     def test_commands_settings_and_recipes_are_there(self, page: Path, comparison_folder: Path, words: Words) -> None:
         said = words(page)
         assert "layersync compare image/quick audio/quick motion/quick --variants baseline,layersync --seeds 3" in said
-        for line in re.findall(r"layersync train (\S+) --set seed=0", said):
-            assert (comparison_folder / shlex.split(line)[0]).is_file()
+        recipes = re.findall(r"layersync train (\S+) --set seed=0", said)
+        assert len(recipes) == 6 and all((comparison_folder / shlex.split(line)[0]).is_file() for line in recipes)
         assert said.count("layersync train ") == 6
         assert "sampling.guidance 2" in said and "metrics.fd-classifier.reference.count 359" in said
         assert "AMD EPYC" in said and "2.14.1" in said
@@ -68,7 +108,13 @@ class TestNumbers:
 
     def test_one_seed_has_no_error_bar_and_that_is_said(self, changed: Changed, words: Words) -> None:
         one = Gain(0.031, None, 1, note="one seed: no error bar")
-        folder = changed(lambda found: dataclasses.replace(_with(gain=one)(found), seeds=(0,)))
+
+        def cut(found: Comparison) -> Comparison:
+            for name, variant in found.domains[0].variants.items():
+                found = _with(name, runs=variant.runs[:1])(found)
+            return dataclasses.replace(_with(gain=one)(found), seeds=(0,))
+
+        folder = changed(cut)
         said = words(write_report(folder))
         assert "One seed: no error bar. No difference on this page can be told from chance." in said
         assert "3.1 % better" in said and "this is no evidence of a gain or a loss" in said
@@ -76,7 +122,7 @@ class TestNumbers:
 
     def test_what_cannot_be_said_is_said_in_words(self, changed: Changed, words: Words) -> None:
         nothing = Gain(None, None, 3, note="a score is not above 0: no ratio can be taken")
-        unsaid = SpeedUp(None, None, None, None, "a score is not above 0: its logarithm cannot be interpolated")
+        unsaid = SpeedUp(None, None, None, None, note="a score is not above 0: its logarithm cannot be interpolated")
         folder = changed(_with(gain=nothing, gains={"fd-classifier": nothing}, speed_up=unsaid, overhead=None))
         said = words(write_report(folder))
         assert "layersync: gain: a score is not above 0: no ratio can be taken." in said
@@ -87,8 +133,7 @@ class TestNumbers:
     def test_a_failed_run_is_shown_as_failed(self, changed: Changed, words: Words) -> None:
         def fail(found: Comparison) -> Comparison:
             runs = found.domains[0].variants["layersync"].runs
-            broken = dataclasses.replace(runs[1], status="failed", steps=(), scores={}, seconds=(), error="loss is nan")
-            return _with(runs=(runs[0], broken, runs[2]))(found)
+            return _with(runs=(runs[0], _without_scores(runs[1], "failed", "loss is nan"), runs[2]))(found)
 
         said = words(write_report(changed(fail)))
         assert "Failed: layersync, seed 1. loss is nan" in said
@@ -97,10 +142,7 @@ class TestNumbers:
     def test_a_comparison_without_a_finished_run_has_a_page(self, changed: Changed, words: Words) -> None:
         def waiting(found: Comparison) -> Comparison:
             for name, variant in found.domains[0].variants.items():
-                runs = tuple(
-                    dataclasses.replace(run, status="waiting", steps=(), scores={}, similarity=(), held_out_loss=())
-                    for run in variant.runs
-                )
+                runs = tuple(_without_scores(run, "waiting") for run in variant.runs)
                 cut: dict[str, Any] = {"curves": {}, "gain": None, "gains": {}, "speed_up": None, "similarity": {}}
                 found = _with(name, runs=runs, **cut)(found)
             return found
@@ -110,13 +152,78 @@ class TestNumbers:
 
     def test_table_for_terminals(self, comparison_folder: Path) -> None:
         found = Comparison.from_mapping(json.loads((comparison_folder / "compare.json").read_text()))
-        image, audio, motion = comparison_table(found).split("\n\n")
+        image, audio, motion, beside = comparison_table(found).split("\n\n")
         assert image.startswith("image/quick: fd-classifier (lower is better), at step 1,500; 95 % intervals\n")
         (row,) = [line for line in image.splitlines() if line.startswith("  layersync ")]
         assert re.search(r"\+7\.0 \[\+5\.0, \+9\.0\] +3 +2\.0 % +1\.09× \[1\.02, 1\.15\]", row)
         assert "1.01× [not reached, 1.07]" in audio
         assert "note: the curves were still falling" in audio and "note:" not in image
         assert "layersync: speed-up: not reached: the mean at no evaluation" in motion
+        assert image.splitlines()[1] == (
+            "  1500 training steps; samples by heun in 12 steps, guidance 2; 256 samples; extractor classifier; "
+            "reference split test of digits"
+        )
+        assert "a true gain of this size is told in about half of such comparisons" in beside
+        assert "only as good as the machine was quiet" in beside
+
+    def test_the_reference_again_with_other_seeds_is_called_that(self, changed: Changed, words: Words) -> None:
+        folder = changed(_with_null)
+        found = Comparison.from_mapping(json.loads((folder / "compare.json").read_text()))
+        said = words(write_report(folder))
+        sentence = (
+            "null is baseline again, trained with other seeds (1000000, 1000001 and 1000002): its initial weights and "
+            "draws are others, only its sampling noise is the same."
+        )
+        assert "same sampling noise, but for null." in said
+        assert sentence in said and sentence in comparison_table(found)
+        commands = re.findall(r"layersync train (\S+) --set seed=(\d+)", said)
+        variants = found.domains[0].variants
+        assert commands == [(v.recipe, str(v.runs[0].seed)) for v in variants.values()]
+        assert [seed for _, seed in commands] == ["0", "0", "1000000"]
+        assert (
+            "Of the run with seed 0 of baseline, the run with seed 2 of layersync and the run with seed 1000000 of null"
+        ) in said
+
+    def test_samples_of_one_seed_or_of_unknown_ones(self, changed: Changed, page: Path, words: Words) -> None:
+        assert words(page).count("Of the run with seed 0 of each variant, at the last step.") == 3
+        folder = changed(_with(samples_seed=None))
+        assert "Of the run with seed 0 of baseline and a run of unknown seed of layersync, at the last" in words(
+            write_report(folder)
+        )
+
+    def test_settings_that_differ_stand_beside_each_other(self, changed: Changed, words: Words) -> None:
+        def guide(found: Comparison) -> Comparison:
+            own = found.domains[0].settings
+            return _with(settings={**own, "sampling": {**own["sampling"], "guidance": 3.5}})(found)
+
+        folder = changed(guide)
+        found = Comparison.from_mapping(json.loads((folder / "compare.json").read_text()))
+        said = words(write_report(folder))
+        assert "setting baseline layersync sampling.guidance 2 3.5" in said
+        assert said.count("sampling.solver heun") == 1 and said.count("sampling.guidance") == 1
+        lines = [line.strip() for line in comparison_table(found).splitlines() if "training steps;" in line]
+        assert [line.partition(":")[0] for line in lines] == ["baseline", "layersync"]
+        assert "guidance 2;" in lines[0] and "guidance 3.5;" in lines[1] and all(line in said for line in lines)
+
+    def test_times_that_cannot_be_said_are_said_to_be_missing(self, changed: Changed, words: Words) -> None:
+        def untimed(found: Comparison) -> Comparison:
+            before = found.domains[0].variants["layersync"].speed_up
+            assert before is not None
+            speed_up = dataclasses.replace(before, seconds=None, seconds_interval=None)
+            return _with(overhead=None, speed_up=speed_up)(found)
+
+        folder = changed(untimed)
+        said = words(write_report(folder))
+        why = "layersync: time of a step, speed-up in seconds: –, a run logged no times of steps, or fewer than 20"
+        assert why in said and "1.09× [1.02, 1.15] – –" in said
+        table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
+        assert why in table and re.search(r"1\.09× \[1\.02, 1\.15\] +– +–", table)
+
+    def test_one_evaluation_has_no_speed_up_and_that_is_said(self, changed: Changed, words: Words) -> None:
+        note = "one evaluation: no curve to read it off (evaluate.every)"
+        folder = changed(_with(speed_up=SpeedUp(None, None, None, None, note=note)))
+        said = words(write_report(folder))
+        assert f"layersync: speed-up: {note}." in said and "one evaluation one evaluation 1.010×" in said
 
 
 class TestFigures:
@@ -154,6 +261,29 @@ class TestFigures:
             (comparison_folder / "figures" / f"{name}-quick-score.svg").read_text() for name in ("1-image", "3-motion")
         )
         assert "<!-- layersync, 1.09× in steps -->" in image and "in steps" not in motion
+        assert 'id="speed-up-1"' in image and "speed-up-" not in motion
+
+    def test_the_arrow_is_of_the_seeds_that_finished_in_both(self, changed: Changed) -> None:
+        level = 0.0
+
+        def change(found: Comparison) -> Comparison:
+            nonlocal level
+            reference, other = found.domains[0].variants.values()
+            worse = tuple(1.3 * score for score in reference.runs[0].scores["fd-classifier"])
+            scores = {**reference.runs[0].scores, "fd-classifier": worse}
+            before = (dataclasses.replace(reference.runs[0], scores=scores), *reference.runs[1:])
+            mean = np.mean([run.scores["fd-classifier"] for run in before], axis=0)
+            curves = {**reference.curves, "fd-classifier": Curve(tuple(mean.tolist()), None)}
+            level = float(np.mean([run.scores["fd-classifier"][-1] for run in before[1:]]))
+            assert mean[-1] - level > 4
+            found = _with("baseline", runs=before, curves=curves)(found)
+            speed_up = SpeedUp(1.5, None, None, None, reference_step=1350.0, variant_step=900.0)
+            return _with(runs=(_without_scores(other.runs[0], "failed"), *other.runs[1:]), speed_up=speed_up)(found)
+
+        folder = changed(change)
+        write_report(folder)
+        start, end = _arrow((folder / "figures" / "1-image-quick-score.svg").read_text())
+        assert start == pytest.approx((1350, level), rel=0.01) and end == pytest.approx((900, level), rel=0.01)
 
     def test_names_are_no_formulas(self, changed: Changed) -> None:
         def rename(found: Comparison) -> Comparison:
