@@ -16,8 +16,6 @@ from layersync.core.errors import InputError
 ENOUGH_SEEDS = 5
 """Fewer make an interval that says little about itself: it is called indicative."""
 ONE_SEED = "one seed: no error bar"
-TIMED_RECORDS = 20
-"""Logged times of steps below which a run says nothing of the time that a step takes."""
 
 
 @dataclass(frozen=True)
@@ -330,8 +328,6 @@ def _misfits(found: Comparison) -> Iterator[str]:
             yield f"{domain.name} does not say which way its metric {domain.metric!r} improves"
         done = [run.steps for variant in domain.variants.values() for run in variant.runs if run.status == "finished"]
         steps = done[0] if done else ()
-        if any(other != steps for other in done):
-            yield f"the finished runs of {domain.name} were evaluated at different steps"
         for name, variant in domain.variants.items():
             about = f"{domain.name}, {name}"
             if len(variant.runs) != len(found.seeds):
@@ -339,6 +335,8 @@ def _misfits(found: Comparison) -> Iterator[str]:
             for run in variant.runs:
                 yield from (f"{about}, seed {run.seed}: {what}" for what in _run_misfits(run))
             yield from (f"{about}: {what}" for what in _variant_misfits(variant, domain, len(steps)))
+        if any(other != steps for other in done):
+            yield f"the finished runs of {domain.name} were evaluated at different steps"
 
 
 def _run_misfits(run: RunRecord) -> Iterator[str]:

@@ -9,7 +9,6 @@ from typing import Any, Literal
 from layersync.core.results import (
     ENOUGH_SEEDS,
     ONE_SEED,
-    TIMED_RECORDS,
     Comparison,
     Curve,
     Domain,
@@ -115,9 +114,12 @@ def with_other_seeds(comparison: Comparison) -> dict[str, str]:
                 if own[other] == comparison.seeds and model.overrides == variant.overrides
             )
             what = next((f"{other} again, trained" for other in same), "trained")
+            first, *_, last = (*own[name], own[name][-1])
+            several = len(own[name]) > 2 and own[name] == tuple(range(first, last + 1))
+            seeds = f"{first} to {last}" if several else listed(own[name])
             found[name] = (
-                f"{name} is {what} with other seeds ({listed(own[name])}): its initial weights and draws are others, "
-                f"only its sampling noise is the same."
+                f"{name} is {what} with other seeds ({seeds}): its initial weights and draws are others, only its "
+                f"sampling noise is the same."
             )
     return found
 
@@ -204,9 +206,7 @@ def remarks(domain: Domain) -> list[str]:
         if notes["gain"] == notes["speed-up"]:
             notes = {"gain and speed-up": notes["gain"]}
         if variant.overhead is None and name != domain.reference and paired(variant, domain):
-            notes["time of a step, speed-up in seconds"] = (
-                f"{NOTHING}, a run logged no times of steps, or fewer than {TIMED_RECORDS}"
-            )
+            notes["time of a step, speed-up in seconds"] = f"{NOTHING}, a run logged too few times of steps"
         for about, note in notes.items():
             if note:
                 said.setdefault(f"{about}: {note}", []).append(name)

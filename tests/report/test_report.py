@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
@@ -19,11 +20,14 @@ import soundfile
 from PIL import Image, ImageSequence
 
 import layersync
+from layersync.core.errors import InputError
 from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant
-from layersync.report import comparison_table, write_report
+from layersync.report import check_target, comparison_table, write_report
 
 Words = Callable[[Path], str]
 Changed = Callable[..., Path]
+Command = Callable[..., tuple[int, str, str]]
+LAYERSYNC = "domains.0.variants.layersync"
 
 
 def _with(variant: str = "layersync", **changes: Any) -> Callable[[Comparison], Comparison]:
@@ -77,6 +81,25 @@ def _addresses(page: Path, media_type: str) -> list[bytes]:
     """What the page's data addresses of this type hold, figures left out."""
     body = re.sub(r"<svg .*?</svg>", "", page.read_text(), flags=re.DOTALL)
     return [base64.b64decode(found) for found in re.findall(f'src="data:{media_type};base64,([^"]+)"', body)]
+
+
+@pytest.fixture
+def damaged(comparison_folder: Path, tmp_path: Path) -> Callable[[str, Any], Path]:
+    """``damaged("domains.0.name", value)``: a folder with the comparison, in which one place holds something else."""
+
+    def make(where: str, value: Any) -> Path:
+        content = json.loads((comparison_folder / "compare.json").read_text())
+        *way, last = where.split(".")
+        place = content
+        for key in way:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        place[last] = value
+        folder = tmp_path / "damaged"
+        folder.mkdir()
+        (folder / "compare.json").write_text(json.dumps(content))
+        return folder
+
+    return make
 
 
 class TestNumbers:
@@ -171,7 +194,7 @@ class TestNumbers:
         found = Comparison.from_mapping(json.loads((folder / "compare.json").read_text()))
         said = words(write_report(folder))
         sentence = (
-            "null is baseline again, trained with other seeds (1000000, 1000001 and 1000002): its initial weights and "
+            "null is baseline again, trained with other seeds (1000000 to 1000002): its initial weights and "
             "draws are others, only its sampling noise is the same."
         )
         assert "same sampling noise, but for null." in said
@@ -214,7 +237,7 @@ class TestNumbers:
 
         folder = changed(untimed)
         said = words(write_report(folder))
-        why = "layersync: time of a step, speed-up in seconds: –, a run logged no times of steps, or fewer than 20"
+        why = "layersync: time of a step, speed-up in seconds: –, a run logged too few times of steps"
         assert why in said and "1.09× [1.02, 1.15] – –" in said
         table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
         assert why in table and re.search(r"1\.09× \[1\.02, 1\.15\] +– +–", table)
@@ -361,7 +384,7 @@ class TestSamples:
 
 
 class TestCommand:
-    def test_prints_where_the_page_is(self, changed: Changed, command: Callable[..., tuple[int, str, str]]) -> None:
+    def test_prints_where_the_page_is(self, changed: Changed, command: Command) -> None:
         folder = changed()
         assert command("report", folder) == (0, f"{folder / 'report.html'}\n", "")
         left = {file.name for file in folder.iterdir()}
@@ -378,7 +401,7 @@ class TestCommand:
         ],
     )
     def test_what_is_no_comparison_gets_one_line(
-        self, content: bytes | None, expected: str, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+        self, content: bytes | None, expected: str, tmp_path: Path, command: Command
     ) -> None:
         if content is not None:
             (tmp_path / "compare.json").write_bytes(content)
@@ -387,8 +410,72 @@ class TestCommand:
         assert (status, out) == (2, "") and err.count("\n") == 1 and str(tmp_path) in err and expected in err
         assert sorted(tmp_path.iterdir()) == before
 
+    @pytest.mark.parametrize(
+        ("where", "value", "expected"),
+        [
+            ("seeds", [], "its seeds [] are not one or more different numbers"),
+            ("seeds", [0, 1, 1], "its seeds [0, 1, 1] are not one or more different numbers"),
+            ("seeds", [0, 1], "baseline: has 3 runs for 2 seeds"),
+            ("domains", [], "it has no domains"),
+            ("domains.0.name", "\ud800", "is half a character"),
+            ("domains.0.settings", {"\udc00": 1}, "is half a character"),
+            ("domains.0.metric", "fid", "does not say which way its metric 'fid' improves"),
+            ("domains.0.better.fd-classifier", "sideways", "Input should be 'lower' or 'higher'"),
+            (f"{LAYERSYNC}.gain.mean", -math.inf, "Input should be a finite number"),
+            (f"{LAYERSYNC}.gain.resolution", math.nan, "Input should be a finite number"),
+            (f"{LAYERSYNC}.runs.0.status", "done", "Input should be 'finished', 'failed' or 'waiting'"),
+            (
+                f"{LAYERSYNC}.runs.0.scores.fd-classifier",
+                [3.0],
+                "seed 0: has 1 scores of fd-classifier for 3 evaluated",
+            ),
+            (f"{LAYERSYNC}.runs.1.scores", {}, "fd-classifier is not in its curves and in all of its finished runs"),
+            (f"{LAYERSYNC}.runs.1.held_out_loss", [0.5], "seed 1: has 1 held-out losses for 3 evaluated steps"),
+            (f"{LAYERSYNC}.runs.1.seconds", [], "seed 1: has 0 times for 3 evaluated steps"),
+            (f"{LAYERSYNC}.runs.1.similarity", [], "seed 1: has 0 maps for 3 evaluated steps"),
+            (f"{LAYERSYNC}.runs.1.steps", [500, 500, 1500], "its steps [500, 500, 1500] are not ascending"),
+            (f"{LAYERSYNC}.runs.1.steps", [500, 900, 1500], "were evaluated at different steps"),
+            (f"{LAYERSYNC}.runs.1.similarity.0.cosine", [[1.0, 0.5]], "maps of similarity are not square"),
+            (f"{LAYERSYNC}.curves.fd-classifier.mean", [3.0], "curve of fd-classifier is not of 3 evaluated steps"),
+            (f"{LAYERSYNC}.curves.fd-classifier.interval", [], "curve of fd-classifier is not of 3 evaluated steps"),
+            (f"{LAYERSYNC}.curves", {}, "fd-classifier is not in its curves and in all of its finished runs"),
+            (f"{LAYERSYNC}.similarity.2-4", {}, "the similarity of 2-4 is of [], not of cosine and centred"),
+            (f"{LAYERSYNC}.similarity.2-4.cosine.mean", [1.0], "curve of 2-4, cosine is not of 3 evaluated steps"),
+            (f"{LAYERSYNC}.similarity.2-9", {}, "it has no pair of blocks 2-9: its maps are of 6 blocks"),
+            (f"{LAYERSYNC}.similarity.0-4", {}, "'0-4' is no pair of blocks such as 4-7"),
+        ],
+    )
+    def test_what_does_not_fit_together_gets_one_line(
+        self, where: str, value: Any, expected: str, damaged: Callable[[str, Any], Path], command: Command
+    ) -> None:
+        folder = damaged(where, value)
+        status, out, err = command("report", folder)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and f"{folder / 'compare.json'}: is " in err
+        assert expected in err and [file.name for file in folder.iterdir()] == ["compare.json"]
+
+    def test_nesting_without_end_gets_one_line(self, tmp_path: Path, command: Command) -> None:
+        (tmp_path / "compare.json").write_text("[" * 100_000)
+        status, out, err = command("report", tmp_path)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and "cannot be read as JSON" in err
+
+    def test_where_no_report_can_go_is_known_before_the_work(self, tmp_path: Path) -> None:
+        check_target(tmp_path / "not" / "made" / "yet")
+        check_target(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+        file = tmp_path / "file"
+        file.write_text("")
+        with pytest.raises(InputError, match="file: is a file, and a report goes into a folder of that name"):
+            check_target(file)
+        (tmp_path / "figures").write_text("")
+        with pytest.raises(InputError, match="figures: is a file"):
+            check_target(tmp_path)
+        (tmp_path / "figures").unlink()
+        (tmp_path / "report.html").mkdir()
+        with pytest.raises(InputError, match=r"report\.html: is a folder"):
+            check_target(tmp_path)
+
     def test_no_folder_a_wrong_reference_a_file_in_the_way(
-        self, tmp_path: Path, changed: Changed, command: Callable[..., tuple[int, str, str]]
+        self, tmp_path: Path, changed: Changed, command: Command
     ) -> None:
         status, _, err = command("report", tmp_path / "nothing")
         assert status == 2 and "there is no such folder" in err
