@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -30,7 +30,11 @@ from layersync.core.results import (
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.motion.sample import Motion
 
-METRICS: dict[str, str | None] = {"fd-classifier": "lower", "label-agreement": "higher", "nearest-training": None}
+METRICS: dict[str, Literal["lower", "higher"] | None] = {
+    "fd-classifier": "lower",
+    "label-agreement": "higher",
+    "nearest-training": None,
+}
 PAIR = (2, 4)
 DEPTH = 6
 SAMPLE_RATE = 16000
@@ -64,6 +68,18 @@ def _domain(
     directory: Path, modality: str, num_seeds: int, variants: Sequence[str], num_steps: int, num_samples: int
 ) -> Domain:
     steps = tuple(500 * (index + 1) for index in range(num_steps))
+    settings = {
+        "steps": steps[-1],
+        "sampling": {"solver": "heun", "steps": 12, "guidance": 2.0, "num_samples": 256, "seed": 0},
+        "metrics": {
+            name: {
+                "extractor": "classifier",
+                "checksum": "0f1e2d3c",
+                "reference": {"data": "digits", "split": "test", "count": 359},
+            }
+            for name in METRICS
+        },
+    }
     found = {}
     for index, name in enumerate(variants):
         own = f"{modality}-quick/{name}"
@@ -75,15 +91,7 @@ def _domain(
         load_adapter(modality).render(_samples(modality, num_samples, 0.12 * index), folder / "samples")
         ratio = SHIFT[modality] ** index
         runs = tuple(_run(f"{own}/seed-{seed}", seed, index, steps, ratio) for seed in range(num_seeds))
-        found[name] = _variant(own, overrides, runs, ratio, reference=index == 0)
-    settings = {
-        "steps": steps[-1],
-        "sampling": {"solver": "heun", "steps": 12, "guidance": 2.0, "num_samples": 256, "seed": 0},
-        "metrics": {
-            name: {"extractor": "classifier", "checksum": "0f1e2d3c", "reference": {"split": "test", "count": 359}}
-            for name in METRICS
-        },
-    }
+        found[name] = _variant(own, overrides, runs, ratio, settings, reference=index == 0)
     notes = ("the curves were still falling at the last step",) if modality == "audio" else ()
     name = f"{modality}/quick"
     return Domain(name, modality, name, "fd-classifier", variants[0], METRICS, settings, found, notes)
@@ -116,7 +124,13 @@ def _rows(values: np.ndarray) -> tuple[tuple[float, ...], ...]:
 
 
 def _variant(
-    own: str, overrides: tuple[str, ...], runs: tuple[RunRecord, ...], ratio: float, *, reference: bool
+    own: str,
+    overrides: tuple[str, ...],
+    runs: tuple[RunRecord, ...],
+    ratio: float,
+    settings: dict[str, Any],
+    *,
+    reference: bool,
 ) -> Variant:
     several = len(runs) > 1
     student, teacher = (block - 1 for block in PAIR)
@@ -130,11 +144,12 @@ def _variant(
     neither = Gain(None, None, len(runs), note="neither higher nor lower is better")
     gains = {"fd-classifier": gain, "label-agreement": gain, "nearest-training": neither}
     if ratio > 1:
-        speed_up = SpeedUp(None, None, None, None, "not reached: the mean at no evaluation is as good")
+        speed_up = SpeedUp(None, None, None, None, note="not reached: the mean at no evaluation is as good")
     else:
         times = ratio**-1.25
         ends = (0.0 if ratio > 0.98 else 1.02, times + 0.06) if several else None
-        speed_up = SpeedUp(times, ends, times / 1.01, ends)
+        last = float(runs[0].steps[-1])
+        speed_up = SpeedUp(times, ends, times / 1.01, ends, last, last / times)
     return Variant(
         overrides,
         f"{own}/recipe.yaml",
@@ -148,6 +163,8 @@ def _variant(
         None if reference else Overhead(1.01, (1.004, 1.016) if several else None),
         {f"{PAIR[0]}-{PAIR[1]}": similar},
         f"{own}/samples",
+        runs[0].seed,
+        settings,
     )
 
 

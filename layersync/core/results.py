@@ -6,12 +6,16 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from layersync.core.errors import InputError
+
+ENOUGH_SEEDS = 5
+"""Fewer make an interval that says little about itself: it is called indicative."""
+ONE_SEED = "one seed: no error bar"
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,14 @@ class Gain:
     interval: tuple[float, float] | None
     seeds: int
     resolution: float | None = None
-    """The smallest gain that would have been told from none: half the width of the interval, as a gain."""
+    """Half the width of the interval, as a gain: smaller ones could not have been told from none, and a true gain of
+    this size is told in about half of such comparisons."""
     note: str = ""
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """How many times sooner a variant comes to the reference variant's last score: 2 is in half the steps.
+    """How many times sooner than the reference a variant comes to the reference's last score: 2 is in half the steps.
 
     ``steps`` and ``seconds`` are ``None`` where it does not come there: ``note`` says so. In intervals, 95 % over
     resampled seeds, 0 stands for "not reached".
@@ -219,8 +224,8 @@ class Variant:
     similarity: dict[str, dict[str, Curve]] = field(default_factory=dict)
     """Of each pair (``"4-7"``) that any variant aligns, and the paper's: ``cosine`` and ``centred``."""
     samples: str = ""
-    """Folder of rendered samples of the first seed, relative to the comparison's directory; the same noise and
-    conditions for every variant. Empty until there are any."""
+    """Folder of rendered samples of one run, relative to the comparison's directory; the same noise and conditions for
+    every variant. Empty until there are any."""
     samples_seed: int | None = None
     """Training seed of the run that the samples are of; ``None`` where unknown."""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -241,10 +246,10 @@ class Domain:
     """The first of the recipe's: what gain and speed-up are about."""
     reference: str
     """The variant that the others are compared with."""
-    better: dict[str, str | None]
+    better: dict[str, Literal["lower", "higher"] | None]
     """Of each metric: ``lower``, ``higher``, or ``None`` where neither is."""
     settings: dict[str, Any]
-    """Of the numbers: steps, sampling settings, and of each metric extractor, checksum and reference."""
+    """Of the reference's numbers: steps, sampling settings, of each metric extractor, checksum and reference."""
     variants: dict[str, Variant]
     notes: tuple[str, ...] = ()
     """What a reader has to know: few seeds, failed runs, curves that were still falling."""
@@ -253,6 +258,8 @@ class Domain:
 @dataclass(frozen=True)
 class Comparison:
     """What ``layersync compare`` writes to ``compare.json``."""
+
+    __pydantic_config__ = {"allow_inf_nan": False}  # noqa: RUF012
 
     seeds: tuple[int, ...]
     domains: tuple[Domain, ...]
@@ -279,30 +286,105 @@ class Comparison:
 
 
 COMPARISON = "compare.json"
-PAIR = re.compile(r"\d+-\d+")
+PAIR = re.compile(r"([1-9][0-9]{0,5})-([1-9][0-9]{0,5})")
 
 
 def read_comparison(directory: str | os.PathLike[str]) -> Comparison:
-    """The comparison of a folder. InputError where there is none, or what is there is damaged or something else."""
+    """The comparison of a folder, whose parts fit together.
+
+    Raises:
+        InputError: there is none, or what is there is damaged or something else.
+    """
     path = Path(directory) / COMPARISON
     if not Path(directory).is_dir():
         raise InputError(f"{directory}: there is no such folder; give the one that layersync compare wrote")
     try:
-        comparison = Comparison.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+        content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+        comparison = Comparison.from_mapping(content)
     except FileNotFoundError:
         raise InputError(f"{directory}: holds no {COMPARISON}; give the folder that layersync compare wrote") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise InputError(f"{path}: is damaged: {half} in one of its texts is half a character") from None
     except ValueError as error:
         why = " ".join(str(error).split("For further information", maxsplit=1)[0].split())
         raise InputError(f"{path}: is no comparison that layersync compare wrote ({why})") from None
-    for domain in comparison.domains:
-        if domain.reference not in domain.variants:
-            raise InputError(f"{path}: the reference {domain.reference!r} of {domain.name} is none of its variants")
-        for name, variant in domain.variants.items():
-            if bad := [pair for pair in variant.similarity if not PAIR.fullmatch(pair)]:
-                raise InputError(f"{path}: {bad[0]!r} of {domain.name}, {name} is no pair of blocks such as 4-7")
+    for what in _misfits(comparison):
+        raise InputError(f"{path}: is damaged: {' '.join(what.split())}")
     return comparison
+
+
+def _misfits(found: Comparison) -> Iterator[str]:
+    """What does not fit together in a comparison."""
+    if not found.seeds or len(set(found.seeds)) < len(found.seeds):
+        yield f"its seeds {list(found.seeds)} are not one or more different numbers"
+    if not found.domains:
+        yield "it has no domains"
+    for domain in found.domains:
+        if domain.reference not in domain.variants:
+            yield f"the reference {domain.reference!r} of {domain.name} is none of its variants"
+        if domain.metric not in domain.better:
+            yield f"{domain.name} does not say which way its metric {domain.metric!r} improves"
+        done = [run.steps for variant in domain.variants.values() for run in variant.runs if run.status == "finished"]
+        steps = done[0] if done else ()
+        for name, variant in domain.variants.items():
+            about = f"{domain.name}, {name}"
+            if len(variant.runs) != len(found.seeds):
+                yield f"{about}: has {len(variant.runs)} runs for {len(found.seeds)} seeds"
+            for run in variant.runs:
+                yield from (f"{about}, seed {run.seed}: {what}" for what in _run_misfits(run))
+            yield from (f"{about}: {what}" for what in _variant_misfits(variant, domain, len(steps)))
+        if any(other != steps for other in done):
+            yield f"the finished runs of {domain.name} were evaluated at different steps"
+
+
+def _run_misfits(run: RunRecord) -> Iterator[str]:
+    if run.status == "finished" and not run.steps:
+        yield "is finished without an evaluated step"
+    if any(step < 0 for step in run.steps) or any(b <= a for a, b in zip(run.steps, run.steps[1:], strict=False)):
+        yield f"its steps {list(run.steps)} are not ascending from 0 on"
+    lengths = {f"scores of {metric}": len(scores) for metric, scores in run.scores.items()}
+    lengths |= {"times": len(run.seconds), "held-out losses": len(run.held_out_loss), "maps": len(run.similarity)}
+    for what, length in lengths.items():
+        if length != len(run.steps):
+            yield f"has {length} {what} for {len(run.steps)} evaluated steps"
+    grids = [grid for found in run.similarity for grid in (found.cosine, found.centred)]
+    if any(not grid or len(grid) != len(grids[0]) or any(len(row) != len(grid) for row in grid) for grid in grids):
+        yield "its maps of similarity are not square, or not of one size"
+
+
+def _variant_misfits(variant: Variant, domain: Domain, count: int) -> Iterator[str]:
+    """``count`` is how many steps of the domain were evaluated."""
+    done = [run for run in variant.runs if run.status == "finished"]
+    depths = {len(run.similarity[0].cosine) for run in done if run.similarity}
+    if len(depths) > 1:
+        yield "its runs have maps of different sizes"
+    curves = {f"curve of {metric}": curve for metric, curve in variant.curves.items()}
+    for metric in domain.better:
+        if done and (metric not in variant.curves or any(metric not in run.scores for run in done)):
+            yield f"{metric} is not in its curves and in all of its finished runs"
+    for pair, kinds in variant.similarity.items():
+        blocks = PAIR.fullmatch(pair)
+        if not blocks:
+            yield f"{pair!r} is no pair of blocks such as 4-7"
+        elif any(int(block) > depth for block in blocks.groups() for depth in depths):
+            yield f"it has no pair of blocks {pair}: its maps are of {min(depths)} blocks"
+        if set(kinds) != {"cosine", "centred"}:
+            yield f"the similarity of {pair} is of {sorted(kinds)}, not of cosine and centred"
+        curves |= {f"curve of {pair}, {kind}": curve for kind, curve in kinds.items()}
+    for what, curve in curves.items():
+        if len(curve.mean) != count or (curve.interval is not None and len(curve.interval) != count):
+            yield f"the {what} is not of {count} evaluated steps"
+
+
+def few_seeds(count: int) -> str:
+    """What has to be said of a gain over ``count`` seeds; empty where they are enough."""
+    if count == 1:
+        return ONE_SEED
+    return f"indicative: {count} seeds, fewer than {ENOUGH_SEEDS}" if count < ENOUGH_SEEDS else ""
 
 
 LISTED = 3

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from layersync.core.results import Curve, Domain, RunRecord, SimilarityMap, Variant
-from layersync.report.text import ARROWS, evaluated_steps, finished, number, percent, score
+from layersync.report.text import ARROWS, evaluated_steps, finished, number, paired, percent, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,9 @@ PNG_DPI = 300
 INK, MUTED, GRID, PAPER = "#1d2127", "#6a717c", "#e3e6ea", "#fffffe"
 REFERENCE = "#7b8088"
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DARK_REFERENCE = "#a3a9b2"
+DARK_SERIES = ("#4aa3df", "#f08a4b", "#35c29a", "#e2a0c4", "#efb643", "#86c9f0")
+"""The same hues, on the page's dark theme."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LOG_RATIO = 4.0
 """Scores that span more than this factor are drawn on a logarithmic axis."""
@@ -274,18 +277,28 @@ def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _mark_speed_up(axes: Axes, domain: Domain) -> None:
-    """The reference's last score as a line, and from its end an arrow to where each variant comes to it."""
-    reference = domain.variants[domain.reference].curves.get(domain.metric)
-    if reference is None or not reference.mean:
-        return
-    last = evaluated_steps(domain)[-1]
-    axes.axhline(reference.mean[-1], color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)))
-    reached = [(v.speed_up.steps, name) for name, v in domain.variants.items() if v.speed_up and v.speed_up.steps]
-    for times, name in sorted(reached, reverse=True):  # the longest arrow under the shorter ones
+    """The reference's last score as a line, and on it an arrow from where it first is there to where a variant is.
+
+    Over the seeds that have finished in both, as the speed-up is.
+    """
+    curve = domain.variants[domain.reference].curves.get(domain.metric)
+    levels = {curve.mean[-1]} if curve is not None and curve.mean else set()
+    arrows = []
+    for name, variant in domain.variants.items():
+        found, both = variant.speed_up, paired(variant, domain)
+        if found is not None and found.reference_step is not None and found.variant_step is not None and both:
+            level = float(np.mean([before.scores[domain.metric][-1] for before, _ in both]))
+            arrows.append((found.reference_step, found.variant_step, level, name))
+    for level in {level for _, _, level, _ in arrows} or levels:
+        axes.axhline(level, color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)))
+    # The longest arrow under the shorter ones.
+    for start, end, level, name in sorted(arrows, key=lambda arrow: -abs(arrow[0] - arrow[1])):
         colour, _ = series(domain)[name]
-        ends = (last / times, reference.mean[-1]), (last, reference.mean[-1])
-        axes.annotate("", *ends, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0})
-        axes.plot(*ends[0], marker="|", color=colour, markersize=9, markeredgewidth=1.4)
+        arrow = {"arrowstyle": "->", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 0}
+        drawn = axes.annotate("", (end, level), (start, level), arrowprops=arrow).arrow_patch
+        if drawn is not None:
+            drawn.set_gid(f"speed-up-{list(domain.variants).index(name)}")
+        axes.plot(end, level, marker="|", color=colour, markersize=9, markeredgewidth=1.4)
 
 
 def _step_axis(axes: Axes) -> None:

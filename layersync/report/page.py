@@ -17,7 +17,7 @@ from typing import Any
 
 from layersync.core.errors import InputError
 from layersync.core.packaged import atomic_write
-from layersync.core.results import Domain, read_comparison
+from layersync.core.results import Domain, duration, few_seeds, read_comparison
 from layersync.report import figures, samples, text
 
 PAGE, FIGURES = "report.html", "figures"
@@ -58,11 +58,8 @@ def write_report(directory: Path) -> Path:
     """
     directory = Path(directory)
     comparison = read_comparison(directory)
-    if not os.access(directory, os.W_OK):
-        raise InputError(f"{directory}: is not writable, so that no report can go there")
+    check_target(directory)
     target = directory / FIGURES
-    if target.exists() and not target.is_dir():
-        raise InputError(f"{target}: is a file, and the figures go into a folder of that name")
     gain = figures.gain_figure(comparison.domains)
     views = [_view(directory, index, domain) for index, domain in enumerate(comparison.domains, 1)]
     page = (
@@ -79,6 +76,21 @@ def write_report(directory: Path) -> Path:
     with atomic_write(directory / PAGE) as partial:
         partial.write_text(page, encoding="utf-8")
     return directory / PAGE
+
+
+def check_target(directory: Path) -> None:
+    """Whether a report can be written into a folder, or once it is made; cheap, for before the work.
+
+    Raises:
+        InputError: it cannot.
+    """
+    for place in (directory, directory / FIGURES):
+        if place.exists() and not place.is_dir():
+            raise InputError(f"{place}: is a file, and a report goes into a folder of that name")
+        if place.exists() and not os.access(place, os.W_OK | os.X_OK):
+            raise InputError(f"{place}: is not writable, so that no report can go there")
+    if (directory / PAGE).is_dir():
+        raise InputError(f"{directory / PAGE}: is a folder, and a report's page is a file of that name")
 
 
 def _names(domains: Sequence[Domain]) -> dict[str, list[str]]:
@@ -106,7 +118,7 @@ def _view(directory: Path, index: int, domain: Domain) -> DomainView:
 
 def _recipe(directory: Path, relative: str) -> str:
     path = samples.inside(directory, relative)
-    if path is None or not path.is_file():
+    if path is None or not os.path.isfile(path):  # noqa: PTH113, a name too long for a file is no error here
         return f"({relative or 'its recipe'} is not there)"
     return path.read_text(encoding="utf-8", errors="replace")
 
@@ -146,11 +158,20 @@ def _environment() -> Any:
     def inline(figure: figures.Figure) -> Markup:
         return Markup(_inline(figure, f"f{next(counted)}-"))  # matplotlib has escaped the names in it
 
-    environment.filters |= {"inline": inline, "number": text.number, "percent": text.percent, "shell": shlex.quote}
+    environment.filters |= {
+        "inline": inline,
+        "number": text.number,
+        "percent": text.percent,
+        "duration": lambda seconds: text.NOTHING if seconds is None else duration(seconds),
+        "shell": shlex.quote,
+    }
     environment.globals |= {
-        "style": Markup(environment.get_template("style.css.j2").render()),  # nothing of the user's is in it
+        # nothing of the user's is in it
+        "style": Markup(environment.get_template("style.css.j2").render(figures=figures)),
         "text": text,
+        "few_seeds": few_seeds,
         "flat": flat,
+        "settings_tables": settings_tables,
         "colour": lambda domain, name: _THEMED[figures.series(domain)[name][0]],
     }
     return environment
@@ -178,6 +199,16 @@ def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
             return [line for index, entry in enumerate(content, 1) for line in flat(entry, f"{prefix}.{index}")]
         return [(prefix, ", ".join(_plain(entry) for entry in content) or "none")]
     return [(prefix, _plain(content))]
+
+
+def settings_tables(domain: Domain) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
+    """Settings that all variants have in common, and the others with a value for each variant."""
+    own = [dict(flat(text.settings(variant, domain))) for variant in domain.variants.values()]
+    rows = {
+        key: [found.get(key, text.NOTHING) for found in own] for key in dict.fromkeys(k for one in own for k in one)
+    }
+    common = [(key, values[0]) for key, values in rows.items() if len(set(values)) == 1]
+    return common, [(key, values) for key, values in rows.items() if len(set(values)) > 1]
 
 
 def _plain(value: Any) -> str:

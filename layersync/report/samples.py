@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from layersync.report.text import duration
+from layersync.core.results import duration
 
 NUM_SHOWN = 6
 """Files of a kind (picture, animation, sound) that a domain shows of each variant."""
@@ -86,7 +87,7 @@ def collect(directory: Path, folders: Mapping[str, str]) -> Samples:
     notes = []
     for variant, relative in folders.items():
         folder = inside(directory, relative)
-        if folder is None or not folder.is_dir():
+        if folder is None or not os.path.isdir(folder):  # noqa: PTH112, a name too long for a file is no error here
             notes.append(f"No samples of {variant}: " + (f"{relative} is not there." if relative else "none yet."))
             continue
         found[variant] = {

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
-from layersync.core.results import Comparison, Curve, Domain, Gain, Overhead, RunRecord, Variant
+from layersync.core.results import (
+    ENOUGH_SEEDS,
+    ONE_SEED,
+    Comparison,
+    Curve,
+    Domain,
+    Gain,
+    Overhead,
+    RunRecord,
+    Variant,
+    few_seeds,
+)
 
-ENOUGH_SEEDS = 5
-"""Fewer make an interval that says little about itself: it is called indicative."""
 NOTHING = "–"
 LATEST = "at the last step"
-ONE_SEED = "one seed: no error bar"
+RESOLUTION = (
+    "Resolution: half the width of the 95 % interval: smaller gains could not have been told from none, a true gain of "
+    "this size is told in about half of such comparisons."
+)
+TIMES = (
+    "Seconds and the time of a step are only as good as the machine was quiet: whatever else ran on it, other runs of "
+    "this comparison too, is in them."
+)
 ARROWS = {"lower": "lower is better", "higher": "higher is better", None: "neither higher nor lower is better"}
 
 
@@ -79,6 +94,87 @@ def evaluated_steps(domain: Domain) -> tuple[int, ...]:
     return next((run.steps for variant in domain.variants.values() for run in finished(variant)), ())
 
 
+def paired(variant: Variant, domain: Domain) -> list[tuple[RunRecord, RunRecord]]:
+    """Runs of the domain's reference variant and of ``variant`` with the same seed, where both have finished."""
+    sides = zip(domain.variants[domain.reference].runs, variant.runs, strict=True)
+    return [(before, after) for before, after in sides if before.status == after.status == "finished"]
+
+
+def with_other_seeds(comparison: Comparison) -> dict[str, str]:
+    """Of each variant that was trained with other seeds than the comparison's: what it is, in a sentence."""
+    found = {}
+    for domain in comparison.domains:
+        own = {name: tuple(run.seed for run in variant.runs) for name, variant in domain.variants.items()}
+        for name, variant in domain.variants.items():
+            if own[name] == comparison.seeds:
+                continue
+            same = (
+                other
+                for other, model in domain.variants.items()
+                if own[other] == comparison.seeds and model.overrides == variant.overrides
+            )
+            what = next((f"{other} again, trained" for other in same), "trained")
+            first, *_, last = (*own[name], own[name][-1])
+            several = len(own[name]) > 2 and own[name] == tuple(range(first, last + 1))
+            seeds = f"{first} to {last}" if several else listed(own[name])
+            found[name] = (
+                f"{name} is {what} with other seeds ({seeds}): its initial weights and draws are others, only its "
+                f"sampling noise is the same."
+            )
+    return found
+
+
+def samples_of(names: Iterable[str], domain: Domain) -> str:
+    """Of which runs the rendered samples of these variants are."""
+    by_seed: dict[int | None, list[str]] = {}
+    for name in names:
+        by_seed.setdefault(domain.variants[name].samples_seed, []).append(name)
+    said = {seed: "a run of unknown seed" if seed is None else f"the run with seed {seed}" for seed in by_seed}
+    if len(said) == 1:
+        return f"Of {next(iter(said.values()))} of each variant, {LATEST}."
+    return f"Of {listed(f'{run} of {listed(by_seed[seed])}' for seed, run in said.items())}, {LATEST}."
+
+
+def listed(entries: Iterable[Any]) -> str:
+    """``a, b and c``."""
+    *before, last = map(str, entries)
+    return f"{', '.join(before)} and {last}" if before else last
+
+
+def settings(variant: Variant, domain: Domain) -> dict[str, Any]:
+    """Those of a variant's numbers."""
+    return variant.settings or domain.settings
+
+
+def protocols(domain: Domain) -> list[str]:
+    """What the domain's numbers are never said without: a line, or one for each group of variants that differ in it."""
+    lines: dict[str, list[str]] = {}
+    for name, variant in domain.variants.items():
+        lines.setdefault(_protocol(settings(variant, domain), domain.metric), []).append(name)
+    return list(lines) if len(lines) == 1 else [f"{', '.join(names)}: {line}" for line, names in lines.items()]
+
+
+def _protocol(found: Mapping[str, Any], metric: str) -> str:
+    sampling = "sampling" if "sampling" in found else "sample"  # the recipe's, before there is a number
+    extracted = ("metrics", metric)
+    count = _at(found, *extracted, "num_samples") or _at(found, sampling, "num_samples") or _at(found, "num_samples")
+    split, data = (_at(found, *extracted, "reference", key) for key in ("split", "data"))
+    reference = " of ".join(part for part in (split, data) if part)
+    return (
+        f"{_at(found, 'steps') or NOTHING} training steps; samples by {_at(found, sampling, 'solver') or NOTHING} in "
+        f"{_at(found, sampling, 'steps') or NOTHING} steps, guidance {_at(found, sampling, 'guidance') or NOTHING}; "
+        f"{count or NOTHING} samples; extractor {_at(found, *extracted, 'extractor') or NOTHING}; reference split "
+        f"{reference or NOTHING}"
+    )
+
+
+def _at(content: Any, *keys: str) -> str:
+    """An entry of nested mappings as text; empty where there is none."""
+    for key in keys:
+        content = content.get(key) if isinstance(content, Mapping) else None
+    return "" if content is None else f"{content:g}" if isinstance(content, float) else str(content)
+
+
 def verdict(name: str, variant: Variant, domain: Domain) -> str:
     """One sentence: what ``variant`` gains over the domain's reference variant, or that nothing was seen."""
     found = variant.gain
@@ -92,11 +188,9 @@ def verdict(name: str, variant: Variant, domain: Domain) -> str:
         note = found.note or ONE_SEED
         return f"{name}: {size} {side} {over}; {note}, so this is no evidence of a gain or a loss."
     ends = f"95 % interval {' to '.join(f'{100 * end:+.1f} %' for end in found.interval)}, {found.seeds} seeds"
-    indicative = "; indicative only, fewer than five seeds" if found.seeds < ENOUGH_SEEDS else ""
+    indicative = f"; indicative only, fewer than {ENOUGH_SEEDS} seeds" if few_seeds(found.seeds) else ""
     if found.interval[0] <= 0 <= found.interval[1]:
-        sees = (
-            "" if found.resolution is None else f"; a gain of {percent(found.resolution, sign=False)} would have been"
-        )
+        sees = "" if found.resolution is None else f"; half its width is {percent(found.resolution, sign=False)}"
         return f"{name}: no gain seen in {domain.metric}: {percent(found.mean)} ({ends}{sees}{indicative})."
     return f"{name}: {size} {side} {over} ({ends}{indicative})."
 
@@ -111,6 +205,8 @@ def remarks(domain: Domain) -> list[str]:
         }
         if notes["gain"] == notes["speed-up"]:
             notes = {"gain and speed-up": notes["gain"]}
+        if variant.overhead is None and name != domain.reference and paired(variant, domain):
+            notes["time of a step, speed-up in seconds"] = f"{NOTHING}, a run logged too few times of steps"
         for about, note in notes.items():
             if note:
                 said.setdefault(f"{about}: {note}", []).append(name)
@@ -145,20 +241,23 @@ def summary_row(name: str, variant: Variant, domain: Domain) -> tuple[str, ...]:
 
 
 def comparison_table(comparison: Comparison) -> str:
-    """A comparison as text for people: of each domain a table of its variants, and what has to be said beside it."""
+    """A comparison as text: of each domain its settings and a table of its variants, and what has to be said beside."""
+    others = with_other_seeds(comparison)
     blocks = []
     for domain in comparison.domains:
         rows = [SUMMARY, *(summary_row(name, variant, domain) for name, variant in domain.variants.items())]
         steps = evaluated_steps(domain)
         at = f"at step {steps[-1]:,}" if steps else "no run has finished"
         head = f"{domain.name}: {domain.metric} ({ARROWS[domain.better.get(domain.metric)]}), {at}; 95 % intervals"
-        lines = [head, *_aligned(rows), *(f"  note: {note}" for note in domain.notes)]
+        lines = [head, *(f"  {line}" for line in protocols(domain)), *_aligned(rows)]
+        lines += [f"  note: {note}" for note in domain.notes]
         lines += [f"  {remark}" for remark in remarks(domain)]
         for name, variant in domain.variants.items():
             lines += [
                 f"  {name}, seed {run.seed}: failed: {run.error}" for run in variant.runs if run.status == "failed"
             ]
         blocks.append("\n".join(lines))
+    blocks.append("\n".join([*others.values(), RESOLUTION, TIMES]))
     return "\n\n".join(blocks)
 
 
@@ -167,13 +266,3 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     return [
         "  " + "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
-    if seconds is None or not math.isfinite(seconds):
-        return NOTHING
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 100 else f"{minutes} min {rest} s"

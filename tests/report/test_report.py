@@ -6,11 +6,12 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from xml.etree import ElementTree
 
 import numpy as np
@@ -19,11 +20,14 @@ import soundfile
 from PIL import Image, ImageSequence
 
 import layersync
-from layersync.core.results import Comparison, Gain, SpeedUp, Variant
-from layersync.report import comparison_table, write_report
+from layersync.core.errors import InputError
+from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant
+from layersync.report import check_target, comparison_table, write_report
 
 Words = Callable[[Path], str]
 Changed = Callable[..., Path]
+Command = Callable[..., tuple[int, str, str]]
+LAYERSYNC = "domains.0.variants.layersync"
 
 
 def _with(variant: str = "layersync", **changes: Any) -> Callable[[Comparison], Comparison]:
@@ -37,19 +41,78 @@ def _with(variant: str = "layersync", **changes: Any) -> Callable[[Comparison], 
     return change
 
 
+def _without_scores(run: RunRecord, status: Literal["failed", "waiting"], error: str = "") -> RunRecord:
+    """A run that has not come to its end."""
+    return RunRecord(run.seed, status, run.path, error=error)
+
+
+def _with_null(found: Comparison) -> Comparison:
+    """With the reference again, from seeds of its own; the samples of ``layersync`` of another run than the others'."""
+    found = _with(samples_seed=2)(found)
+    (domain,) = found.domains
+    before = domain.variants["baseline"]
+    runs = tuple(dataclasses.replace(run, seed=1_000_000 + run.seed) for run in before.runs)
+    null = dataclasses.replace(
+        before, runs=runs, samples_seed=1_000_000, gain=Gain(0.01, (-0.02, 0.04), 3, 0.03), recipe="recipes/null.yaml"
+    )
+    variants = {**domain.variants, "null": null}
+    return dataclasses.replace(found, domains=(dataclasses.replace(domain, variants=variants),))
+
+
+def _arrow(drawn: str) -> list[tuple[float, float]]:
+    """Where the arrow of the speed-up starts and ends, in the units of the axes, from a figure as SVG."""
+    scales = []
+    for axis in "xy":
+        ticks = re.findall(rf'<g id="{axis}tick_\d+">.*?<!-- ([\d,.]+) -->', drawn, flags=re.DOTALL)
+        places = [
+            float(place)
+            for part in drawn.split(f'<g id="{axis}tick_')[1:]
+            for place in re.findall(rf'<use [^>]*\b{axis}="([\d.]+)"', part)[:1]
+        ]
+        values = [float(value.replace(",", "")) for value in ticks]
+        scales.append(np.polyfit(places, values, 1))
+    path = re.search(r'<g id="speed-up-1">\s*<path d="M ([\d.]+) ([\d.]+) [^"]*? ([\d.]+) ([\d.]+) ?\n?"', drawn)
+    assert path is not None
+    numbers = [float(number) for number in path.groups()]
+    return [(float(np.polyval(scales[0], x)), float(np.polyval(scales[1], y))) for x, y in (numbers[:2], numbers[2:])]
+
+
 def _addresses(page: Path, media_type: str) -> list[bytes]:
     """What the page's data addresses of this type hold, figures left out."""
     body = re.sub(r"<svg .*?</svg>", "", page.read_text(), flags=re.DOTALL)
     return [base64.b64decode(found) for found in re.findall(f'src="data:{media_type};base64,([^"]+)"', body)]
 
 
+@pytest.fixture
+def damaged(comparison_folder: Path, tmp_path: Path) -> Callable[[str, Any], Path]:
+    """``damaged("domains.0.name", value)``: a folder with the comparison, in which one place holds something else."""
+
+    def make(where: str, value: Any) -> Path:
+        content = json.loads((comparison_folder / "compare.json").read_text())
+        *way, last = where.split(".")
+        place = content
+        for key in way:
+            place = place[int(key)] if isinstance(place, list) else place[key]
+        place[last] = value
+        folder = tmp_path / "damaged"
+        folder.mkdir()
+        (folder / "compare.json").write_text(json.dumps(content))
+        return folder
+
+    return make
+
+
 class TestNumbers:
     def test_gains_are_said_with_their_intervals_and_what_they_mean(self, page: Path, words: Words) -> None:
         said = words(page)
         assert "layersync against baseline in 3 domains, every variant trained with 3 seeds" in said
-        assert "3 seeds: intervals of fewer than five are indicative only" in said
+        assert "Indicative: 3 seeds, fewer than 5." in said
         assert "7.0 % better than baseline in fd-classifier at the last step (95 % interval +5.0 % to +9.0 %" in said
-        assert "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; a gain of 2.0 %" in said
+        assert (
+            "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; half its width is 2.0 %;"
+            in said
+        )
+        assert "would have been" not in said and "smaller gains could not have been told from none" in said
         assert "4.0 % worse than baseline" in said
         assert "neither higher nor lower is better" in said
         assert "not reached: the mean at no evaluation is as good" in said
@@ -58,8 +121,8 @@ class TestNumbers:
     def test_commands_settings_and_recipes_are_there(self, page: Path, comparison_folder: Path, words: Words) -> None:
         said = words(page)
         assert "layersync compare image/quick audio/quick motion/quick --variants baseline,layersync --seeds 3" in said
-        for line in re.findall(r"layersync train (\S+) --set seed=0", said):
-            assert (comparison_folder / shlex.split(line)[0]).is_file()
+        recipes = re.findall(r"layersync train (\S+) --set seed=0", said)
+        assert len(recipes) == 6 and all((comparison_folder / shlex.split(line)[0]).is_file() for line in recipes)
         assert said.count("layersync train ") == 6
         assert "sampling.guidance 2" in said and "metrics.fd-classifier.reference.count 359" in said
         assert "AMD EPYC" in said and "2.14.1" in said
@@ -68,7 +131,13 @@ class TestNumbers:
 
     def test_one_seed_has_no_error_bar_and_that_is_said(self, changed: Changed, words: Words) -> None:
         one = Gain(0.031, None, 1, note="one seed: no error bar")
-        folder = changed(lambda found: dataclasses.replace(_with(gain=one)(found), seeds=(0,)))
+
+        def cut(found: Comparison) -> Comparison:
+            for name, variant in found.domains[0].variants.items():
+                found = _with(name, runs=variant.runs[:1])(found)
+            return dataclasses.replace(_with(gain=one)(found), seeds=(0,))
+
+        folder = changed(cut)
         said = words(write_report(folder))
         assert "One seed: no error bar. No difference on this page can be told from chance." in said
         assert "3.1 % better" in said and "this is no evidence of a gain or a loss" in said
@@ -76,7 +145,7 @@ class TestNumbers:
 
     def test_what_cannot_be_said_is_said_in_words(self, changed: Changed, words: Words) -> None:
         nothing = Gain(None, None, 3, note="a score is not above 0: no ratio can be taken")
-        unsaid = SpeedUp(None, None, None, None, "a score is not above 0: its logarithm cannot be interpolated")
+        unsaid = SpeedUp(None, None, None, None, note="a score is not above 0: its logarithm cannot be interpolated")
         folder = changed(_with(gain=nothing, gains={"fd-classifier": nothing}, speed_up=unsaid, overhead=None))
         said = words(write_report(folder))
         assert "layersync: gain: a score is not above 0: no ratio can be taken." in said
@@ -87,8 +156,7 @@ class TestNumbers:
     def test_a_failed_run_is_shown_as_failed(self, changed: Changed, words: Words) -> None:
         def fail(found: Comparison) -> Comparison:
             runs = found.domains[0].variants["layersync"].runs
-            broken = dataclasses.replace(runs[1], status="failed", steps=(), scores={}, seconds=(), error="loss is nan")
-            return _with(runs=(runs[0], broken, runs[2]))(found)
+            return _with(runs=(runs[0], _without_scores(runs[1], "failed", "loss is nan"), runs[2]))(found)
 
         said = words(write_report(changed(fail)))
         assert "Failed: layersync, seed 1. loss is nan" in said
@@ -97,10 +165,7 @@ class TestNumbers:
     def test_a_comparison_without_a_finished_run_has_a_page(self, changed: Changed, words: Words) -> None:
         def waiting(found: Comparison) -> Comparison:
             for name, variant in found.domains[0].variants.items():
-                runs = tuple(
-                    dataclasses.replace(run, status="waiting", steps=(), scores={}, similarity=(), held_out_loss=())
-                    for run in variant.runs
-                )
+                runs = tuple(_without_scores(run, "waiting") for run in variant.runs)
                 cut: dict[str, Any] = {"curves": {}, "gain": None, "gains": {}, "speed_up": None, "similarity": {}}
                 found = _with(name, runs=runs, **cut)(found)
             return found
@@ -110,13 +175,78 @@ class TestNumbers:
 
     def test_table_for_terminals(self, comparison_folder: Path) -> None:
         found = Comparison.from_mapping(json.loads((comparison_folder / "compare.json").read_text()))
-        image, audio, motion = comparison_table(found).split("\n\n")
+        image, audio, motion, beside = comparison_table(found).split("\n\n")
         assert image.startswith("image/quick: fd-classifier (lower is better), at step 1,500; 95 % intervals\n")
         (row,) = [line for line in image.splitlines() if line.startswith("  layersync ")]
         assert re.search(r"\+7\.0 \[\+5\.0, \+9\.0\] +3 +2\.0 % +1\.09× \[1\.02, 1\.15\]", row)
         assert "1.01× [not reached, 1.07]" in audio
         assert "note: the curves were still falling" in audio and "note:" not in image
         assert "layersync: speed-up: not reached: the mean at no evaluation" in motion
+        assert image.splitlines()[1] == (
+            "  1500 training steps; samples by heun in 12 steps, guidance 2; 256 samples; extractor classifier; "
+            "reference split test of digits"
+        )
+        assert "a true gain of this size is told in about half of such comparisons" in beside
+        assert "only as good as the machine was quiet" in beside
+
+    def test_the_reference_again_with_other_seeds_is_called_that(self, changed: Changed, words: Words) -> None:
+        folder = changed(_with_null)
+        found = Comparison.from_mapping(json.loads((folder / "compare.json").read_text()))
+        said = words(write_report(folder))
+        sentence = (
+            "null is baseline again, trained with other seeds (1000000 to 1000002): its initial weights and "
+            "draws are others, only its sampling noise is the same."
+        )
+        assert "same sampling noise, but for null." in said
+        assert sentence in said and sentence in comparison_table(found)
+        commands = re.findall(r"layersync train (\S+) --set seed=(\d+)", said)
+        variants = found.domains[0].variants
+        assert commands == [(v.recipe, str(v.runs[0].seed)) for v in variants.values()]
+        assert [seed for _, seed in commands] == ["0", "0", "1000000"]
+        assert (
+            "Of the run with seed 0 of baseline, the run with seed 2 of layersync and the run with seed 1000000 of null"
+        ) in said
+
+    def test_samples_of_one_seed_or_of_unknown_ones(self, changed: Changed, page: Path, words: Words) -> None:
+        assert words(page).count("Of the run with seed 0 of each variant, at the last step.") == 3
+        folder = changed(_with(samples_seed=None))
+        assert "Of the run with seed 0 of baseline and a run of unknown seed of layersync, at the last" in words(
+            write_report(folder)
+        )
+
+    def test_settings_that_differ_stand_beside_each_other(self, changed: Changed, words: Words) -> None:
+        def guide(found: Comparison) -> Comparison:
+            own = found.domains[0].settings
+            return _with(settings={**own, "sampling": {**own["sampling"], "guidance": 3.5}})(found)
+
+        folder = changed(guide)
+        found = Comparison.from_mapping(json.loads((folder / "compare.json").read_text()))
+        said = words(write_report(folder))
+        assert "setting baseline layersync sampling.guidance 2 3.5" in said
+        assert said.count("sampling.solver heun") == 1 and said.count("sampling.guidance") == 1
+        lines = [line.strip() for line in comparison_table(found).splitlines() if "training steps;" in line]
+        assert [line.partition(":")[0] for line in lines] == ["baseline", "layersync"]
+        assert "guidance 2;" in lines[0] and "guidance 3.5;" in lines[1] and all(line in said for line in lines)
+
+    def test_times_that_cannot_be_said_are_said_to_be_missing(self, changed: Changed, words: Words) -> None:
+        def untimed(found: Comparison) -> Comparison:
+            before = found.domains[0].variants["layersync"].speed_up
+            assert before is not None
+            speed_up = dataclasses.replace(before, seconds=None, seconds_interval=None)
+            return _with(overhead=None, speed_up=speed_up)(found)
+
+        folder = changed(untimed)
+        said = words(write_report(folder))
+        why = "layersync: time of a step, speed-up in seconds: –, a run logged too few times of steps"
+        assert why in said and "1.09× [1.02, 1.15] – –" in said
+        table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
+        assert why in table and re.search(r"1\.09× \[1\.02, 1\.15\] +– +–", table)
+
+    def test_one_evaluation_has_no_speed_up_and_that_is_said(self, changed: Changed, words: Words) -> None:
+        note = "one evaluation: no curve to read it off (evaluate.every)"
+        folder = changed(_with(speed_up=SpeedUp(None, None, None, None, note=note)))
+        said = words(write_report(folder))
+        assert f"layersync: speed-up: {note}." in said and "one evaluation one evaluation 1.010×" in said
 
 
 class TestFigures:
@@ -154,6 +284,29 @@ class TestFigures:
             (comparison_folder / "figures" / f"{name}-quick-score.svg").read_text() for name in ("1-image", "3-motion")
         )
         assert "<!-- layersync, 1.09× in steps -->" in image and "in steps" not in motion
+        assert 'id="speed-up-1"' in image and "speed-up-" not in motion
+
+    def test_the_arrow_is_of_the_seeds_that_finished_in_both(self, changed: Changed) -> None:
+        level = 0.0
+
+        def change(found: Comparison) -> Comparison:
+            nonlocal level
+            reference, other = found.domains[0].variants.values()
+            worse = tuple(1.3 * score for score in reference.runs[0].scores["fd-classifier"])
+            scores = {**reference.runs[0].scores, "fd-classifier": worse}
+            before = (dataclasses.replace(reference.runs[0], scores=scores), *reference.runs[1:])
+            mean = np.mean([run.scores["fd-classifier"] for run in before], axis=0)
+            curves = {**reference.curves, "fd-classifier": Curve(tuple(mean.tolist()), None)}
+            level = float(np.mean([run.scores["fd-classifier"][-1] for run in before[1:]]))
+            assert mean[-1] - level > 4
+            found = _with("baseline", runs=before, curves=curves)(found)
+            speed_up = SpeedUp(1.5, None, None, None, reference_step=1350.0, variant_step=900.0)
+            return _with(runs=(_without_scores(other.runs[0], "failed"), *other.runs[1:]), speed_up=speed_up)(found)
+
+        folder = changed(change)
+        write_report(folder)
+        start, end = _arrow((folder / "figures" / "1-image-quick-score.svg").read_text())
+        assert start == pytest.approx((1350, level), rel=0.01) and end == pytest.approx((900, level), rel=0.01)
 
     def test_names_are_no_formulas(self, changed: Changed) -> None:
         def rename(found: Comparison) -> Comparison:
@@ -231,7 +384,7 @@ class TestSamples:
 
 
 class TestCommand:
-    def test_prints_where_the_page_is(self, changed: Changed, command: Callable[..., tuple[int, str, str]]) -> None:
+    def test_prints_where_the_page_is(self, changed: Changed, command: Command) -> None:
         folder = changed()
         assert command("report", folder) == (0, f"{folder / 'report.html'}\n", "")
         left = {file.name for file in folder.iterdir()}
@@ -248,7 +401,7 @@ class TestCommand:
         ],
     )
     def test_what_is_no_comparison_gets_one_line(
-        self, content: bytes | None, expected: str, tmp_path: Path, command: Callable[..., tuple[int, str, str]]
+        self, content: bytes | None, expected: str, tmp_path: Path, command: Command
     ) -> None:
         if content is not None:
             (tmp_path / "compare.json").write_bytes(content)
@@ -257,8 +410,72 @@ class TestCommand:
         assert (status, out) == (2, "") and err.count("\n") == 1 and str(tmp_path) in err and expected in err
         assert sorted(tmp_path.iterdir()) == before
 
+    @pytest.mark.parametrize(
+        ("where", "value", "expected"),
+        [
+            ("seeds", [], "its seeds [] are not one or more different numbers"),
+            ("seeds", [0, 1, 1], "its seeds [0, 1, 1] are not one or more different numbers"),
+            ("seeds", [0, 1], "baseline: has 3 runs for 2 seeds"),
+            ("domains", [], "it has no domains"),
+            ("domains.0.name", "\ud800", "is half a character"),
+            ("domains.0.settings", {"\udc00": 1}, "is half a character"),
+            ("domains.0.metric", "fid", "does not say which way its metric 'fid' improves"),
+            ("domains.0.better.fd-classifier", "sideways", "Input should be 'lower' or 'higher'"),
+            (f"{LAYERSYNC}.gain.mean", -math.inf, "Input should be a finite number"),
+            (f"{LAYERSYNC}.gain.resolution", math.nan, "Input should be a finite number"),
+            (f"{LAYERSYNC}.runs.0.status", "done", "Input should be 'finished', 'failed' or 'waiting'"),
+            (
+                f"{LAYERSYNC}.runs.0.scores.fd-classifier",
+                [3.0],
+                "seed 0: has 1 scores of fd-classifier for 3 evaluated",
+            ),
+            (f"{LAYERSYNC}.runs.1.scores", {}, "fd-classifier is not in its curves and in all of its finished runs"),
+            (f"{LAYERSYNC}.runs.1.held_out_loss", [0.5], "seed 1: has 1 held-out losses for 3 evaluated steps"),
+            (f"{LAYERSYNC}.runs.1.seconds", [], "seed 1: has 0 times for 3 evaluated steps"),
+            (f"{LAYERSYNC}.runs.1.similarity", [], "seed 1: has 0 maps for 3 evaluated steps"),
+            (f"{LAYERSYNC}.runs.1.steps", [500, 500, 1500], "its steps [500, 500, 1500] are not ascending"),
+            (f"{LAYERSYNC}.runs.1.steps", [500, 900, 1500], "were evaluated at different steps"),
+            (f"{LAYERSYNC}.runs.1.similarity.0.cosine", [[1.0, 0.5]], "maps of similarity are not square"),
+            (f"{LAYERSYNC}.curves.fd-classifier.mean", [3.0], "curve of fd-classifier is not of 3 evaluated steps"),
+            (f"{LAYERSYNC}.curves.fd-classifier.interval", [], "curve of fd-classifier is not of 3 evaluated steps"),
+            (f"{LAYERSYNC}.curves", {}, "fd-classifier is not in its curves and in all of its finished runs"),
+            (f"{LAYERSYNC}.similarity.2-4", {}, "the similarity of 2-4 is of [], not of cosine and centred"),
+            (f"{LAYERSYNC}.similarity.2-4.cosine.mean", [1.0], "curve of 2-4, cosine is not of 3 evaluated steps"),
+            (f"{LAYERSYNC}.similarity.2-9", {}, "it has no pair of blocks 2-9: its maps are of 6 blocks"),
+            (f"{LAYERSYNC}.similarity.0-4", {}, "'0-4' is no pair of blocks such as 4-7"),
+        ],
+    )
+    def test_what_does_not_fit_together_gets_one_line(
+        self, where: str, value: Any, expected: str, damaged: Callable[[str, Any], Path], command: Command
+    ) -> None:
+        folder = damaged(where, value)
+        status, out, err = command("report", folder)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and f"{folder / 'compare.json'}: is " in err
+        assert expected in err and [file.name for file in folder.iterdir()] == ["compare.json"]
+
+    def test_nesting_without_end_gets_one_line(self, tmp_path: Path, command: Command) -> None:
+        (tmp_path / "compare.json").write_text("[" * 100_000)
+        status, out, err = command("report", tmp_path)
+        assert (status, out) == (2, "") and err.count("\n") == 1 and "cannot be read as JSON" in err
+
+    def test_where_no_report_can_go_is_known_before_the_work(self, tmp_path: Path) -> None:
+        check_target(tmp_path / "not" / "made" / "yet")
+        check_target(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+        file = tmp_path / "file"
+        file.write_text("")
+        with pytest.raises(InputError, match="file: is a file, and a report goes into a folder of that name"):
+            check_target(file)
+        (tmp_path / "figures").write_text("")
+        with pytest.raises(InputError, match="figures: is a file"):
+            check_target(tmp_path)
+        (tmp_path / "figures").unlink()
+        (tmp_path / "report.html").mkdir()
+        with pytest.raises(InputError, match=r"report\.html: is a folder"):
+            check_target(tmp_path)
+
     def test_no_folder_a_wrong_reference_a_file_in_the_way(
-        self, tmp_path: Path, changed: Changed, command: Callable[..., tuple[int, str, str]]
+        self, tmp_path: Path, changed: Changed, command: Command
     ) -> None:
         status, _, err = command("report", tmp_path / "nothing")
         assert status == 2 and "there is no such folder" in err

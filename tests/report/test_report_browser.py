@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.browser import Browser
 from layersync.core.results import Comparison
-from layersync.report import write_report
+from layersync.report import figures, write_report
 
 EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 DURATIONS = """Promise.all([...document.querySelectorAll('audio')].map(player => new Promise((done, fail) => {
@@ -101,6 +101,27 @@ def test_a_dark_page_has_figures_that_can_be_read(shown: Browser) -> None:
         shown.call("Emulation.setEmulatedMedia", features=[])
 
 
+@pytest.mark.parametrize(
+    ("scheme", "reference", "series"),
+    [
+        ("light", figures.REFERENCE, figures.SERIES),
+        ("dark", figures.DARK_REFERENCE, figures.DARK_SERIES),
+    ],
+)
+def test_dots_and_lines_have_one_colour(shown: Browser, scheme: str, reference: str, series: tuple[str, ...]) -> None:
+    """That of the figures, by the name of which a figure on the page takes it."""
+    shown.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    try:
+        found = "getComputedStyle(document.documentElement).getPropertyValue('--{}').trim()"
+        assert shown.value(found.format("reference")) == reference
+        for index, colour in enumerate(series):
+            assert shown.value(found.format(f"series-{index}")) == colour
+        lines = "document.querySelectorAll('section svg [style*=\"var(--series-0)\"]').length"
+        assert shown.value(lines) > 0
+    finally:
+        shown.call("Emulation.setEmulatedMedia", features=[])
+
+
 def _poisoned(found: Comparison) -> Comparison:
     """Every text that comes from outside carries a script."""
     domain = found.domains[0]
@@ -114,13 +135,13 @@ def _poisoned(found: Comparison) -> Comparison:
         runs=(*variant.runs[:-1], failed),
         gain=dataclasses.replace(variant.gain, note=f"gain {EVIL}"),
         speed_up=dataclasses.replace(variant.speed_up, note=f"speed {EVIL}"),
+        settings={f"setting {EVIL}": [f"entry {EVIL}"]},
     )
     renamed = dataclasses.replace(
         domain,
         name=f"domain {EVIL}",
         recipe=f"recipe {EVIL}",
         modality=f"modality {EVIL}",
-        settings={f"setting {EVIL}": [f"entry {EVIL}"]},
         variants={"baseline": domain.variants["baseline"], f"variant {EVIL}": evil},
         notes=(f"note {EVIL}",),
     )
