@@ -201,11 +201,12 @@ def compare(
     """Train variants of recipes with several seeds, and say what each gains."""
     from layersync.core.experiment import compare as run_comparison
     from layersync.core.experiment import parse_variants
-    from layersync.report import comparison_table, write_report
+    from layersync.report import check_target, comparison_table, write_report
 
     target = out or Path("comparisons") / "+".join(
         Path(name).stem if Path(name).is_file() else name for name in recipes
     ).replace("/", "-")
+    check_target(target)
     found = run_comparison(
         recipes,
         parse_variants(variants, variant or ()),

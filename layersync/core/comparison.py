@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from layersync.core.gain import ENOUGH_SEEDS, FLAT, ONE_SEED, curve, last_change, overhead, paired_gain, speed_up
+from layersync.core.gain import FLAT, curve, last_change, overhead, paired_gain, speed_up
 from layersync.core.metric import Better, parse_metrics
 from layersync.core.recipe import Recipe
 from layersync.core.regularizer.layersync import Pair
-from layersync.core.results import Domain, RunRecord, Variant
+from layersync.core.results import Domain, RunRecord, Variant, few_seeds
 
 BASELINE = "baseline"
 SCORED_BY = ("extractor", "checksum", "preprocessing", "reference", "num_samples")
@@ -170,10 +170,8 @@ def _settings(recipe: Recipe, done: Sequence[RunRecord]) -> dict[str, Any]:
 
 
 def _notes(seeds: Sequence[int], metric: str, reference: str, runs: Mapping[str, Sequence[RunRecord]]) -> Iterator[str]:
-    if len(seeds) == 1:
-        yield ONE_SEED
-    elif len(seeds) < ENOUGH_SEEDS:
-        yield f"indicative: {len(seeds)} seeds, fewer than {ENOUGH_SEEDS}"
+    if few := few_seeds(len(seeds)):
+        yield few
     for name, of in runs.items():
         failed = [run for run in of if run.status == "failed"]
         waiting = sum(run.status == "waiting" for run in of)

@@ -14,12 +14,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from layersync.core.metric import Better
-from layersync.core.results import Curve, Gain, Overhead, SpeedUp
+from layersync.core.results import ONE_SEED, Curve, Gain, Overhead, SpeedUp, few_seeds
 
 CONFIDENCE = 0.95
-ENOUGH_SEEDS = 5
-"""Fewer make an interval that says little about itself: their gain is labelled indicative."""
-ONE_SEED = "one seed: no error bar"
 RESAMPLES = 2000
 FLAT = 0.02
 """A curve that still changes by more than this part over its last interval between evaluations is not flat."""
@@ -61,11 +58,9 @@ def paired_gain(reference: ArrayLike, variant: ArrayLike, better: Better | None)
     if interval is None:
         return Gain(_gain(mean, better), None, count, note=ONE_SEED)
     ends = sorted(_gain(end, better) for end in interval)
-    note = f"indicative: {count} seeds, fewer than {ENOUGH_SEEDS}" if count < ENOUGH_SEEDS else ""
     half = _half_width(ratios)
-    return Gain(
-        _gain(mean, better), (ends[0], ends[1]), count, _gain(-half if better == "lower" else half, better), note
-    )
+    resolution = _gain(-half if better == "lower" else half, better)
+    return Gain(_gain(mean, better), (ends[0], ends[1]), count, resolution, few_seeds(count))
 
 
 def _gain(log_ratio: float, better: Better) -> float:
