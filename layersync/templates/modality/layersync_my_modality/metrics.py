@@ -23,4 +23,5 @@ def roughness(examples: Sequence[Example]) -> NDArray[np.float64]:
 
 
 # Neither way: noise makes signals rougher, and a model that blurs makes them smoother than real ones are. Of a score
-# that is 0 for a perfect sample, such as a count of impossible values, say: roughness.better = "lower".
+# that is 0 for a perfect sample, such as a count of impossible values, say:
+# roughness.better = "lower"  # type: ignore[attr-defined]
