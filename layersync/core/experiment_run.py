@@ -139,6 +139,10 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
     logs = run.records()
     measured = {found["step"]: found for found in logs if "held_out_loss" in found}
     rates = [found["samples_per_second"] for found in logs if "samples_per_second" in found]
+    for name in recipe.evaluate.metrics:
+        values = [scores[step]["metrics"][name]["value"] for step in steps]
+        if not np.isfinite(values).all():
+            raise TrainingError(f"metric {name}: is not finite at every evaluated step: {values}")
     environment = json.loads((run.path / "environment.json").read_text())
     environment["evaluation"] = scores[steps[-1]]
     return RunRecord(

@@ -22,6 +22,5 @@ def roughness(examples: Sequence[Example]) -> NDArray[np.float64]:
     return np.array([np.abs(np.diff(example.sample, 2)).mean() for example in examples], dtype=np.float64)
 
 
-# Neither way: noise makes signals rougher, and a model that blurs makes them smoother than real ones are. Of a score
-# that is 0 for a perfect sample, such as a count of impossible values, say:
-# roughness.better = "lower"  # type: ignore[attr-defined]
+# Neither way: noise makes signals rougher, a model that blurs makes them smoother than real ones are. Where 0 is best,
+# as for a count of impossible values, say so by @improves("lower") of layersync.core.features.
