@@ -23,7 +23,7 @@ PIP = {
     "PIP_NO_BUILD_ISOLATION": "0",  # pip reads this one upside down: 0 is no isolation (pypa/pip#5735)
     "PIP_DISABLE_PIP_VERSION_CHECK": "1",
 }
-"""Nothing is fetched: what is not here fails."""
+"""Packages are installed of what is here; data may be fetched, as a user's would be."""
 
 
 class Environment:
@@ -38,7 +38,7 @@ class Environment:
         self.variables |= {
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
             "OMP_NUM_THREADS": "1",
-        } | PIP
+        }
         source = folder / "source"
         source.mkdir()
         for name in SOURCES:
@@ -50,13 +50,13 @@ class Environment:
         """Build the package in ``source``, in a copy of it: a build leaves files behind."""
         copy = into.parent / f"{into.name}-of" / source.name
         shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".*"))
-        self.run(self.python, "-m", "pip", "wheel", "--quiet", "--wheel-dir", into, copy)
+        self.run(self.python, "-m", "pip", "wheel", "--quiet", "--wheel-dir", into, copy, variables=PIP)
         (built,) = into.glob("*.whl")
         return built
 
     def install(self, wheel: Path) -> None:
         """Install a wheel."""
-        self.run(self.python, "-m", "pip", "install", "--quiet", wheel)
+        self.run(self.python, "-m", "pip", "install", "--quiet", wheel, variables=PIP)
 
     def run(
         self, *command: object, cwd: Path = ROOT.parent, status: int = 0, variables: Mapping[str, str] | None = None

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from fresh_environment import ROOT, Environment
+from fresh_environment import PIP, ROOT, Environment
 
 DOCUMENT = ROOT / "docs" / "new-modality.md"
 BLOCK = re.compile(r"^```(bash|python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -21,7 +21,7 @@ def test_every_command_of_the_document_does_what_it_says(tmp_path: Path) -> None
     folder = tmp_path / "folder"
     folder.mkdir()
     ((seeds, short),) = SHORT.findall(text)
-    variables = {"SEEDS": seeds, "SHORT": short}
+    variables = {"SEEDS": seeds, "SHORT": short} | PIP
     kinds = []
     for kind, content in BLOCK.findall(text):
         kinds.append(kind)

@@ -175,7 +175,7 @@ def test_resume_needs_the_file_alone_and_takes_more_variants(
     assert null.runs[0].scores != before.variants["baseline"].runs[0].scores
 
 
-LONG = ("--seeds", "1", "--set", "train.steps=500", "--set", "evaluate.every=400")
+LONG = ("--seeds", "1", "--set", "train.steps=250", "--set", "evaluate.every=200")
 
 
 def started(recipe: Path, out: Path) -> subprocess.Popen[str]:
@@ -207,6 +207,7 @@ def children(recipe: Path, out: Path) -> list[int]:
     return found
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_end_saves_the_run_and_leaves_no_process(
     number: signal.Signals, recipe: Path, command: Make, tmp_path: Path
@@ -223,13 +224,13 @@ def test_an_end_saves_the_run_and_leaves_no_process(
     (domain,) = read_comparison(out).domains
     assert [run.status for variant in domain.variants.values() for run in variant.runs] == ["waiting", "waiting"]
     (saved,) = Run(out / domain.variants["baseline"].runs[0].path).checkpoint_steps()
-    assert 0 < saved < 400
+    assert 0 < saved < 200
     if number is signal.SIGINT:
         assert process.returncode == 1 and f"--resume --out {out}" in err and "Traceback" not in err
         status, _, err = command(*words(recipe, out, *LONG, "--resume"))
         assert status == 0, err
         (domain,) = read_comparison(out).domains
-        assert [variant.runs[0].steps for variant in domain.variants.values()] == [(400, 500)] * 2
+        assert [variant.runs[0].steps for variant in domain.variants.values()] == [(200, 250)] * 2
         assert (out / "report.html").is_file()
 
 
