@@ -100,9 +100,10 @@ def metric_names(modality: str) -> list[str]:
 def parse_metric(modality: str, name: str) -> MetricName:
     """Take ``name`` apart. Raises :class:`InputError` for one that the modality does not have."""
     adapter = load_adapter(modality)
-    own = adapter.metrics()
-    if name in DOMAIN_METRICS or name in own:
-        return MetricName(name, name, own=getattr(own.get(name), "better", None))
+    if name in DOMAIN_METRICS:
+        return MetricName(name, name)
+    if name in (own := adapter.metrics()):
+        return MetricName(name, name, own=getattr(own[name], "better", None))
     full = adapter.aliases().get(name, name)
     for kind in sorted(KINDS, key=len, reverse=True):
         if full.startswith(f"{kind}-"):
