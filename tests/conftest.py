@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything of ours is
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, which share the cores with tests
 
 import sys
 import warnings

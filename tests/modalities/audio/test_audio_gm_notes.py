@@ -100,8 +100,13 @@ def test_two_processes_at_once_render_the_same_bytes(few_notes: GmNotes, tmp_pat
     assert not list(tmp_path.glob("data/*/.*"))
 
 
-def test_without_the_player_the_message_says_how_to_get_it(few_notes: GmNotes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_player_the_message_says_how_to_get_it(
+    few_notes: GmNotes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "tinysoundfont", None)
+    assert len(GmNotesConfig(num_pitches=4).build("train")) == len(few_notes)  # rendered before: needs no player
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / SOUNDFONT.directory.name).symlink_to(SOUNDFONT.directory)
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path))  # where nothing has been rendered
     with pytest.raises(InputError, match="pip install --no-deps tinysoundfont"):
         GmNotesConfig(num_pitches=3).build("train")
-    assert len(GmNotesConfig(num_pitches=4).build("train")) == len(few_notes)  # rendered before: needs no player
