@@ -91,15 +91,9 @@ def speed_up(
         seed: of the resampling.
     """
     before, after = (np.asarray(side, dtype=np.float64) for side in (reference, variant))
-    if better is None:
-        return SpeedUp(None, None, None, None, note="neither higher nor lower is better")
-    if not len(before):
-        return SpeedUp(None, None, None, None, note="no seed has finished in both variants")
-    if len(steps) < 2:
-        return SpeedUp(None, None, None, None, note="one evaluation: no curve to read it off (evaluate.every)")
-    if not ((before > 0).all() and (after > 0).all()):
-        return SpeedUp(None, None, None, None, note="a score is not above 0: its logarithm cannot be interpolated")
-    whole = slice(None)
+    why = _unreadable(steps, before, after, better)
+    if better is None or why:
+        return SpeedUp(None, None, None, None, note=why)
     costs = None if times is None else np.log(np.asarray(times[1]) / np.asarray(times[0]))
 
     def read(rows: slice | NDArray[np.int64]) -> tuple[float, float]:
@@ -109,7 +103,7 @@ def speed_up(
         return ratio, ratio / math.exp(costs[rows].mean()) if costs is not None else 0.0
 
     start, end = _reached(steps, before.mean(0), after.mean(0), better)
-    in_steps, in_seconds = read(whole)
+    in_steps, in_seconds = read(slice(None))
     notes = []
     if not end:
         notes.append(f"not reached: the mean at no evaluation is as good as the reference's at step {steps[-1]}")
@@ -136,6 +130,19 @@ def speed_up(
         variant_step=end or None,
         note="; ".join(notes),
     )
+
+
+def _unreadable(steps: Sequence[int], reference: Array, variant: Array, better: Better | None) -> str:
+    """Why no speed-up can be read off; empty where one can."""
+    if better is None:
+        return "neither higher nor lower is better"
+    if not len(reference):
+        return "no seed has finished in both variants"
+    if len(steps) < 2:
+        return "one evaluation: no curve to read it off (evaluate.every)"
+    if not ((reference > 0).all() and (variant > 0).all()):
+        return "a score is not above 0: its logarithm cannot be interpolated"
+    return ""
 
 
 def _reached(steps: Sequence[int], reference: Array, variant: Array, better: Better) -> tuple[float, float]:
