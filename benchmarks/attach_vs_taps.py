@@ -57,7 +57,7 @@ def measure(quick: bool) -> Result:
     for block in model.blocks:  # adaLN-Zero's blocks are the identity at first, and the loss would be a constant
         nn.init.normal_(block.adaLN_modulation[1].weight, std=0.1)
     attached, tapped = Step(deepcopy(model), device, attached=True), Step(model, device, attached=False)
-    pairs = interleaved(attached, tapped, pairs=3 if quick else 24, warmup=2, what=NAME)
+    pairs = interleaved(attached, tapped, pairs=3 if quick else 16, warmup=2, what=NAME)
     if not torch.equal(attached.regularizer[0], tapped.regularizer[0]):
         raise RuntimeError(f"not the same loss: {attached.regularizer[0]} and {tapped.regularizer[0]}")
     return {**paired_result(pairs, BAR, ("attach", "taps"), "seconds"), "batch_size": BATCH_SIZE, "device": str(device)}

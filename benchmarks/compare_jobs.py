@@ -21,7 +21,7 @@ SETS = ("evaluate.every=null", "evaluate.metrics=[fd-classifier]", "train.precis
 def measure(quick: bool) -> Result:
     if torch.accelerator.is_available():
         raise SkippedError("is about the cores of a CPU, and there is an accelerator")
-    steps = 20 if quick else 240
+    steps = 20 if quick else 180
     with tempfile.TemporaryDirectory() as scratch:
 
         def compare(jobs: int, number: int) -> None:

@@ -24,7 +24,7 @@ def measure(quick: bool) -> Result:
     with tempfile.TemporaryDirectory() as scratch:
         compare(1, Path(scratch) / "warm")  # once untimed: latents and classifier are cached
         out = Path(scratch) / "timed"
-        wall = seconds(lambda: compare(1 if quick else 3, out))
+        wall = seconds(lambda: compare(1 if quick else 2, out))
         runs = read_comparison(out).runs("finished")
     inside = [run.process_seconds or 0.0 for run in runs]
     beside = (wall - sum(inside)) / len(inside)

@@ -38,7 +38,7 @@ def measure(quick: bool) -> Result:
         pairs = interleaved(
             lambda index: model.sample_latents(conditions, seed=index, settings=everywhere),
             lambda index: model.sample_latents(conditions, seed=index, settings=half),
-            pairs=2 if quick else 7,
+            pairs=2 if quick else 5,
             warmup=1,
             what=NAME,
         )

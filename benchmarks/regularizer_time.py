@@ -18,7 +18,7 @@ def measure(quick: bool) -> Result:
     with random_parts() as parts:
         on = Trainer(sit_recipe(regularizer={"name": "layersync"}), parts)
         off = Trainer(sit_recipe(regularizer={"name": "none"}), parts)
-        pairs = interleaved(on.train_step, off.train_step, pairs=3 if quick else 26, warmup=1, what=NAME)
+        pairs = interleaved(on.train_step, off.train_step, pairs=3 if quick else 20, warmup=1, what=NAME)
     return {**paired_result(pairs, BAR, ("on", "off"), "seconds"), "precision": str(on.dtype).removeprefix("torch.")}
 
 

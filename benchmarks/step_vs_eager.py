@@ -84,7 +84,7 @@ def measure(quick: bool) -> Result:
         eager = EagerLoop(recipe, parts, default.device)
         theirs, ours = eager.train_step(0), float(default.train_step(0)["flow_loss"])
         assert abs(theirs - ours) < 1e-2 * theirs, f"the sides do not train alike: losses {theirs} and {ours}"
-        pairs = interleaved(eager.train_step, default.train_step, pairs=2 if quick else 14, warmup=1, what=NAME)
+        pairs = interleaved(eager.train_step, default.train_step, pairs=2 if quick else 9, warmup=1, what=NAME)
     precision = {"precision": str(default.dtype).removeprefix("torch."), "because": default.precision_reason}
     return {**paired_result(pairs, BAR, ("eager", "default"), "seconds"), **precision}
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, load_adapter
+from layersync.core.adapter import ConditionSpec, Example, ExampleDataset, ModalityAdapter, Split, load_adapter
 from layersync.core.classifier import DomainClassifier, Windows, domain_classifier, labels_of
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
@@ -279,17 +279,29 @@ def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
     return KnownConditions(torch.from_numpy(cache.labels), torch.from_numpy(cache.frames), cache.captions)
 
 
-def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:
-    recipe, names = model.recipe, [metric.kind for metric in metrics]
-    if count < 2:
-        raise InputError(f"--num-samples: {count}; a score needs at least 2")
-    if replications < 1:
-        raise InputError(f"--replications: {replications}; at least 1")
-    if any(name in NEEDS_LABELS for name in names) and not model.classes:
+def check_labels(
+    recipe: Recipe, metrics: Sequence[MetricName], classes: Sequence[str], condition: ConditionSpec
+) -> None:
+    """Refuse metrics of labels for data without any, and agreement where samples are drawn for nothing."""
+    kinds = {metric.kind for metric in metrics}
+    if not classes and kinds.intersection(NEEDS_LABELS):
         other = [name for name in metric_names(recipe.modality) if name not in NEEDS_LABELS]
         raise InputError(
             f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
         )
+    if "label-agreement" in kinds and not condition.num_classes and not condition.text_channels:
+        raise InputError(
+            "metric label-agreement: samples of this run are drawn for no label (condition.labels: ignored) and no "
+            "text, so there is nothing to agree with; leave it out, fd-classifier can stay"
+        )
+
+
+def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:
+    if count < 2:
+        raise InputError(f"--num-samples: {count}; a score needs at least 2")
+    if replications < 1:
+        raise InputError(f"--replications: {replications}; at least 1")
+    check_labels(model.recipe, metrics, model.classes, model.condition)
     wordy = [metric for metric in metrics if metric.needs is Needs.TEXT]
     if wordy and not model.condition.text_channels:
         raise InputError(

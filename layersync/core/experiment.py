@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from layersync.core.adapter import registered
 from layersync.core.comparison import BASELINE, Arm, Records, summarise
 from layersync.core.errors import InputError, Interrupted, nearest
-from layersync.core.evaluation import NEEDS_LABELS, open_extractors
+from layersync.core.evaluation import check_labels, open_extractors
 from layersync.core.experiment_run import Assignment, read_record, write_record
 from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
@@ -303,10 +303,10 @@ def _parts(arm: Arm) -> Parts:
     recipe = arm.recipe
     metrics = parse_metrics(recipe.modality, recipe.evaluate.metrics)
     found = build_parts(recipe)
-    if not found.data.classes:
-        for metric in metrics:
-            if metric.kind in NEEDS_LABELS:
-                raise InputError(f"{arm.given}: metric {metric.name} needs labels, data {recipe.data.name} has none")
+    try:
+        check_labels(recipe, metrics, found.data.classes, found.data.condition)
+    except InputError as error:
+        raise InputError(f"{arm.given}: {error}") from None
     open_extractors(recipe.modality, metrics, {})
     return found
 

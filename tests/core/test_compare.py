@@ -286,6 +286,7 @@ def test_a_record_that_is_torn_is_made_again(
         (["--variant", "long:train.steps=12"], ["'long'", "train.steps is 6 and 12"]),
         (["--variant", "typo:train.stepz=12"], ["train.stepz", "did you mean 'steps'"]),
         (["--variant", "deep:regularizer.pairs=[[2,9]]"], ["[2, 9]", "only 4 blocks"]),
+        (["--set", "condition.labels=ignored"], ["metric label-agreement", "drawn for no label", "leave it out"]),
         (["--seeds", "0"], ["--seeds", "at least 1"]),
         (["--seeds", "1,1"], ["--seeds", "different"]),
         (["--seeds", "many"], ["--seeds", "'many'"]),

@@ -166,6 +166,14 @@ def test_unlabelled_data_is_refused_naming_the_others(tiny: Make, tmp_path: Path
     assert layersync.evaluate(run.path, ["nearest-training"], num_samples=8).metrics["nearest-training"].value > 0
 
 
+def test_samples_that_were_asked_for_nothing_cannot_agree(tiny: Make, tmp_path: Path) -> None:
+    """Without labels in the condition there is no label to agree with; features of the classifier still are."""
+    run = layersync.train(tiny("condition.labels=ignored", "train.steps=1"), tmp_path / "run")
+    with pytest.raises(InputError, match=r"label-agreement: .*drawn for no label .*fd-classifier can stay"):
+        layersync.evaluate(run.path, ["fd-classifier", "label-agreement"], num_samples=8)
+    assert layersync.evaluate(run.path, ["fd-classifier"], num_samples=8).metrics["fd-classifier"].value > 0
+
+
 @pytest.mark.parametrize("axes", [1, 2])
 def test_the_classifier_does_not_see_padding(axes: int) -> None:
     """Features of a clip do not depend on how far it is padded, nor on what the padding holds."""

@@ -15,4 +15,4 @@ run method --variants baseline,layersync \
 run width-64 --set backbone.hidden_size=64 --set backbone.num_heads=2
 run width-160 --set backbone.hidden_size=160 --set backbone.num_heads=5
 run tokens-49 --set backbone.patch_size=4
-run unlabelled --set condition.labels=ignored
+run unlabelled --set condition.labels=ignored --set "evaluate.metrics=[fd-classifier]"

