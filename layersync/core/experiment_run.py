@@ -144,7 +144,7 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
         if not np.isfinite(values).all():
             raise TrainingError(f"metric {name}: is not finite at every evaluated step: {values}")
     environment = json.loads((run.path / "environment.json").read_text())
-    environment["evaluation"] = scores[steps[-1]]
+    environment["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
     return RunRecord(
         seed=assignment.seed,
         status="finished",

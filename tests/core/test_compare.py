@@ -82,6 +82,11 @@ def test_runs_of_a_seed_start_alike_and_of_others_do_not(folder: Path, domain: D
     assert first("baseline", 0) == first("layersync", 0) != first("baseline", 1) == first("layersync", 1)
 
 
+def test_the_file_does_not_say_where_it_was_made(folder: Path) -> None:
+    """It is passed on and kept in repositories: paths in it are relative to it."""
+    assert str(folder) not in (folder / "compare.json").read_text()
+
+
 def test_gain_is_that_of_the_paired_scores(domain: Domain) -> None:
     def last(variant: str, metric: str) -> list[float]:
         return [run.scores[metric][-1] for run in domain.variants[variant].runs]
