@@ -16,7 +16,7 @@ run controls $fashion --variants baseline,null --seeds 100,101,102,103,104 \
     --variant wider:regularizer.name=none,backbone.hidden_size=160,backbone.num_heads=5
 
 # A run is a function of its recipe and its seed: Fashion-MNIST's baseline is trained once, but for the first seed.
-[[ -f $OUT/main/compare.json ]] || run main $fashion --seeds 100
+[[ -f $OUT/main/compare.json ]] || run main $fashion --seeds 100,
 for part in runs samples; do
     mkdir -p "$OUT/main/$part/fashion"
     cp --recursive --no-clobber "$OUT/controls/$part/fashion/baseline" "$OUT/main/$part/fashion/"

@@ -1,0 +1,62 @@
+"""What README and the pages of results say of comparisons is what the comparisons in the repository hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from layersync.core.results import Comparison, read_comparison
+from layersync.report import text
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "docs/results/compare"
+NAMED = re.compile(r"\]\((?:docs/results/|results/)?compare/([a-z0-9-]+)/(?:report\.html|compare\.json)?\)")
+PAGES = ("README.md", "docs/results/compare.md")
+
+
+@cache
+def comparison(name: str) -> Comparison:
+    return read_comparison(FOLDER / name)
+
+
+def rows(page: str) -> Iterator[tuple[str, list[str]]]:
+    """Of each table row that names a domain and a variant: the comparison last linked before it, and its cells."""
+    name = ""
+    for line in (ROOT / page).read_text().splitlines():
+        if found := NAMED.findall(line):
+            name = found[-1]
+        cells = [cell.strip().strip("`*") for cell in line.strip("|").split("|")] if line.startswith("| ") else []
+        if name and len(cells) == 5 and cells[0] in {domain.name for domain in comparison(name).domains}:
+            yield name, cells
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_gains_are_those_of_the_comparisons(page: str) -> None:
+    found = list(rows(page))
+    assert found
+    for name, (domain_name, variant_name, gain, resolution, seeds) in found:
+        (domain,) = (domain for domain in comparison(name).domains if domain.name == domain_name)
+        held = domain.variants[variant_name].gain
+        assert held is not None, (name, domain_name, variant_name)
+        said = (text.gain(held), text.percent(held.resolution, sign=False), str(held.seeds))
+        assert (gain, resolution, seeds) == said, (name, domain_name, variant_name)
+
+
+def test_every_variant_of_every_comparison_is_in_the_page() -> None:
+    """Nothing that was run is left out."""
+    said = {(name, cells[0], cells[1]) for name, cells in rows("docs/results/compare.md")}
+    for file in FOLDER.glob("*/compare.json"):
+        for domain in comparison(file.parent.name).domains:
+            held = {(file.parent.name, domain.name, variant) for variant in domain.variants if variant != domain.reference}
+            assert held <= said
+
+
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in FOLDER.glob("*/compare.json")))
+def test_comparisons_carry_no_path_of_the_machine_that_made_them(name: str) -> None:
+    for file in (FOLDER / name).iterdir():
+        if file.suffix in (".json", ".html", ".svg"):
+            assert not re.search(r"(?<![\w.$])/(?:tmp|work|root|home|check)/", file.read_text()), file
