@@ -1,10 +1,15 @@
 #!/usr/bin/env bash
 # The screen: where does the paper's effect begin? Two seeds a cell, Fashion-MNIST; every cell is in a compare.json.
-# LAYERSYNC_DATA names the folder of data; OUT is where runs go. Any part goes on with RESUME=--resume.
+# LAYERSYNC_DATA names the folder of data; OUT is where runs go. Called again, it goes on.
 set -euo pipefail
 cd "$(dirname "$0")"
 : "${LAYERSYNC_DATA:?}" "${OUT:?}"
-run() { layersync compare recipes/fashion.yaml --seeds 0,1 --jobs 2 ${RESUME:-} --out "$OUT/$1" "${@:2}"; }
+
+run() {
+    local resume=()
+    if [[ -f $OUT/$1/compare.json ]]; then resume=(--resume); fi
+    layersync compare recipes/fashion.yaml "${@:2}" "${resume[@]}" --seeds 0,1 --jobs 2 --out "$OUT/$1"
+}
 
 run method --variants baseline,layersync \
     --variant weight-0.1:regularizer.weight=0.1 --variant weight-1:regularizer.weight=1.0 \
@@ -12,7 +17,7 @@ run method --variants baseline,layersync \
     --variant 'pair-6-9:regularizer.pairs=[[6,9]]' --variant 'teacher-11:regularizer.pairs=[[4,11]]' \
     --variant delayed:regularizer.schedule.delay=400,regularizer.schedule.warmup=400 \
     --variant centred:regularizer.similarity=centred --variant no-stopgrad:regularizer.stop_gradient=false
+run tokens-49 --set backbone.patch_size=4
 run width-64 --set backbone.hidden_size=64 --set backbone.num_heads=2
 run width-160 --set backbone.hidden_size=160 --set backbone.num_heads=5
-run tokens-49 --set backbone.patch_size=4
-run unlabelled --set condition.labels=ignored --set "evaluate.metrics=[fd-classifier]"
+run unlabelled --set condition.labels=ignored --set 'evaluate.metrics=[fd-classifier]'
