@@ -192,7 +192,9 @@ def compare(
         list[str] | None, typer.Option(help="NAME:KEY=VALUE[,KEY=VALUE]: one of your own; may be given again.")
     ] = None,
     overrides: SetOption = None,
-    seeds: Annotated[str, typer.Option(help="How many, or which: 3, or 100,101,102.")] = "3",
+    seeds: Annotated[
+        str, typer.Option(help="How many, or which: 3, or 100,101,102; the seed 100 alone is 100, with a comma.")
+    ] = "3",
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each GPU, or one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory; by default comparisons/ and the recipes' names.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison that is there.")] = False,

@@ -51,7 +51,7 @@ def test_every_variant_of_every_comparison_is_in_the_page() -> None:
     said = {(name, cells[0], cells[1]) for name, cells in rows("docs/results/compare.md")}
     for file in FOLDER.glob("*/compare.json"):
         for domain in comparison(file.parent.name).domains:
-            held = {(file.parent.name, domain.name, variant) for variant in domain.variants if variant != domain.reference}
+            held = {(file.parent.name, domain.name, name) for name in domain.variants if name != domain.reference}
             assert held <= said
 
 

@@ -8,6 +8,7 @@ directories and checkpoints may be gone. The plan is made and checked here, runs
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shlex
@@ -32,9 +33,11 @@ from layersync.core.parallel import Processes
 from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task
 from layersync.core.recipe import Recipe, load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
-from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison
+from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
 from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
 from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
+
+logger = logging.getLogger(__name__)
 
 NULL = "null"
 OTHER_SEEDS = 1_000_000
@@ -98,6 +101,7 @@ def compare(
     with experiment.alone() if processes.main else nullcontext():
         processes.wait()
         tasks = experiment.tasks()
+        logger.info("runs to make: %d; seeds: %s", len(tasks), seed_names(chosen))
         pool = ProcessPool(count, tasks[processes.rank :: processes.count], shown=shown and processes.main)
         try:
             for task in pool.run():

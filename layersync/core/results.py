@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -378,6 +378,15 @@ def _variant_misfits(variant: Variant, domain: Domain, count: int) -> Iterator[s
     for what, curve in curves.items():
         if len(curve.mean) != count or (curve.interval is not None and len(curve.interval) != count):
             yield f"the {what} is not of {count} evaluated steps"
+
+
+def seed_names(seeds: Sequence[int]) -> str:
+    """``0 to 99`` where they are more than two in a row, else ``3, 5 and 9``."""
+    first, *_, last = (*seeds, seeds[-1])
+    if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
+        return f"{first} to {last}"
+    *before, last = seeds
+    return f"{', '.join(map(str, before))} and {last}" if before else str(last)
 
 
 def few_seeds(count: int) -> str:

@@ -17,6 +17,7 @@ from layersync.core.results import (
     RunRecord,
     Variant,
     few_seeds,
+    seed_names,
 )
 
 NOTHING = "–"
@@ -114,12 +115,9 @@ def with_other_seeds(comparison: Comparison) -> dict[str, str]:
                 if own[other] == comparison.seeds and model.overrides == variant.overrides
             )
             what = next((f"{other} again, trained" for other in same), "trained")
-            first, *_, last = (*own[name], own[name][-1])
-            several = len(own[name]) > 2 and own[name] == tuple(range(first, last + 1))
-            seeds = f"{first} to {last}" if several else listed(own[name])
             found[name] = (
-                f"{name} is {what} with other seeds ({seeds}): its initial weights and draws are others, only its "
-                f"sampling noise is the same."
+                f"{name} is {what} with other seeds ({seed_names(own[name])}): its initial weights and draws are "
+                f"others, only its sampling noise is the same."
             )
     return found
 

@@ -160,7 +160,7 @@ GIVEN = ("--seeds", "3,4", *BROKEN)
 
 
 def test_resume_needs_the_file_alone_and_takes_more_variants(
-    folder: Path, recipe: Path, command: Make, tmp_path: Path
+    folder: Path, recipe: Path, command: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With runs and checkpoints gone: what is finished stays as it is, what failed is tried again, `null` is added."""
     out = tmp_path / "out"
@@ -169,6 +169,7 @@ def test_resume_needs_the_file_alone_and_takes_more_variants(
         *words(recipe, out, *GIVEN, "--resume", "--jobs", "2", variants="baseline,layersync,null")
     )
     assert status == 1 and "2 of 8 runs failed" in err and str(out) in stdout
+    assert "runs to make: 4; seeds: 3 and 4" in caplog.text
     (before,), (after,) = read_comparison(folder).domains, read_comparison(out).domains
     for name in ("baseline", "layersync"):
         assert after.variants[name].runs == before.variants[name].runs
