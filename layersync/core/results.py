@@ -382,10 +382,9 @@ def _variant_misfits(variant: Variant, domain: Domain, count: int) -> Iterator[s
 
 def seed_names(seeds: Sequence[int]) -> str:
     """``0 to 99`` where they are more than two in a row, else ``3, 5 and 9``."""
-    first, *_, last = (*seeds, seeds[-1])
-    if len(seeds) > 2 and list(seeds) == list(range(first, last + 1)):
-        return f"{first} to {last}"
     *before, last = seeds
+    if len(before) > 1 and list(seeds) == list(range(before[0], last + 1)):
+        return f"{before[0]} to {last}"
     return f"{', '.join(map(str, before))} and {last}" if before else str(last)
 
 
