@@ -257,7 +257,8 @@ def draw(
 
     ``known`` is what they are drawn for, the run's training data by default.
     """
-    conditions = model.conditions(count, seed=seed, known=known)
+    stratified = model.recipe.evaluate.conditions == "stratified"
+    conditions = model.conditions(count, seed=seed, known=known, stratified=stratified)
     share = processes.share(count)
     part = conditions[share.start : share.stop]
     if not len(share):
@@ -270,7 +271,7 @@ def draw(
 def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
     """What the recipe's samples are drawn for: the held-out split, where it says so; ``None`` for the training data."""
     recipe = model.recipe
-    if recipe.evaluate.conditions == "train":
+    if recipe.evaluate.conditions != "test":
         return None
     dataset = recipe.adapter.dataset(recipe.data, "test")
     if not len(dataset):

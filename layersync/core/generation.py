@@ -110,6 +110,7 @@ class GenerativeModel:
         frames: int | None = None,
         seed: int = 0,
         known: KnownConditions | None = None,
+        stratified: bool = False,
     ) -> Conditions:
         """Labels, texts and lengths for ``count`` samples: drawn together, as they occur in the training data.
 
@@ -117,6 +118,10 @@ class GenerativeModel:
 
         ``known`` is another data set to draw them from: each of its examples once, as published protocols go through a
         test set, unless more are wanted than there are.
+
+        ``stratified``: spread evenly over the data, ordered by label and length, instead of drawn one by one, so that
+        each label comes as often as its share says, give or take one (systematic sampling: Cochran, Sampling
+        Techniques, chapter 8).
 
         ``labels`` (``num_classes`` means none) and ``prompts`` ("" means none) are cycled when they are given; lengths
         are then drawn, of samples with the same label where there is one. ``frames`` is the length of all.
@@ -130,7 +135,11 @@ class GenerativeModel:
         if self.latent.num_frames is not None:
             lengths = lengths.clamp(max=self.latent.num_frames)
         source = generator(seed, "labels")
-        if other and count <= len(lengths):
+        if stratified:
+            ordered = np.lexsort((lengths.numpy(), known.label.numpy()))
+            spread = (np.arange(count) + source.random()) * len(ordered) / max(count, 1)
+            chosen = source.permutation(ordered[spread.astype(np.int64)])
+        elif other and count <= len(lengths):
             chosen = source.permutation(len(lengths))[:count]
         else:
             chosen = source.integers(len(lengths), size=count)

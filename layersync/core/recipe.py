@@ -169,8 +169,10 @@ class Evaluate(_Part):
     num_samples: int = Field(1000, ge=2)
     every: Count | None = Field(None, description="Steps between held-out losses; null: at the end only.")
     reference: Literal["train", "test"] = "train"
-    conditions: Literal["train", "test"] = Field(
-        "train", description="The split whose labels, texts and lengths the samples are drawn for."
+    conditions: Literal["train", "test", "stratified"] = Field(
+        "train",
+        description="The split whose labels, texts and lengths the samples are drawn for; stratified: the training "
+        "data's, each label exactly as often as its share says.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
 
@@ -346,14 +348,14 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 
 def _rename_section(content: dict[str, Any], section: str, name: Any) -> None:
-    """Drop keys that a section's new name does not have, with one warning."""
+    """Drop keys that a section's new name does not have, with one warning; of ``none`` nothing else is expected."""
     present = content.get(section)
     if not isinstance(present, dict) or not isinstance(content.get("modality"), str):
         return
     known = _section_class(content["modality"], section, name).model_fields
     dropped = [key for key in present if key not in known]
     content[section] = {key: value for key, value in present.items() if key in known}
-    if dropped:
+    if dropped and name != "none":
         warnings.warn(f"{section}.name is now {name!r}, which has no {', '.join(dropped)}: dropped", stacklevel=5)
 
 
@@ -492,6 +494,8 @@ def ineffective(recipe: Recipe) -> list[str]:
         unread = [key for key in ("text_pooling", "max_tokens") if getattr(condition, key) != getattr(without, key)]
         if unread:
             lines.append(f"condition.{', condition.'.join(unread)}: no effect without condition.text_encoder")
+    if recipe.evaluate.conditions == "stratified" and condition.labels == "ignored":
+        lines.append("evaluate.conditions: stratified evens out lengths alone where condition.labels is ignored")
     delay = getattr(getattr(recipe.regularizer, "schedule", None), "delay", 0)
     if delay >= train.steps:
         lines.append(f"regularizer.schedule.delay: {delay} is not below train.steps, {train.steps}: a baseline run")

@@ -31,7 +31,7 @@ class SamplingSettings:
     seed: int
     precision: str
     conditions: str
-    """The split whose labels, texts and lengths they were drawn for."""
+    """The split whose labels, texts and lengths they were drawn for, or how: ``evaluate.conditions``."""
     adaptive: dict[str, float] | None = None
     """For an adaptive solver its tolerances ``atol`` and ``rtol``, and ``batch_size``, on which its steps depend."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
 import layersync
 from layersync import InputError, Run
+from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel
+from layersync.core.parallel import Processes
 from layersync.modalities.image.adapter import ImageAdapter
 
 Make = Callable[..., Any]
@@ -57,6 +62,37 @@ def test_labels_are_one_a_sample_or_cycled(model: GenerativeModel) -> None:
     assert torch.equal(drawn, model.conditions(4000).label)
     assert not torch.equal(drawn, model.conditions(4000, seed=1).label)
     assert known.data.classes == tuple(str(n) for n in range(10))
+
+
+@pytest.mark.parametrize("count", [3, 97, 1000, 5000])
+def test_stratified_labels_come_as_often_as_their_share_says(model: GenerativeModel, count: int) -> None:
+    """Within one; of labels drawn one by one 1,000 are off by ten and more."""
+    data = load_file(model.run.path / "conditions.safetensors")["label"]
+    shares = torch.bincount(data, minlength=10) / len(data)
+    drawn = [model.conditions(count, seed=seed, stratified=True).label for seed in (0, 0, 1)]
+    for labels in drawn:
+        assert (torch.bincount(labels, minlength=10) - count * shares).abs().max() <= 1
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert count == 3 or not torch.equal(drawn[0], drawn[0].sort().values), "the order is by chance"
+    one_by_one = model.conditions(count).label
+    assert count < 1000 or (torch.bincount(one_by_one, minlength=10) - count * shares).abs().max() > 5
+
+
+def test_a_recipe_asks_for_stratified_labels(command: Make, trained: Run, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.path, tmp_path / "run")
+    known = load_file(run / "conditions.safetensors")["label"]
+    counts = {}
+    for conditions in ("train", "stratified"):
+        recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+        recipe["evaluate"]["conditions"] = conditions
+        (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+        found = layersync.evaluate(run, ["fd-classifier"], num_samples=200)
+        assert found.sampling.conditions == conditions
+        examples = draw(layersync.load(run), 200, seed=0, processes=Processes.here())
+        counts[conditions] = torch.bincount(torch.tensor([e.label for e in examples.values()]), minlength=10)
+    expected = 200 * torch.bincount(known, minlength=10) / len(known)
+    assert (counts["stratified"] - expected).abs().max() <= 1 < (counts["train"] - expected).abs().max()
 
 
 def test_labels_reach_the_network_and_num_classes_means_none(model: GenerativeModel) -> None:

@@ -190,13 +190,18 @@ def test_modality_given_twice_must_agree(tiny_mapping: dict) -> None:
 
 
 class TestAnotherName:
-    def test_keys_it_does_not_have_are_dropped_with_one_warning(self, tiny_mapping: dict) -> None:
+    def test_keys_it_does_not_have_are_dropped_with_one_warning(self, tiny_mapping: dict, tmp_path: Path) -> None:
+        mapping = {**tiny_mapping, "data": {"name": "tiles", "tile_size": 32, "bands": 4, "flip": True}}
         with pytest.warns(UserWarning) as warned:
+            recipe = load_recipe(mapping, ["data.name=folder", f"data.path={tmp_path}"])
+        assert [str(w.message) for w in warned] == ["data.name is now 'folder', which has no tile_size, bands: dropped"]
+        assert recipe.data.model_dump()["flip"] is True
+
+    def test_none_drops_the_others_without_a_word(self, tiny_mapping: dict) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
             recipe = load_recipe(tiny_mapping, ["regularizer.name=none"])
-        assert [str(w.message) for w in warned] == [
-            "regularizer.name is now 'none', which has no pairs, weight: dropped"
-        ]
-        assert recipe.regularizer.name == "none"
+        assert recipe.regularizer.model_dump() == {"name": "none"}
 
     def test_keys_that_it_has_stay(self, tiny_mapping: dict, tmp_path: Path) -> None:
         mapping = {**tiny_mapping, "data": {"name": "digits", "flip": True}}
@@ -235,6 +240,7 @@ def test_overrides_leave_the_callers_mapping_alone(tiny_mapping: dict) -> None:
         (["sample.rtol=0.1"], "sample.atol and sample.rtol have no effect"),
         (["optimizer.warmup=50"], "optimizer.warmup: 50 steps are more than train.steps, 5"),
         (["regularizer.weight=0"], "regularizer.weight is 0"),
+        (["evaluate.conditions=stratified", "condition.labels=ignored"], "stratified evens out lengths alone"),
     ],
 )
 def test_options_without_effect_are_said_once(tiny: Make, overrides: list[str], words: str) -> None:
