@@ -13,6 +13,7 @@ run() {
 
 run method --variants baseline,layersync \
     --variant weight-0.1:regularizer.weight=0.1 --variant weight-1:regularizer.weight=1.0 \
+    --variant weight-3:regularizer.weight=3.0 --variant 'pair-2-9-weight-1:regularizer.pairs=[[2,9]],regularizer.weight=1.0' \
     --variant 'pair-2-5:regularizer.pairs=[[2,5]]' --variant 'pair-2-9:regularizer.pairs=[[2,9]]' \
     --variant 'pair-6-9:regularizer.pairs=[[6,9]]' --variant 'teacher-11:regularizer.pairs=[[4,11]]' \
     --variant delayed:regularizer.schedule.delay=400,regularizer.schedule.warmup=400 \
