@@ -26,7 +26,8 @@ if [[ ! -f $OUT/first/compare.json ]]; then
 fi
 run first "${domains[@]}" --seeds 100,101,102,103,104
 
-run second "${domains[@]}" "${calm[@]}" "${stratified[@]}" --set evaluate.every=1000 --seeds "$SEEDS"
+run second "${domains[@]}" "${calm[@]}" "${stratified[@]}" --set evaluate.every=1000 --variants baseline,layersync \
+    --variant screened:regularizer.weight=1.0 --seeds "$SEEDS"
 
 run cifar10 recipes/cifar10.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
 run notes recipes/notes.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
