@@ -25,6 +25,7 @@ from layersync.core.draws import generator
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams
 from layersync.core.packaged import cache_directory, file_digest
+from layersync.core.plugin import calling
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
 
@@ -113,7 +114,10 @@ class Windows:
                     continue
             example = cached[index]
             position = float(generator(0, "fit", number + 1, index).random())
-            window = self.tokenizer.window(self.dataset.variant(example.sample, variant), position)
+            with calling(self.dataset, "variant"):
+                sample = self.dataset.variant(example.sample, variant)
+            with calling(self.tokenizer, "window"):
+                window = self.tokenizer.window(sample, position)
             found[item] = replace(example, sample=window)
         return found
 
@@ -154,7 +158,9 @@ def domain_classifier(
     tokenizer: Tokenizer,
 ) -> DomainClassifier:
     """The classifier of this data set, trained when it is not in the cache yet."""
-    seen, _ = adapter.classifier_input([tokenizer.window(_first_readable(train), 0.5)])
+    with calling(tokenizer, "window"):
+        window = tokenizer.window(_first_readable(train), 0.5)
+    seen, _ = adapter.classifier_input([window])
     reads = hashlib.sha256(seen.numpy().tobytes()).hexdigest()  # changes when what the classifier reads does
     splits = [train.fingerprint, held_out.fingerprint if held_out else ""]
     parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint, list(tokenizer.latent.shape)]

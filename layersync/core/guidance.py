@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, LatentSpec
 from layersync.core.condition import no_condition
+from layersync.core.plugin import calling
 
 
 class GuidedPrediction:
@@ -43,10 +44,10 @@ class GuidedPrediction:
         inside = bool((t[0] >= low) & (t[0] <= high))  # in the precision of t, so that the ends belong to it
         guided = self.guidance != 1.0 and bool(self.condition) and inside
         if not guided:
-            return self.backbone(x, t, self.condition, mask=self.mask).prediction
+            return self._predict(x, t, self.condition, self.mask)
         both = {key: torch.cat([self.condition[key], self.none[key]]) for key in self.condition}
         mask = None if self.mask is None else torch.cat([self.mask, self.mask])
-        prediction = self.backbone(torch.cat([x, x]), torch.cat([t, t]), both, mask=mask).prediction
+        prediction = self._predict(torch.cat([x, x]), torch.cat([t, t]), both, mask)
         conditional, unconditional = prediction.chunk(2)
         mixed = unconditional + self.guidance * (conditional - unconditional)
         if self.channels is None:
@@ -55,3 +56,8 @@ class GuidedPrediction:
         first = mixed.narrow(axis, 0, self.channels)
         rest = conditional.narrow(axis, self.channels, x.shape[axis] - self.channels)
         return torch.cat([first, rest], dim=axis)
+
+    def _predict(self, x: Tensor, t: Tensor, condition: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:
+        with calling(self.backbone, "forward"):
+            prediction: Tensor = self.backbone(x, t, condition, mask=mask).prediction
+        return prediction

@@ -19,6 +19,7 @@ from layersync.core.condition import batch_condition, drop_condition
 from layersync.core.draws import StepDraws, generator
 from layersync.core.interpolant import Interpolant
 from layersync.core.latents import LatentCache
+from layersync.core.plugin import calling
 from layersync.core.regularizer.layersync import Pair, alignment
 from layersync.core.text import TextTable
 
@@ -73,7 +74,8 @@ class Probe:
         position = torch.from_numpy(source.random(count, dtype=np.float32))
         draws = StepDraws(chosen, zeros, zeros, zeros, position, noise, posterior, zeros)
         batch = cache.read(draws)
-        x1 = tokenizer.latents(batch.stored, posterior if tokenizer.stochastic else None)
+        with calling(tokenizer, "latents"):
+            x1 = tokenizer.latents(batch.stored, posterior if tokenizer.stochastic else None)
         mask = None if batch.mask is None else batch.mask.to(device)
         t = torch.from_numpy((np.arange(NUM_BINS)[:, None] + source.random((NUM_BINS, count))) / NUM_BINS)
         condition = batch_condition(batch, spec, texts)

@@ -73,12 +73,14 @@ class FlowMatching(nn.Module):
     ) -> StepLosses:
         """Losses of a micro-batch: ``x1`` data and ``x0`` noise as latents, ``t`` (batch,)."""
         x_t, target = self.interpolant.sample(x1, x0, t)
-        out: BackboneOutput = self.backbone(x_t, t, condition, taps=self.regularizer.taps(step), mask=mask)
+        with calling(self.backbone, "forward"):
+            out: BackboneOutput = self.backbone(x_t, t, condition, taps=self.regularizer.taps(step), mask=mask)
         per_sample = flow_loss(out.prediction, target, mask, self.frame_axis) * self.interpolant.loss_weight(t)
         context = StepContext(
             x1, x_t, t, out.features, out.token_mask, step, ema_forward, x0, condition, mask, self.interpolant
         )
-        loss, logs = self.regularizer(context)
+        with calling(self.regularizer, "forward"):
+            loss, logs = self.regularizer(context)
         return StepLosses(per_sample.mean(), loss, logs)
 
 
@@ -283,7 +285,8 @@ class Trainer:
                 posterior=parts.tokenizer.stochastic,
             )
             batch = parts.cache.read(draws)
-            x1 = parts.tokenizer.latents(batch.stored, draws.posterior).to(self.device)
+            with calling(parts.tokenizer, "latents"):
+                x1 = parts.tokenizer.latents(batch.stored, draws.posterior).to(self.device)
             x0, mask = draws.noise.to(self.device), None if batch.mask is None else batch.mask.to(self.device)
             condition = batch_condition(batch, parts.data.condition, parts.texts)
             condition = drop_condition(condition, draws.drop < train.condition_dropout, parts.data.condition)
@@ -329,7 +332,7 @@ class Trainer:
 
     def ema_forward(self, *arguments: Any, **keywords: Any) -> BackboneOutput:
         """The averaged network on the backbone's own arguments, without gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), calling(self.backbone, "forward"):
             return functional_call(self.backbone, self._averaged(), arguments, keywords)
 
     def _averaged(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from plugins import QUICK, STROKES, Installer
 
 from layersync import InputError, load_recipe, train
@@ -59,6 +60,12 @@ class Unreadable(Quiet, metaclass=Meta):
     pass
 """
 RAISE = "        raise RuntimeError('two\\nlines')"
+BROKEN_NETWORK = f"""        network = config.build(latent, condition)
+        class Broken(type(network)):
+            def forward(self, *given, **named):
+        {RAISE}
+        network.__class__ = Broken
+        return network"""
 METACLASS = """class Meta(type):
     def __getattribute__(cls, name):
         if name == "api":
@@ -276,6 +283,7 @@ class TestAMethodThatRaises:
             ),
             ("Offsets.encode", ("        return [torch.from_numpy(sample) for sample in samples]", RAISE)),
             ("Offsets.fit", ("        self.scale = torch.cat(list(stored)).std(0)", RAISE)),
+            ("Offsets.latents", ("        return stored / self.scale", RAISE)),
         ],
     )
     def test_train(
@@ -286,6 +294,12 @@ class TestAMethodThatRaises:
         assert status == 2 and out == "" and err.count("\n") == 1
         assert "package plugged" in err and f"{method} raised RuntimeError: two lines (adapter.py, line" in err
         assert method.rpartition(".")[2] in err.rpartition(", in ")[2] and not (tmp_path / "run").exists()
+
+    def test_a_network_in_training(self, installer: Installer, command: Command, tmp_path: Path) -> None:
+        name = installer.strokes(("        return config.build(latent, condition)", BROKEN_NETWORK))
+        status, _, err = command("train", f"{name}/quick", "--out", tmp_path / "run")
+        assert status == 2 and err.count("\n") == 1
+        assert "package plugged" in err and "Broken.forward raised RuntimeError: two lines (adapter.py, line" in err
 
     def test_its_traceback_is_the_cause(self, installer: Installer, caplog: pytest.LogCaptureFixture) -> None:
         name = installer.strokes(("        return Offsets(config)", RAISE))
@@ -314,6 +328,10 @@ class TestAMethodThatRaises:
             (
                 "StrokesAdapter.classifier_input raised RuntimeError",
                 ("        longest = max", f"{RAISE}\n        longest = max"),
+            ),
+            (
+                "Offsets.window raised RuntimeError: two lines",
+                ("        room = max(0, len(sample)", f"{RAISE}\n        room = max(0, len(sample)"),
             ),
             (
                 "Offsets.decode raised RuntimeError: two lines",
@@ -375,6 +393,17 @@ class TestRegularizers:
         module = installer.package(REGULARIZER, {}, {f"plugged-{kind}": kind})
         found = self.failure(f"plugged-{kind}")
         assert said in found and f"package {module} ({module}.adapter:{kind})" in found
+
+    def test_one_that_raises_in_training_is_named(
+        self, installer: Installer, tiny_mapping: dict[str, Any], command: Command, tmp_path: Path
+    ) -> None:
+        source = REGULARIZER.replace("        return RegularizerOutput(", f"{RAISE}\n        return RegularizerOutput(")
+        module = installer.package(source, {}, {"loud": "Quiet"})
+        recipe = tmp_path / "recipe.yaml"
+        recipe.write_text(yaml.safe_dump({**tiny_mapping, "regularizer": {"name": "loud"}}))
+        status, _, err = command("train", recipe, "--out", tmp_path / "run")
+        assert status == 2 and err.count("\n") == 1
+        assert f"package {module}: Quiet.forward raised RuntimeError: two lines (adapter.py, line" in err
 
     def test_a_name_of_two_packages_is_unusable(self, installer: Installer) -> None:
         for _ in range(2):
