@@ -52,11 +52,7 @@ def read_ts(path: Path) -> tuple[list[Series], list[str] | None, tuple[str, ...]
     series: list[Series] = []
     labels: list[str] = []
     in_data = False
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(path), start=1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -210,12 +206,17 @@ def _names(files: Sequence[Path]) -> list[str]:
 
 
 def read_csv(path: Path) -> Series:
-    """(steps, channels) of one CSV file. Raises :class:`InputError` for what is not numbers alone."""
-    lines = [
-        line.split(",") for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()
-    ]
+    """(steps, channels) of one CSV file. Raises :class:`InputError` for what is not numbers alone or cannot be read."""
+    lines = [line.split(",") for line in _lines(path) if line.strip()]
     named = bool(lines) and not any(_is_number(cell) for cell in lines[0])
     return _table(lines[1:] if named else lines, str(path))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
 
 
 def _is_number(cell: str) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from layersync_timeseries.adapter import TimeSeriesAdapter
-from layersync_timeseries.data import BasicMotions, CsvFolder, JapaneseVowels, SeriesDataset, TsFile, read_ts
+from layersync_timeseries.data import BasicMotions, CsvFolder, JapaneseVowels, SeriesDataset, TsFile, read_csv, read_ts
 
 from layersync.core.errors import InputError
 from layersync.core.recipe import load_recipe
@@ -83,6 +84,18 @@ def test_a_wrong_file_is_named_with_its_line(tmp_path: Path, text: str, message:
     with pytest.raises(InputError, match=message) as raised:
         TsFile(path=str(written(tmp_path, "bad_TRAIN.ts", text))).build("train")
     assert "bad_TRAIN.ts" in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("read", [read_csv, read_ts])
+def test_what_cannot_be_opened_is_named(read: Callable[[Path], object], tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{tmp_path}: cannot be read \(Is a directory\)$"):
+        read(tmp_path)
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_cell(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("1,2\n3,4\n", encoding="utf-8-sig")
+    assert read_csv(file).tolist() == [[1, 2], [3, 4]]
 
 
 def test_a_tree_of_csv_files(tmp_path: Path) -> None:
