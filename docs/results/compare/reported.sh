@@ -11,7 +11,7 @@ run() {
     layersync compare "${@:2}" "${resume[@]}" --jobs 2 --out "$OUT/$1"
 }
 domains=(recipes/fashion.yaml recipes/spoken-digits.yaml recipes/motion-bvh.yaml)
-calm=(--set optimizer.schedule=cosine --set evaluate.num_samples=2000)
+calm=(--set optimizer.schedule=cosine --set optimizer.lr=2.0e-3 --set evaluate.num_samples=2000)
 stratified=(--set evaluate.conditions=stratified)
 
 run controls recipes/fashion.yaml --variants baseline,null --seeds 100,101,102,103,104 \
