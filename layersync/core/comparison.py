@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,7 +90,7 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, direc
         better=dict(metrics),
         settings=variants[reference.variant].settings,
         variants=variants,
-        notes=tuple(_notes(seeds, first, reference.variant, runs)),
+        notes=(*_notes(seeds, first, reference.variant, runs), *_schedules(arms)),
     )
 
 
@@ -192,6 +193,17 @@ def _notes(seeds: Sequence[int], metric: str, reference: str, runs: Mapping[str,
                 f"{name}: {metric} changed by {change:+.1%} over the last interval: its curve is not flat, a longer "
                 f"training may say something else"
             )
+
+
+def _schedules(arms: Sequence[Arm]) -> Iterator[str]:
+    """What a step size that falls towards the last step does to the curves before it."""
+    falling = [arm for arm in arms if arm.recipe.optimizer.schedule != "constant"]
+    if falling and (falling[0].recipe.evaluate.every or math.inf) < falling[0].recipe.train.steps:
+        yield (
+            f"{', '.join(arm.variant for arm in falling)}: optimizer.schedule lets the step size fall to 0 at step "
+            f"{falling[0].recipe.train.steps}, so an earlier score is not what a training of that length comes to, "
+            f"nor is a speed-up read off the curve"
+        )
 
 
 def _differences(done: Sequence[RunRecord]) -> Iterator[str]:

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 
 import layersync
 from layersync import Run
+from layersync.core.comparison import Arm, summarise
 from layersync.core.experiment import OTHER_SEEDS, parse_variants
 from layersync.core.gain import paired_gain
 from layersync.core.results import Comparison, Domain, read_comparison
@@ -341,6 +343,19 @@ def test_a_damaged_file_is_named(recipe: Path, command: Make, tmp_path: Path) ->
         (out / "compare.json").write_text(text)
         status, _, err = command(*words(recipe, out, "--resume"))
         assert status == 2 and "compare.json: " in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("every", "said"), [(3, True), (6, False), (None, False)])
+def test_a_falling_step_size_is_said_where_there_is_a_curve(every: int | None, said: bool, recipe: Path) -> None:
+    schedules = {"baseline": "constant", "falling": "cosine"}
+    arms = [
+        Arm("d", str(recipe), name, (), layersync.load_recipe(recipe, [f"optimizer.schedule={schedule}"]))
+        for name, schedule in schedules.items()
+    ]
+    evaluate = arms[0].recipe.evaluate.model_copy(update={"every": every})
+    arms = [replace(arm, recipe=arm.recipe.model_copy(update={"evaluate": evaluate})) for arm in arms]
+    found = [note for note in summarise(arms, SEEDS, {}, recipe.parent).notes if "optimizer.schedule" in note]
+    assert len(found) == said and all(note.startswith("falling: ") and "at step 6," in note for note in found)
 
 
 def test_overrides_of_a_variant_may_hold_commas() -> None:
