@@ -18,6 +18,16 @@ from layersync.core.results import Domain, RunRecord, Variant, few_seeds
 BASELINE = "baseline"
 SCORED_BY = ("extractor", "checksum", "preprocessing", "reference", "num_samples")
 """What two scores of a metric have to share."""
+MANY = 3
+"""Variants beside the reference from which on chance alone is likely to make one look better or worse."""
+ALIKE = {
+    "git_commit": "commits of layersync",
+    "device": "devices",
+    "device_name": "processors",
+    "precision": "precisions",
+    "threads": "numbers of threads",
+}
+"""What runs of one comparison are expected to share, and how it is called."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, direc
     """The variants of one recipe, compared with its reference: ``baseline``, or the first where there is none."""
     recipe = arms[0].recipe
     metrics = {metric.name: metric.better for metric in parse_metrics(recipe.modality, recipe.evaluate.metrics)}
-    reference = next((arm for arm in arms if arm.variant == BASELINE), arms[0])
+    reference = next((arm for arm in arms if arm.variant == BASELINE), None) or next(a for a in arms if not a.offset)
     runs = {
         arm.variant: tuple(
             records.get((arm.domain, arm.variant, seed), RunRecord(seed + arm.offset, "waiting", arm.run(seed)))
@@ -90,7 +100,7 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, direc
         better=dict(metrics),
         settings=variants[reference.variant].settings,
         variants=variants,
-        notes=(*_notes(seeds, first, reference.variant, runs), *_schedules(arms)),
+        notes=(*_notes(seeds, first, reference.variant, runs), *_schedules(arms), *_batches(arms), *_many(arms)),
     )
 
 
@@ -206,6 +216,23 @@ def _schedules(arms: Sequence[Arm]) -> Iterator[str]:
         )
 
 
+def _many(arms: Sequence[Arm]) -> Iterator[str]:
+    if len(arms) - 1 > MANY:
+        yield (
+            f"{len(arms) - 1} variants against one reference: an interval or two that leave out 0 are to be expected "
+            f"by chance; run what looks best again, with other seeds"
+        )
+
+
+def _batches(arms: Sequence[Arm]) -> Iterator[str]:
+    sizes: dict[int, list[str]] = {}
+    for arm in arms:
+        sizes.setdefault(arm.recipe.train.batch_size, []).append(arm.variant)
+    if len(sizes) > 1:
+        listed = "; ".join(f"{size} of {', '.join(names)}" for size, names in sizes.items())
+        yield f"train.batch_size is not the same, {listed}: a step is not as many examples, nor the same ones"
+
+
 def _differences(done: Sequence[RunRecord]) -> Iterator[str]:
     """What finished runs, of which some may be older than others, do not have in common and should."""
     for name in dict.fromkeys(name for run in done for name in run.scores):
@@ -217,3 +244,7 @@ def _differences(done: Sequence[RunRecord]) -> Iterator[str]:
         versions = {run.environment["packages"][package] for run in done}
         if len(versions) > 1:
             yield f"runs of different versions of {package}: {', '.join(sorted(versions))}"
+    for key, what in ALIKE.items():
+        values = {str(run.environment.get(key)) for run in done}
+        if len(values) > 1:
+            yield f"runs of different {what}: {', '.join(sorted(values))}"

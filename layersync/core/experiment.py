@@ -87,7 +87,7 @@ def compare(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         chosen = _seeds(seeds, recipes, overrides)
-        arms = _arms(recipes, named, overrides)
+        arms = arms_of(recipes, named, overrides)
         earlier = _earlier(directory, resume)
         if earlier is not None:
             _check_same(directory, arms, earlier)
@@ -98,8 +98,9 @@ def compare(
     arms = _check_work(arms, chosen, records, earlier)
     experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
     processes = Processes.here()
-    with experiment.alone() if processes.main else nullcontext():
+    with experiment.alone(resume=resume) if processes.main else nullcontext():
         processes.wait()
+        experiment.catch_up()
         tasks = experiment.tasks()
         logger.info("runs to make: %d; seeds: %s", len(tasks), seed_names(chosen))
         pool = ProcessPool(count, tasks[processes.rank :: processes.count], shown=shown and processes.main)
@@ -165,7 +166,7 @@ def _jobs(jobs: int | None) -> int:
     return 1 if os.environ.get("LOCAL_RANK") is not None else max(1, torch.cuda.device_count())
 
 
-def _arms(
+def arms_of(
     recipes: Sequence[str | os.PathLike[str]], variants: Mapping[str, Sequence[str]], overrides: Sequence[str]
 ) -> list[Arm]:
     """All variants of all recipes, checked as far as recipes alone can be."""
@@ -198,17 +199,19 @@ def _arms(
 
 def _changes(name: str, given: tuple[str, ...], base: Recipe) -> tuple[str, ...]:
     """Overrides that make the variant ``name`` of a recipe."""
-    if given:
-        keys = [change.partition("=")[0].strip() for change in given]
-        about = any(key.startswith("regularizer.") for key in keys) and "regularizer.name" not in keys
-        return ("regularizer.name=layersync", *given) if about and base.regularizer.name == "none" else given
+    keys = [change.partition("=")[0].strip() for change in given]
+    if "regularizer.name" in keys:
+        return given
     if name == BASELINE:
-        return ("regularizer.name=none",)
+        return ("regularizer.name=none", *given)
     names = registered(REGULARIZER_GROUP)
-    if name not in names:
+    if name in names:
+        return (f"regularizer.name={name}", *given)
+    if not given:
         hint = nearest(name, [BASELINE, NULL, *names])
         raise InputError(f"variant {name!r}: is unknown; {hint}; or --variant {name}:KEY=VALUE")
-    return (f"regularizer.name={name}",)
+    about = any(key.startswith("regularizer.") for key in keys)
+    return ("regularizer.name=layersync", *given) if about and base.regularizer.name == "none" else given
 
 
 def _check_comparable(arms: Sequence[Arm]) -> None:
@@ -296,9 +299,10 @@ def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records, ear
         if key in known and all((*key, seed) in records for seed in seeds):
             checked.append(replace(arm, pairs=known[key]))
             continue
-        if arm.domain not in parts:
-            parts[arm.domain] = _parts(arm)
-        depth = check_network(arm.recipe, parts[arm.domain].tokenizer, parts[arm.domain].data)
+        read = (arm.domain, arm.recipe.condition.model_dump_json())
+        if read not in parts:
+            parts[read] = _parts(arm)
+        depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
         checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
 
@@ -310,7 +314,7 @@ def _parts(arm: Arm) -> Parts:
     try:
         check_labels(recipe, metrics, found.data.classes, found.data.condition)
     except InputError as error:
-        raise InputError(f"{arm.given}: {error}") from None
+        raise InputError(f"{arm.variant} of {arm.given}: {error}") from None
     open_extractors(recipe.modality, metrics, {})
     return found
 
@@ -340,11 +344,15 @@ class _Experiment:
         self.records = records
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def alone(self, *, resume: bool) -> Iterator[None]:
         """Make the directory and keep it to this process, so that no other one works at the same comparison."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with FileLock(self.directory / ".lock", timeout=0):
+                if resume:
+                    self.catch_up()
+                elif (self.directory / COMPARISON).exists():
+                    raise InputError(f"--out: another process has just worked in {self.directory}; --resume goes on")
                 self._begin()
                 yield
         except Timeout:
@@ -364,6 +372,11 @@ class _Experiment:
                         (self.directory / f"{arm.run(seed)}.json").unlink(missing_ok=True)
         except OSError as error:
             raise InputError(f"--out: {self.directory} cannot be written ({error.strerror or error})") from None
+
+    def catch_up(self) -> None:
+        """Take over runs that another process has finished since the checks, which may take minutes, began."""
+        found = _finished(self.directory, self.arms, self.seeds, read_comparison(self.directory))
+        self.records = found | self.records
 
     def tasks(self) -> list[Task]:
         """What is left to do: seed by seed, so that an early stop leaves whole pairs; the longest trainings first."""
@@ -420,9 +433,11 @@ class _Experiment:
             own = [arm for arm in self.arms if arm.domain == name]
             domains.append(summarise(own, self.seeds, self.records, self.directory))
         machine: dict[str, Any] = {"cores": os.cpu_count()}
-        for record in self.records.values():
-            keys = ("device", "device_name", "threads", "precision", "precision_reason", "git_commit")
-            machine |= {key: record.environment[key] for key in keys if key in record.environment}
+        for key in ("device", "device_name", "threads", "precision", "precision_reason", "git_commit"):
+            known = [record.environment.get(key) for record in self.records.values()]
+            values = [value for value in dict.fromkeys(known) if value is not None]
+            if values:
+                machine[key] = values[0] if len(values) == 1 else " and ".join(map(str, values))
         versions = next(
             (record.environment["packages"] for record in self.records.values() if record.environment), None
         )

@@ -125,15 +125,13 @@ def series(domain: Domain) -> dict[str, tuple[str, str]]:
     return found
 
 
-def gain_figure(domains: Sequence[Domain]) -> Figure | None:
+def gain_figure(domains: Sequence[Domain]) -> Figure:
     """Gain of every variant of every domain, a dot with its interval; hollow where one seed gives none."""
     rows = [
         (domain, [(name, variant) for name, variant in domain.variants.items() if name != domain.reference])
         for domain in domains
     ]
     means = [v.gain.mean for _, variants in rows for _, v in variants if v.gain is not None and v.gain.mean is not None]
-    if not rows:
-        return None
     ends = [
         end
         for _, variants in rows

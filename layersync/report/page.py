@@ -21,6 +21,8 @@ from layersync.core.results import Domain, duration, few_seeds, read_comparison
 from layersync.report import figures, samples, text
 
 PAGE, FIGURES = "report.html", "figures"
+OWN = re.compile(r"\d+-.*-(score|held-out-loss|(metric|similarity|map)-\d+-[a-z0-9-]*)\.(svg|png)")
+"""Names that only figures of a report have."""
 
 _THEMED = {
     figures.INK: "var(--ink)",
@@ -68,7 +70,11 @@ def write_report(directory: Path) -> Path:
         .render(comparison=comparison, gain=gain, views=views, variants=_names(comparison.domains))
     )
     target.mkdir(exist_ok=True)
-    for name, figure in _named(gain, views):
+    written = dict(_named(gain, views))
+    for file in target.iterdir():
+        if OWN.fullmatch(file.name) and file.stem not in written:
+            file.unlink()  # of a report with fewer variants, or in another order
+    for name, figure in written.items():
         with atomic_write(target / f"{name}.svg") as partial:
             partial.write_text(figure.svg, encoding="utf-8")
         with atomic_write(target / f"{name}.png") as partial:
@@ -123,10 +129,9 @@ def _recipe(directory: Path, relative: str) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _named(gain: figures.Figure | None, views: list[DomainView]) -> Iterator[tuple[str, figures.Figure]]:
+def _named(gain: figures.Figure, views: list[DomainView]) -> Iterator[tuple[str, figures.Figure]]:
     """File names of all figures: numbered, so that no two are the same however the domains are called."""
-    if gain is not None:
-        yield "gain", gain
+    yield "gain", gain
     for index, view in enumerate(views, 1):
         stem = f"{index}-{_file_name(view.domain.name)}"
         if view.score is not None:

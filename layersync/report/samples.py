@@ -76,9 +76,12 @@ class Samples:
 
 
 def inside(directory: Path, relative: str) -> Path | None:
-    """``directory / relative`` unless that leads out of it."""
+    """``directory / relative`` unless that leads out of it, by name or by a link."""
     path = PurePath(relative)
-    return None if not relative or path.is_absolute() or ".." in path.parts else directory / path
+    if not relative or path.is_absolute() or ".." in path.parts or "\0" in relative:
+        return None
+    found = directory / path
+    return found if found.resolve().is_relative_to(directory.resolve()) else None
 
 
 def collect(directory: Path, folders: Mapping[str, str]) -> Samples:
@@ -93,7 +96,7 @@ def collect(directory: Path, folders: Mapping[str, str]) -> Samples:
         found[variant] = {
             file.name: file
             for file in sorted(folder.iterdir())
-            if file.suffix.lower() in KINDS and not file.name.startswith(".")
+            if file.suffix.lower() in KINDS and not file.name.startswith(".") and inside(folder, file.name)
         }
         if not found[variant]:
             notes.append(f"No samples of {variant}: {relative} holds no {', '.join(KINDS)}.")

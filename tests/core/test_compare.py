@@ -20,8 +20,9 @@ import yaml
 
 import layersync
 from layersync import Run
+from layersync.core import experiment
 from layersync.core.comparison import Arm, summarise
-from layersync.core.experiment import OTHER_SEEDS, parse_variants
+from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
 from layersync.core.gain import paired_gain
 from layersync.core.results import Comparison, Domain, read_comparison
 
@@ -295,6 +296,10 @@ def test_a_record_that_is_torn_is_made_again(
         (["--variant", "typo:train.stepz=12"], ["train.stepz", "did you mean 'steps'"]),
         (["--variant", "deep:regularizer.pairs=[[2,9]]"], ["[2, 9]", "only 4 blocks"]),
         (["--set", "condition.labels=ignored"], ["metric label-agreement", "drawn for no label", "leave it out"]),
+        (
+            ["--variant", "nolab:condition.labels=ignored"],
+            ["nolab of ", "metric label-agreement", "drawn for no label"],
+        ),
         (["--seeds", "0"], ["--seeds", "at least 1"]),
         (["--seeds", "1,1"], ["--seeds", "different"]),
         (["--seeds", "many"], ["--seeds", "'many'"]),
@@ -369,6 +374,74 @@ def test_a_regularizers_key_means_layersync_where_the_recipe_has_none(command: M
     status, _, err = command("compare", "image/quick", *options, "--variant", "odd:regularizer.stop_gradients=false")
     assert status == 2 and "did you mean 'stop_gradient'" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_a_name_keeps_its_meaning_under_overrides(recipe: Path) -> None:
+    """Others start from the recipe as it is."""
+    given = {"baseline": ["optimizer.lr=5.0e-4"], "layersync": ["optimizer.lr=5.0e-4"], "slow": ["optimizer.lr=1.0e-4"]}
+    for source in (str(recipe), "image/quick"):
+        found = {arm.variant: arm.recipe.regularizer.name for arm in arms_of([source], given, ())}
+        own = layersync.load_recipe(source).regularizer.name
+        assert found == {"baseline": "none", "layersync": "layersync", "slow": own}
+
+
+def test_null_is_never_the_reference(recipe: Path) -> None:
+    arms = arms_of([recipe], {"null": (), "layersync": ()}, ())
+    assert summarise(arms, SEEDS, {}, recipe.parent).reference == "layersync"
+
+
+def test_what_ends_while_another_process_checks_its_work_is_kept(
+    folder: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's record that comes between the first look at the folder and the lock."""
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    (run,) = [run for run in read_comparison(folder).domains[0].variants["layersync"].runs if run.seed == SEEDS[1]]
+    content = json.loads((out / "compare.json").read_text())
+    del content["domains"][0]["variants"]["broken"]
+    content["domains"][0]["variants"]["layersync"]["runs"][1] = {
+        "seed": run.seed,
+        "status": "waiting",
+        "path": run.path,
+    }
+    (out / "compare.json").write_text(json.dumps(content))
+    late = out / f"{run.path}.json"
+    record, check = late.read_bytes(), experiment._check_work
+    late.unlink()
+
+    def slowly(*arguments: Any) -> Any:
+        late.write_bytes(record)
+        return check(*arguments)
+
+    monkeypatch.setattr(experiment, "_check_work", slowly)
+    shutil.rmtree(out / run.path)
+    found = layersync.compare([recipe], {"baseline": (), "layersync": ()}, SEEDS, out=out, resume=True)
+    assert found.domains[0].variants["layersync"].runs[1] == run and not (out / run.path).exists()
+
+
+def test_batches_of_unlike_size_and_many_variants_are_said(recipe: Path) -> None:
+    given = {"baseline": (), "half": ["train.batch_size=4"]}
+    (note,) = (
+        note for note in summarise(arms_of([recipe], given, ()), SEEDS, {}, recipe.parent).notes if "batch" in note
+    )
+    assert "of baseline; 4 of half" in note
+    many = {"baseline": ()} | {f"w{n}": [f"regularizer.weight={n}"] for n in (1, 2, 3, 4)}
+    notes = summarise(arms_of([recipe], many, ()), SEEDS, {}, recipe.parent).notes
+    assert any("4 variants against one reference" in note and "other seeds" in note for note in notes)
+
+
+def test_runs_of_unlike_machines_are_said(folder: Path, recipe: Path, domain: Domain) -> None:
+    records = {
+        ("digits", name, run.seed): run for name in ("baseline", "layersync") for run in domain.variants[name].runs
+    }
+    elsewhere = records["digits", "layersync", SEEDS[1]]
+    changes = {"git_commit": "abc", "device": "cuda", "precision": "bfloat16", "threads": 99}
+    records["digits", "layersync", SEEDS[1]] = replace(elsewhere, environment=elsewhere.environment | changes)
+    arms = [replace(arm, domain="digits") for arm in arms_of([recipe], {"baseline": (), "layersync": ()}, ())]
+    said = " ".join(summarise(arms, SEEDS, records, folder).notes)
+    for value in ("commits of layersync: ", "devices: cpu, cuda", "precisions: ", "numbers of threads: "):
+        assert f"runs of different {value}" in said
+    assert "runs of different" not in " ".join(domain.notes)
 
 
 def test_recipe_of_a_variant_is_written_out_in_full(folder: Path, domain: Domain) -> None:

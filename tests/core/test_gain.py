@@ -85,7 +85,7 @@ def falling(rate: float, seeds: int = 1) -> np.ndarray:
 
 @pytest.mark.parametrize("factor", [1.0, 1.25, 1.9, 3.1])
 def test_speed_up_of_a_curve_that_falls_so_many_times_as_fast(factor: float) -> None:
-    found = speed_up(STEPS, falling(1e-3, 3), falling(factor * 1e-3, 3), "lower", times=([1.0] * 3, [1.04] * 3))
+    found = speed_up(STEPS, falling(1e-3, 5), falling(factor * 1e-3, 5), "lower", times=([1.0] * 5, [1.04] * 5))
     assert (found.reference_step, found.variant_step) == pytest.approx((2000, 2000 / factor))
     assert found.steps == pytest.approx(factor) and found.steps_interval == pytest.approx((factor, factor))
     assert found.seconds == pytest.approx(factor / 1.04) and found.seconds_interval[0] == pytest.approx(factor / 1.04)
@@ -106,6 +106,14 @@ def test_speed_up_before_the_first_evaluation_is_a_lower_bound() -> None:
     found = speed_up(STEPS, falling(1e-3), falling(9e-3), "lower")
     assert found.steps == 4 and "at least" in found.note and "one seed" in found.note
     assert found.steps_interval is None and found.seconds is None
+
+
+def test_speed_up_over_a_reference_that_is_there_at_the_first_evaluation_is_an_upper_bound() -> None:
+    early = [[5.0, 6.0, 6.0, 6.0]]
+    found = speed_up(STEPS, early, [[9.0, 8.0, 7.0, 5.9]], "lower")
+    assert found.steps is not None and found.steps < 0.3 and "at most this much" in found.note
+    both = speed_up(STEPS, early, [[5.5, 5.8, 6.1, 5.9]], "lower")
+    assert both.steps is None and both.note.startswith("both are there at the first evaluation")
 
 
 def test_a_curve_against_itself_is_no_faster_even_where_it_was_better_before() -> None:
@@ -135,12 +143,27 @@ def test_resolution_is_half_the_interval_whichever_way_a_score_improves() -> Non
 
 
 def test_speed_up_that_some_seeds_contradict_has_an_interval_that_says_so() -> None:
-    rates = np.asarray([0.4e-3, 0.8e-3, 1.6e-3, 2.0e-3])
+    rates = np.asarray([0.55e-3, 1.4e-3, 1.6e-3, 2.0e-3])
     after = 50 * np.exp(-rates[:, None] * np.asarray(STEPS))
     found = speed_up(STEPS, falling(1e-3, 4), after, "lower")
     assert found.steps_interval is not None and found.steps_interval[0] == 0
-    assert "of resamplings" in found.note
-    assert found == speed_up(STEPS, falling(1e-3, 4), after, "lower"), "the same numbers every time"
+    assert "once one of 2 of the 4 seeds is left out" in found.note and "indicative: 4 seeds" in found.note
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 10])
+def test_speed_ups_interval_covers_what_it_says(count: int) -> None:
+    """Curves of one true speed-up, scores of each run 4 % off: a bootstrap's percentiles cover 51, 72, 84 and 87 %."""
+    rng = np.random.default_rng(count)
+    hits = 0
+    for _ in range(300):
+        level = rng.normal(0, 0.04, size=(count, 1))
+        before, after = (
+            falling(rate, count) * np.exp(level + rng.normal(0, 0.04, size=(count, 4))) for rate in (1e-3, 1.2e-3)
+        )
+        interval = speed_up(STEPS, before, after, "lower").steps_interval
+        assert interval is not None
+        hits += interval[0] <= 1.2 <= interval[1]
+    assert 0.9 <= hits / 300 <= 0.99
 
 
 def test_speed_up_resamples_pairs() -> None:

@@ -250,6 +250,16 @@ class TestNumbers:
 
 
 class TestFigures:
+    def test_every_setting_of_sampling_that_differs_is_said_beside_the_numbers(self, changed: Changed) -> None:
+        def guide(found: Comparison) -> Comparison:
+            own = found.domains[0].settings
+            return _with(settings={**own, "sampling": {**own["sampling"], "guidance_interval": [0.3, 1.0]}})(found)
+
+        found = Comparison.from_mapping(json.loads((changed(guide) / "compare.json").read_text()))
+        lines = [line.strip() for line in comparison_table(found).splitlines() if "training steps;" in line]
+        assert [line.partition(":")[0] for line in lines] == ["baseline", "layersync"]
+        assert lines[1].endswith("guidance_interval [0.3, 1.0]") and "guidance_interval" in lines[0]
+
     def test_figures_for_papers_are_whole_and_the_same_each_time(
         self, comparison_folder: Path, changed: Changed
     ) -> None:
@@ -267,6 +277,16 @@ class TestFigures:
         for file in first.glob("*.png"):
             with Image.open(file) as picture:
                 assert picture.width == 1050
+
+    def test_figures_of_an_earlier_report_go_and_others_stay(self, changed: Changed) -> None:
+        folder = changed()
+        write_report(folder)
+        written = {file.name for file in (folder / "figures").iterdir()}
+        earlier = ("9-image-quick-score.svg", "1-image-quick-map-7-gone.png", "2-audio-held-out-loss.png")
+        for name in (*earlier, "my-own.png", "1-score.txt"):
+            (folder / "figures" / name).write_bytes(b"")
+        write_report(folder)
+        assert {file.name for file in (folder / "figures").iterdir()} == written | {"my-own.png", "1-score.txt"}
 
     def test_what_is_drawn_follows_the_numbers(self, changed: Changed, comparison_folder: Path) -> None:
         folder = changed(_with(gain=Gain(0.20, (0.15, 0.25), 3, 0.05)))
@@ -354,6 +374,21 @@ class TestSamples:
         Image.new("RGB", (3, 3)).save(secret / "grid.png")
         page = write_report(folder)
         assert "password" not in words(page) and "../secret is not there" in words(page)
+
+    def test_links_out_of_the_folder_are_not_followed(self, changed: Changed, words: Words) -> None:
+        folder = changed(_with(samples="linked", recipe="recipe.yaml"))
+        secret = folder.parent / "secret"
+        secret.mkdir()
+        (secret / "recipe.yaml").write_text("password")
+        (folder / "recipe.yaml").symlink_to(secret / "recipe.yaml")
+        (folder / "linked").symlink_to(secret)
+        Image.new("RGB", (3, 3)).save(secret / "grid.png")
+        samples = folder / "image-quick" / "baseline" / "samples"
+        (samples / "grid.png").unlink()
+        (samples / "grid.png").symlink_to(secret / "grid.png")
+        said = words(write_report(folder))
+        assert "password" not in said and "recipe.yaml is not there" in said and "linked is not there" in said
+        assert "No samples of baseline" in said or "grid.png" not in said
 
     def test_large_files_are_made_smaller_and_stay_what_they_are(self, changed: Changed) -> None:
         folder = changed()
