@@ -166,7 +166,7 @@ def test_speed_ups_interval_covers_what_it_says(count: int) -> None:
     assert 0.9 <= hits / 300 <= 0.99
 
 
-def test_speed_up_resamples_pairs() -> None:
+def test_speed_up_leaves_out_pairs() -> None:
     """Seeds that are each twice as fast, at very different levels, leave no doubt about the factor."""
     levels = np.asarray([1, 3, 10, 30.0])[:, None]
     found = speed_up(STEPS, levels * falling(1e-3, 4), levels * falling(2e-3, 4), "lower")

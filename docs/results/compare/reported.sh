@@ -2,8 +2,10 @@
 # The reported runs of ../plan.yaml. LAYERSYNC_DATA names the folder of data, OUT where runs go, SEEDS those of `second`, such as
 # 110,111,112. Called again, with the same seeds or with more, it goes on: the compare.json below OUT are all that it needs.
 set -euo pipefail
-cd "$(dirname "$0")"
 : "${LAYERSYNC_DATA:?}" "${OUT:?}" "${SEEDS:?}"
+export LAYERSYNC_DATA; LAYERSYNC_DATA=$(realpath "$LAYERSYNC_DATA")
+OUT=$(realpath --canonicalize-missing "$OUT")
+cd "$(dirname "$0")"
 
 run() {
     local resume=()

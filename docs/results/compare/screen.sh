@@ -2,8 +2,10 @@
 # The screen: where does the paper's effect begin? Two seeds a cell, Fashion-MNIST; every cell is in a compare.json.
 # LAYERSYNC_DATA names the folder of data; OUT is where runs go. Called again, it goes on.
 set -euo pipefail
-cd "$(dirname "$0")"
 : "${LAYERSYNC_DATA:?}" "${OUT:?}"
+export LAYERSYNC_DATA; LAYERSYNC_DATA=$(realpath "$LAYERSYNC_DATA")
+OUT=$(realpath --canonicalize-missing "$OUT")
+cd "$(dirname "$0")"
 
 run() {
     local resume=()
