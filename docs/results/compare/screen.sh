@@ -24,3 +24,5 @@ run tokens-49 --set backbone.patch_size=4
 run width-64 --set backbone.hidden_size=64 --set backbone.num_heads=2
 run width-160 --set backbone.hidden_size=160 --set backbone.num_heads=5
 run unlabelled --set condition.labels=ignored --set 'evaluate.metrics=[fd-classifier]'
+run steps-8000 --set train.steps=8000 --set evaluate.every=2000
+run depth-24 --set backbone.depth=24
