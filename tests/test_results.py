@@ -59,4 +59,5 @@ def test_every_variant_of_every_comparison_is_in_the_page() -> None:
 def test_comparisons_carry_no_path_of_the_machine_that_made_them(name: str) -> None:
     for file in (FOLDER / name).iterdir():
         if file.suffix in (".json", ".html", ".svg"):
-            assert not re.search(r"(?<![\w.$])/(?:tmp|work|root|home|check)/", file.read_text()), file
+            text_alone = re.sub(r"base64,[A-Za-z0-9+/=]+", "", file.read_text())
+            assert not re.search(r"(?<![\w.$])/(?:tmp|work|root|home|check)/", text_alone), file
