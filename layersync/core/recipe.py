@@ -167,7 +167,9 @@ class Evaluate(_Part):
 
     metrics: list[str] = Field(["fd-classifier"], min_length=1)
     num_samples: int = Field(1000, ge=2)
-    every: Count | None = Field(None, description="Steps between held-out losses, and scores of a comparison; null: at the ends only.")
+    every: Count | None = Field(
+        None, description="Steps between held-out losses, and scores of a comparison; null: at the ends only."
+    )
     reference: Literal["train", "test"] = "train"
     conditions: Literal["train", "test", "stratified"] = Field(
         "train",
