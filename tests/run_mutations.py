@@ -243,7 +243,7 @@ MUTATIONS = [
              "before[every != row], after[every != row - 1], better)",
              "test_gain.py::test_speed_up_leaves_out_pairs"),
     Mutation("a speed-up's interval is the jackknife's", GAIN,
-             "pseudo = len(cost) * (whole - cost.mean()) - (len(cost) - 1) *", "pseudo =",
+             "pseudo = count * (whole - costs.mean()) - (count - 1) *", "pseudo =",
              "test_gain.py::test_speed_ups_interval_covers_what_it_says"),
     Mutation("a named variant keeps its meaning", "core/experiment.py", 'return ("regularizer.name=none", *given)',
              'return given or ("regularizer.name=none",)',

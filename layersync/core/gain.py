@@ -102,7 +102,7 @@ def speed_up(
         note = f"both are there at the first evaluation, step {steps[0]}: no speed-up can be read off"
         return SpeedUp(None, None, None, None, note=note)
     in_steps = start / end if end else None
-    intervals: list[tuple[float, float] | None] = [None, None]
+    steps_interval = seconds_interval = None
     notes = [*_bounds(steps, start, end), few_seeds(len(before))]
     if len(before) > 1:
         every = np.arange(len(before))
@@ -110,25 +110,32 @@ def speed_up(
         missed = sum(not reached for _, reached in without)
         if missed and end:
             notes.append(f"not reached once one of {missed} of the {len(before)} seeds is left out")
-        left_out = np.asarray([value for value, _ in without])
-        whole = _read(steps, before, after, better)[0]
-        limit = math.log(start / steps[-1]) - MARGIN
-        for unit, cost in enumerate((np.zeros(len(before)), costs)):
-            others = (cost.sum() - cost) / (len(cost) - 1)
-            pseudo = len(cost) * (whole - cost.mean()) - (len(cost) - 1) * (left_out - others)
-            half = _half_width(pseudo)
-            ends = [whole + sign * half for sign in (-1, 1)]
-            low, high = (math.exp(value - cost.mean()) if value > limit else 0.0 for value in ends)
-            intervals[unit] = (low, high)
+        whole, left_out = _read(steps, before, after, better)[0], np.asarray([value for value, _ in without])
+        reachable = math.log(start / steps[-1]) - MARGIN
+        steps_interval = _jackknife(whole, left_out, np.zeros(len(before)), reachable)
+        seconds_interval = None if times is None else _jackknife(whole, left_out, costs, reachable)
     return SpeedUp(
         in_steps,
-        intervals[0],
+        steps_interval,
         None if in_steps is None or times is None else in_steps / math.exp(costs.mean()),
-        None if times is None else intervals[1],
+        seconds_interval,
         reference_step=start,
         variant_step=end or None,
         note="; ".join(note for note in notes if note),
     )
+
+
+def _jackknife(whole: float, left_out: Array, costs: Array, reachable: float) -> tuple[float, float]:
+    """The interval of a speed-up from its logarithm, of all seeds and without each, and the seeds' log ratios of time.
+
+    An end below ``reachable``, before time is taken into account, is 0.
+    """
+    count = len(left_out)
+    costs_left_out = (costs.sum() - costs) / (count - 1)
+    pseudo = count * (whole - costs.mean()) - (count - 1) * (left_out - costs_left_out)
+    half = _half_width(pseudo)
+    low, high = (math.exp(end - costs.mean()) if end > reachable else 0.0 for end in (whole - half, whole + half))
+    return low, high
 
 
 def _read(steps: Sequence[int], reference: Array, variant: Array, better: Better) -> tuple[float, bool]:
