@@ -5,6 +5,7 @@ Its scores are drawn, not trained: what is measured and tested on it is the repo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,14 +158,16 @@ def _variant(
         () if reference else (PAIR,),
         runs,
         {name: _curve([run.scores[name] for run in runs]) for name in METRICS},
-        None if reference else gain,
-        {} if reference else gains,
-        None if reference else speed_up,
-        None if reference else Overhead(1.01, (1.004, 1.016) if several else None),
-        {f"{PAIR[0]}-{PAIR[1]}": similar},
-        f"{own}/samples",
-        runs[0].seed,
-        settings,
+        gain=None if reference else gain,
+        gains={} if reference else gains,
+        held_out_loss=_curve([run.held_out_loss for run in runs]),
+        held_out_gain=None if reference else dataclasses.replace(gain, mean=better / 2),
+        speed_up=None if reference else speed_up,
+        overhead=None if reference else Overhead(1.01, (1.004, 1.016) if several else None),
+        similarity={f"{PAIR[0]}-{PAIR[1]}": similar},
+        samples=f"{own}/samples",
+        samples_seed=runs[0].seed,
+        settings=settings,
     )
 
 

@@ -13,13 +13,16 @@ from layersync.core.gain import FLAT, curve, last_change, overhead, paired_gain,
 from layersync.core.metric import Better, parse_metrics
 from layersync.core.recipe import Recipe
 from layersync.core.regularizer.layersync import Pair
-from layersync.core.results import Domain, RunRecord, Variant, few_seeds
+from layersync.core.results import Domain, Gain, RunRecord, Variant, few_seeds
+from layersync.core.run import differing_keys
 
 BASELINE = "baseline"
 SCORED_BY = ("extractor", "checksum", "preprocessing", "reference", "num_samples")
 """What two scores of a metric have to share."""
 MANY = 3
 """Variants beside the reference from which on chance alone is likely to make one look better or worse."""
+LOSS_OF = ("objective.interpolant", "objective.prediction", "objective.num_timesteps")
+"""Keys of a recipe of which the flow loss is another quantity."""
 ALIKE = {
     "git_commit": "commits of layersync",
     "device": "devices",
@@ -87,10 +90,7 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, direc
     }
     pairs = tuple(dict.fromkeys(pair for arm in arms for pair in arm.pairs))
     first = next(iter(recipe.evaluate.metrics))
-    variants = {
-        arm.variant: _variant(arm, runs[arm.variant], runs[reference.variant], metrics, pairs, directory)
-        for arm in arms
-    }
+    variants = {arm.variant: _variant(arm, reference, runs, metrics, pairs, directory) for arm in arms}
     return Domain(
         name=reference.domain,
         modality=recipe.modality,
@@ -106,12 +106,13 @@ def summarise(arms: Sequence[Arm], seeds: Sequence[int], records: Records, direc
 
 def _variant(
     arm: Arm,
-    runs: tuple[RunRecord, ...],
-    reference: tuple[RunRecord, ...],
+    reference: Arm,
+    runs_of: Mapping[str, tuple[RunRecord, ...]],
     metrics: Mapping[str, Better | None],
     pairs: Sequence[Pair],
     directory: Path,
 ) -> Variant:
+    runs = runs_of[arm.variant]
     done = [run for run in runs if run.status == "finished"]
     curves = {name: curve([run.scores[name] for run in done]) for name in metrics} if done else {}
     similarity = {}
@@ -131,15 +132,17 @@ def _variant(
         pairs=arm.pairs if arm.recipe.regularizer.name == "layersync" else (),
         runs=runs,
         curves=curves,
+        held_out_loss=curve([run.held_out_loss for run in done]) if done else None,
         similarity=similarity,
         samples="" if drawn is None else arm.samples(drawn - arm.offset),
         samples_seed=drawn,
         settings=_settings(arm.recipe, done),
         content=arm.trained.to_mapping(),
     )
-    if runs is reference:
+    if arm is reference:
         return found
-    both = [(before, after) for before, after in zip(reference, runs, strict=True) if _finished_both(before, after)]
+    sides = zip(runs_of[reference.variant], runs, strict=True)
+    both = [(before, after) for before, after in sides if _finished_both(before, after)]
     gains = {
         name: paired_gain([b.scores[name][-1] for b, _ in both], [a.scores[name][-1] for _, a in both], better)
         for name, better in metrics.items()
@@ -154,7 +157,16 @@ def _variant(
         metrics[first],
         ([b for b, _ in timed], [a for _, a in timed]) if both and len(timed) == len(both) else None,
     )
-    return replace(found, gain=gains[first], gains=gains, speed_up=speed, overhead=cost)
+    loss = _held_out_gain(arm, reference, both)
+    return replace(found, gain=gains[first], gains=gains, held_out_gain=loss, speed_up=speed, overhead=cost)
+
+
+def _held_out_gain(arm: Arm, reference: Arm, both: Sequence[tuple[RunRecord, RunRecord]]) -> Gain:
+    changed = differing_keys(reference.recipe.to_mapping(), arm.recipe.to_mapping())
+    other = [key for key in changed if key in LOSS_OF]
+    if other:
+        return Gain(None, None, len(both), note=f"another loss than the reference's: {', '.join(other)}")
+    return paired_gain([b.held_out_loss[-1] for b, _ in both], [a.held_out_loss[-1] for _, a in both], "lower")
 
 
 def _finished_both(before: RunRecord, after: RunRecord) -> bool:

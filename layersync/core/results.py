@@ -219,6 +219,11 @@ class Variant:
     """In the domain's metric, at the last step; ``None`` for the reference variant."""
     gains: dict[str, Gain] = field(default_factory=dict)
     """The same for every metric. They are never averaged."""
+    held_out_loss: Curve | None = None
+    """Flow loss of the averaged weights on fixed held-out examples, noise and times; the regularizer is not in it."""
+    held_out_gain: Gain | None = None
+    """In that loss, at the last step. It is seen in far fewer seeds than a gain in a metric, and is no substitute for
+    one: it says how well the network predicts, not how good its samples are."""
     speed_up: SpeedUp | None = None
     overhead: Overhead | None = None
     similarity: dict[str, dict[str, Curve]] = field(default_factory=dict)
@@ -363,6 +368,8 @@ def _variant_misfits(variant: Variant, domain: Domain, count: int) -> Iterator[s
     if len(depths) > 1:
         yield "its runs have maps of different sizes"
     curves = {f"curve of {metric}": curve for metric, curve in variant.curves.items()}
+    if variant.held_out_loss is not None:
+        curves["curve of held-out loss"] = variant.held_out_loss
     for metric in domain.better:
         if done and (metric not in variant.curves or any(metric not in run.scores for run in done)):
             yield f"{metric} is not in its curves and in all of its finished runs"

@@ -320,7 +320,7 @@ def loss_figure(domain: Domain) -> Figure | None:
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
         for name, runs in shown.items():
-            _lines(axes, name, runs, lambda run: run.held_out_loss, domain)
+            _lines(axes, name, runs, lambda run: run.held_out_loss, domain, domain.variants[name].held_out_loss)
         _logarithmic(axes, [value for runs in shown.values() for run in runs for value in run.held_out_loss])
         _step_axis(axes)
         axes.set_ylabel("held-out flow loss")

@@ -253,6 +253,34 @@ def summary_row(name: str, variant: Variant, domain: Domain) -> tuple[str, ...]:
     )
 
 
+LOSS = "held-out loss"
+METRIC_ROW = ("metric", "variant", "score", "gain, %", "seeds", "resolution", "note")
+
+
+def metric_rows(domain: Domain) -> list[tuple[str, str, list[tuple[str, ...]]]]:
+    """Of each metric and of the held-out loss: its name, which way it improves, the other cells of METRIC_ROW."""
+    variants = domain.variants.items()
+    found = []
+    for metric, better in domain.better.items():
+        rows = [_metric_row(name, v, domain, v.curves.get(metric), v.gains.get(metric)) for name, v in variants]
+        found.append((metric, ARROWS[better], rows))
+    if any(variant.held_out_loss is not None for _, variant in variants):
+        rows = [_metric_row(name, v, domain, v.held_out_loss, v.held_out_gain) for name, v in variants]
+        found.append((LOSS, ARROWS["lower"], rows))
+    return found
+
+
+def _metric_row(name: str, variant: Variant, domain: Domain, curve: Curve | None, own: Gain | None) -> tuple[str, ...]:
+    return (
+        name,
+        score(curve),
+        "reference" if name == domain.reference else gain(own).replace(" %", ""),
+        str(len(finished(variant)) if own is None else own.seeds),
+        NOTHING if own is None else percent(own.resolution, sign=False),
+        "" if own is None else own.note,
+    )
+
+
 def comparison_table(comparison: Comparison) -> str:
     """A comparison as text: of each domain its settings and a table of its variants, and what has to be said beside."""
     others = with_other_seeds(comparison)
@@ -262,7 +290,7 @@ def comparison_table(comparison: Comparison) -> str:
         steps = evaluated_steps(domain)
         at = f"at step {steps[-1]:,}" if steps else "no run has finished"
         head = f"{domain.name}: {domain.metric} ({ARROWS[domain.better.get(domain.metric)]}), {at}; 95 % intervals"
-        lines = [head, *(f"  {line}" for line in protocols(domain)), *_aligned(rows)]
+        lines = [head, *(f"  {line}" for line in protocols(domain)), *_aligned(rows), *_loss_line(domain)]
         lines += [f"  note: {note}" for note in domain.notes]
         lines += [f"  {remark}" for remark in remarks(domain)]
         for name, variant in domain.variants.items():
@@ -272,6 +300,16 @@ def comparison_table(comparison: Comparison) -> str:
         blocks.append("\n".join(lines))
     blocks.append("\n".join([*others.values(), RESOLUTION, TIMES]))
     return "\n\n".join(blocks)
+
+
+def _loss_line(domain: Domain) -> list[str]:
+    """Gains in held-out loss; no line before there is one."""
+    said = [
+        f"{name} {gain(own)}" + (f", resolution {percent(own.resolution, sign=False)}" if own.resolution else "")
+        for name, variant in domain.variants.items()
+        if (own := variant.held_out_gain) is not None and own.mean is not None
+    ]
+    return [f"  {LOSS}, gain: {'; '.join(said)}"] if said else []
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

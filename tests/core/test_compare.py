@@ -104,6 +104,28 @@ def test_gain_is_that_of_the_paired_scores(domain: Domain) -> None:
     assert found.overhead is None, "six steps are too few to time one"
 
 
+def test_gain_in_held_out_loss_is_that_of_the_runs_own_logs(folder: Path, domain: Domain) -> None:
+    def last(variant: str) -> list[float]:
+        runs = (Run(folder / run.path) for run in domain.variants[variant].runs)
+        return [[r["held_out_loss"] for r in run.records() if "held_out_loss" in r][-1] for run in runs]
+
+    found = domain.variants["layersync"]
+    assert found.held_out_gain == paired_gain(last("baseline"), last("layersync"), "lower")
+    assert found.held_out_gain.mean != 0 and found.held_out_loss is not None
+    assert found.held_out_loss.mean[-1] == pytest.approx(sum(last("layersync")) / 2)
+    assert domain.variants["baseline"].held_out_gain is None
+
+
+def test_losses_of_unlike_objectives_are_no_gain(folder: Path, recipe: Path, domain: Domain) -> None:
+    variants = {"baseline": (), "other": ("objective.prediction=data",)}
+    arms = arms_of([recipe], variants, ())
+    runs = dict(zip(variants, (domain.variants["baseline"].runs, domain.variants["layersync"].runs), strict=True))
+    records = {("digits", name, seed): run for name, of in runs.items() for seed, run in zip(SEEDS, of, strict=True)}
+    found = summarise(arms, SEEDS, records, folder).variants["other"].held_out_gain
+    assert found is not None and found.mean is None
+    assert found.note == "another loss than the reference's: objective.prediction"
+
+
 def test_similarity_is_measured_for_the_baseline_on_the_others_pairs(domain: Domain) -> None:
     for variant in ("baseline", "layersync"):
         found = domain.variants[variant].similarity["1-3"]

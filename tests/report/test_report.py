@@ -23,6 +23,7 @@ import layersync
 from layersync.core.errors import InputError
 from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant
 from layersync.report import check_target, comparison_table, write_report
+from layersync.report.text import score
 
 Words = Callable[[Path], str]
 Changed = Callable[..., Path]
@@ -167,11 +168,32 @@ class TestNumbers:
             for name, variant in found.domains[0].variants.items():
                 runs = tuple(_without_scores(run, "waiting") for run in variant.runs)
                 cut: dict[str, Any] = {"curves": {}, "gain": None, "gains": {}, "speed_up": None, "similarity": {}}
+                cut |= {"held_out_loss": None, "held_out_gain": None}
                 found = _with(name, runs=runs, **cut)(found)
             return found
 
         said = words(write_report(changed(waiting)))
         assert "No run of this domain has finished" in said and "waiting" in said
+
+    def test_the_held_out_loss_is_a_row_of_the_metrics(self, comparison_folder: Path, words: Words) -> None:
+        before = Comparison.from_mapping(json.loads((comparison_folder / "compare.json").read_text()))
+        loss = before.domains[0].variants["layersync"].held_out_loss
+        assert loss is not None
+        said = words(comparison_folder / "report.html")
+        row = f"layersync {score(loss)} +3.5 [+5.0, +9.0] 3 2.0 %"
+        assert said.count("All metrics, and the held-out loss, at the last step") == 3 and row in said
+
+    def test_a_comparison_of_before_there_was_a_gain_in_loss(self, changed: Changed, words: Words) -> None:
+        def older(found: Comparison) -> Comparison:
+            for name in found.domains[0].variants:
+                found = _with(name, held_out_loss=None, held_out_gain=None)(found)
+            return found
+
+        folder = changed(older)
+        said = words(write_report(folder))
+        assert "All metrics" in said and "held-out loss lower is better" not in said
+        table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
+        assert "held-out loss" not in table
 
     def test_table_for_terminals(self, comparison_folder: Path) -> None:
         found = Comparison.from_mapping(json.loads((comparison_folder / "compare.json").read_text()))
@@ -182,6 +204,7 @@ class TestNumbers:
         assert "1.01× [not reached, 1.07]" in audio
         assert "note: the curves were still falling" in audio and "note:" not in image
         assert "layersync: speed-up: not reached: the mean at no evaluation" in motion
+        assert "  held-out loss, gain: layersync +3.5 % [+5.0, +9.0], resolution 2.0 %" in image.splitlines()
         assert image.splitlines()[1] == (
             "  1500 training steps; samples by heun in 12 steps, guidance 2; 256 samples; extractor classifier; "
             "reference split test of digits"
@@ -466,6 +489,7 @@ class TestCommand:
             ),
             (f"{LAYERSYNC}.runs.1.scores", {}, "fd-classifier is not in its curves and in all of its finished runs"),
             (f"{LAYERSYNC}.runs.1.held_out_loss", [0.5], "seed 1: has 1 held-out losses for 3 evaluated steps"),
+            (f"{LAYERSYNC}.held_out_loss.mean", [0.5], "curve of held-out loss is not of 3 evaluated steps"),
             (f"{LAYERSYNC}.runs.1.seconds", [], "seed 1: has 0 times for 3 evaluated steps"),
             (f"{LAYERSYNC}.runs.1.similarity", [], "seed 1: has 0 maps for 3 evaluated steps"),
             (f"{LAYERSYNC}.runs.1.steps", [500, 500, 1500], "its steps [500, 500, 1500] are not ascending"),
