@@ -30,7 +30,7 @@ def rows(page: str) -> Iterator[tuple[str, list[str]]]:
         if found := NAMED.findall(line):
             name = found[-1]
         cells = [cell.strip().strip("`*") for cell in line.strip("|").split("|")] if line.startswith("| ") else []
-        if name and len(cells) == 5 and cells[0] in {domain.name for domain in comparison(name).domains}:
+        if name and len(cells) == 6 and cells[0] in {domain.name for domain in comparison(name).domains}:
             yield name, cells
 
 
@@ -38,12 +38,13 @@ def rows(page: str) -> Iterator[tuple[str, list[str]]]:
 def test_gains_are_those_of_the_comparisons(page: str) -> None:
     found = list(rows(page))
     assert found
-    for name, (domain_name, variant_name, gain, resolution, seeds) in found:
+    for name, (domain_name, variant_name, gain, resolution, loss, seeds) in found:
         (domain,) = (domain for domain in comparison(name).domains if domain.name == domain_name)
         held = domain.variants[variant_name].gain
+        in_loss = domain.variants[variant_name].held_out_gain
         assert held is not None, (name, domain_name, variant_name)
-        said = (text.gain(held), text.percent(held.resolution, sign=False), str(held.seeds))
-        assert (gain, resolution, seeds) == said, (name, domain_name, variant_name)
+        said = (text.gain(held), text.percent(held.resolution, sign=False), text.gain(in_loss), str(held.seeds))
+        assert (gain, resolution, loss, seeds) == said, (name, domain_name, variant_name)
 
 
 def test_every_variant_of_every_comparison_is_in_the_page() -> None:
