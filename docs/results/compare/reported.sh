@@ -48,6 +48,8 @@ run motion recipes/motion-bvh.yaml "${calm[@]}" "${stratified[@]}" --set evaluat
     --set 'evaluate.metrics=[fd-geometric,fd-kinetic,fd-classifier,label-agreement]' \
     --seeds 120,121,122,123,124,125,126,127,128,129
 
+run longer recipes/fashion.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 130,131,132,133,134,135,136,137
+
 run cifar10 recipes/cifar10.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
 run notes recipes/notes.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
 run satellite recipes/satellite.yaml "${calm[@]}" --seeds 100,101,102,103,104
