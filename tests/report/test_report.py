@@ -191,7 +191,7 @@ class TestNumbers:
 
         folder = changed(older)
         said = words(write_report(folder))
-        assert "All metrics" in said and "held-out loss lower is better" not in said
+        assert "All metrics at the last step" in said and "held-out loss lower is better" not in said
         table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
         assert "held-out loss" not in table
 

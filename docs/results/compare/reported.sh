@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The reported runs of ../plan.yaml. LAYERSYNC_DATA names the folder of data, OUT where runs go. Called again, it goes on: the
-# compare.json below OUT are all that it needs.
+# compare.json below OUT are all that it needs, and the folders of a comparison whose runs another one shares when that one is begun.
 set -euo pipefail
 : "${LAYERSYNC_DATA:?}" "${OUT:?}"
 export LAYERSYNC_DATA; LAYERSYNC_DATA=$(realpath "$LAYERSYNC_DATA")
@@ -21,7 +21,6 @@ share() {
 domains=(recipes/fashion.yaml recipes/spoken-digits.yaml recipes/motion-bvh.yaml)
 calm=(--set optimizer.schedule=cosine --set optimizer.lr=2.0e-3 --set evaluate.num_samples=2000)
 stratified=(--set evaluate.conditions=stratified)
-ten=110,111,112,113,114,115,116,117,118,119
 
 run controls recipes/fashion.yaml --variants baseline,null --seeds 100,101,102,103,104 \
     --variant wider:regularizer.name=none,backbone.hidden_size=160,backbone.num_heads=5
@@ -42,7 +41,7 @@ if [[ ! -f $OUT/third/compare.json ]]; then
         for variant in baseline layersync; do share second third "$domain" "$variant"; done
     done
 fi
-run third "${third[@]}" --seeds "$ten"
+run third "${third[@]}" --seeds 110,111,112,113,114,115,116,117,118,119
 
 run motion recipes/motion-bvh.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.num_samples=4000 --set evaluate.every=2000 \
     --set 'evaluate.metrics=[fd-geometric,fd-kinetic,fd-classifier,label-agreement]' \
