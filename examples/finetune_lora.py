@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rank", type=int, default=4)
-    parser.add_argument("--weight", type=float, default=0.2)
+    parser.add_argument("--weight", type=float, default=0.002, help="that of LayerSync's authors for a LoRA of Wan 2.1")
     parser.add_argument("--out", type=Path, default=Path("lora"))
     arguments = parser.parse_args()
 

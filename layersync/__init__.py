@@ -1,4 +1,4 @@
-"""Flow-matching transformers that learn faster by aligning their own layers: the public API, loaded lazily."""
+"""Flow-matching transformers that can align their own layers (LayerSync): the public API, loaded lazily."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Put rendered samples of an image, an audio and a motion run into the one picture that README shows.
 
-python docs/images/make.py IMAGE_DIR AUDIO_DIR MOTION_DIR, each written by ``layersync sample``.
+python docs/images/make_samples.py IMAGE_DIR AUDIO_DIR MOTION_DIR, each written by ``layersync sample``.
 """
 
 from __future__ import annotations
