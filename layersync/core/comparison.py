@@ -204,7 +204,10 @@ def _notes(seeds: Sequence[int], metric: str, reference: str, runs: Mapping[str,
         if waiting:
             yield f"{name}: {waiting} of {len(of)} runs are not finished"
     done = {name: [run for run in of if run.status == "finished"] for name, of in runs.items()}
-    yield from _differences([run for of in done.values() for run in of])
+    finished = [run for of in done.values() for run in of]
+    yield from _differences(finished)
+    if any(run.held_out_split == "train" for run in finished):
+        yield "the held-out loss is of examples that were trained on: the data holds none out"
     for name, of in done.items():
         curves = [run.scores[metric] for run in of]
         if curves and len(curves[0]) == 1:

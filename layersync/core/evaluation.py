@@ -238,7 +238,13 @@ def evaluate(
         found.append({metric.name: scorer.score(metric) for metric in chosen})
     scores = found[0] if replications == 1 else {name: combine([part[name] for part in found]) for name in found[0]}
     settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed, recipe.evaluate.conditions)
-    result = Evaluation(str(run), model.step, weights, settings, scores, package_versions())
+    said = {
+        "reference": None if reference is None else str(reference),
+        "extractors": dict(extractors or {}),
+        "replications": replications if replications > 1 else None,
+    }
+    beside = {key: value for key, value in said.items() if value}
+    result = Evaluation(str(run), model.step, weights, settings, scores, package_versions(), beside)
     if processes.main:
         model.run.append("evaluation.jsonl", result.to_mapping())
     return result

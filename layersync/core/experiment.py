@@ -14,7 +14,7 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from layersync.core.evaluation import check_labels, open_extractors
 from layersync.core.experiment_run import Assignment, read_record, write_record
 from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
-from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task
+from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task, dealt
 from layersync.core.recipe import Recipe, load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
@@ -86,8 +86,8 @@ def compare(
     named = dict.fromkeys(variants, ()) if not isinstance(variants, Mapping) else variants
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        chosen = _seeds(seeds, recipes, overrides)
         arms = arms_of(recipes, named, overrides)
+        chosen = _seeds(seeds, arms)
         earlier = _earlier(directory, resume)
         if earlier is not None:
             _check_same(directory, arms, earlier)
@@ -95,7 +95,7 @@ def compare(
         warnings.warn(message, stacklevel=2)
     count = _jobs(jobs)
     records = _finished(directory, arms, chosen, earlier)
-    arms = _check_work(arms, chosen, records, earlier)
+    arms = _check_work(arms, chosen, records)
     experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
     processes = Processes.here()
     with experiment.alone(resume=resume) if processes.main else nullcontext():
@@ -103,10 +103,12 @@ def compare(
         experiment.catch_up()
         tasks = experiment.tasks()
         logger.info("runs to make: %d; seeds: %s", len(tasks), seed_names(chosen))
-        pool = ProcessPool(count, tasks[processes.rank :: processes.count], shown=shown and processes.main)
+        pool = ProcessPool(
+            count, dealt(tasks, processes.rank, processes.count, len(arms)), shown=shown and processes.main
+        )
         try:
             for task in pool.run():
-                experiment.note(task)
+                experiment.note(task, pool.waiting)
                 if processes.main:
                     experiment.write()
             if processes.main:
@@ -139,11 +141,7 @@ def parse_variants(named: str, given: Sequence[str]) -> dict[str, tuple[str, ...
     return found
 
 
-def _seeds(
-    seeds: int | Sequence[int], recipes: Sequence[str | os.PathLike[str]], overrides: Sequence[str]
-) -> tuple[int, ...]:
-    if not recipes:
-        raise InputError("compare: needs at least one recipe")
+def _seeds(seeds: int | Sequence[int], arms: Sequence[Arm]) -> tuple[int, ...]:
     if not isinstance(seeds, int):
         found = tuple(seeds)
         if not found or len(set(found)) < len(found) or min(found) < 0 or max(found) >= 2**63 - OTHER_SEEDS:
@@ -151,7 +149,7 @@ def _seeds(
         return found
     if seeds < 1:
         raise InputError(f"--seeds: {seeds}; at least 1")
-    first = {str(source): load_recipe(source, overrides).seed for source in recipes}
+    first = {arm.given: arm.recipe.seed for arm in arms}
     if len(set(first.values())) > 1:
         raise InputError(f"seed: the recipes start from different ones, {first}; name them by --seeds 0,1,...")
     start = next(iter(first.values()))
@@ -170,6 +168,8 @@ def arms_of(
     recipes: Sequence[str | os.PathLike[str]], variants: Mapping[str, Sequence[str]], overrides: Sequence[str]
 ) -> list[Arm]:
     """All variants of all recipes, checked as far as recipes alone can be."""
+    if not recipes:
+        raise InputError("compare: needs at least one recipe")
     if len(variants) < 2:
         raise InputError(f"--variants: {', '.join(variants) or 'none'} alone is nothing to compare; give two or more")
     for name in variants:
@@ -178,7 +178,8 @@ def arms_of(
     reference = BASELINE if BASELINE in variants else next(name for name in variants if name != NULL)
     arms: list[Arm] = []
     for source in recipes:
-        base = load_recipe(source, overrides)
+        common = [change for change in overrides if not _of_regularizer(change)]
+        base = load_recipe(source, common)
         file = Path(source).expanduser()
         domain = file.stem if file.is_file() else str(source).replace("/", "-")
         if not NAME.fullmatch(domain):
@@ -190,11 +191,20 @@ def arms_of(
             again = name == NULL and not given
             model = reference if again else name
             changes = _changes(model, tuple(variants[model]), base)
-            recipe = load_recipe(source, [*overrides, *changes])
+            try:
+                recipe = load_recipe(source, [*overrides, *changes])
+            except InputError as error:
+                hint = "" if common == [*overrides] else "; --set is for all variants, --variant NAME:KEY=VALUE for one"
+                raise InputError(f"variant {name!r}: {error}{hint}") from None
             own.append(Arm(domain, str(source), name, changes, recipe, OTHER_SEEDS if again else 0))
         _check_comparable(own)
         arms += own
     return arms
+
+
+def _of_regularizer(change: str) -> bool:
+    """Whether an override is about a key of the regularizer, of which other regularizers need not have any."""
+    return change.strip().startswith("regularizer.") and not change.strip().startswith("regularizer.name")
 
 
 def _changes(name: str, given: tuple[str, ...], base: Recipe) -> tuple[str, ...]:
@@ -257,7 +267,11 @@ def _check_same(directory: Path, arms: Sequence[Arm], earlier: Comparison) -> No
             raise InputError(f"--resume: {directory} compares {variant} of {domain} too, which is not asked for now")
     for key, arm in asked.items():
         if key in there:
-            changed = differing_keys(arm.trained.to_mapping(), there[key].content)
+            try:
+                before = load_recipe(there[key].content).to_mapping()  # keys that are newer have their default
+            except InputError as error:
+                raise InputError(f"--resume: {arm.variant} of {arm.domain} in {directory}: {error}") from None
+            changed = differing_keys(arm.trained.to_mapping(), before)
             if changed:
                 raise InputError(
                     f"--resume: {arm.variant} of {arm.domain} differs from the one in {directory} in "
@@ -286,25 +300,32 @@ def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlie
     return found
 
 
-def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records, earlier: Comparison | None) -> list[Arm]:
+def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records) -> list[Arm]:
     """The arms with their pairs. Data, latents and extractors that runs will need are there afterwards."""
-    known = {
-        (domain.name, name): variant.pairs
-        for domain in (earlier.domains if earlier else ())
-        for name, variant in domain.variants.items()
-    }
     checked, parts = [], {}
     for arm in arms:
-        key = (arm.domain, arm.variant)
-        if key in known and all((*key, seed) in records for seed in seeds):
-            checked.append(replace(arm, pairs=known[key]))
+        own = [records.get((arm.domain, arm.variant, seed)) for seed in seeds]
+        if None not in own:
+            depth = next(len(record.similarity[0].cosine) for record in own if record is not None)
+            checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
             continue
         read = (arm.domain, arm.recipe.condition.model_dump_json())
         if read not in parts:
             parts[read] = _parts(arm)
+            _check_data(arm, parts[read], records)
         depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
         checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
+
+
+def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
+    """Refuse to set runs beside finished ones of other data."""
+    before = {record.data for (domain, _, _), record in records.items() if domain == arm.domain and record.data}
+    if before - {parts.data.fingerprint}:
+        raise InputError(
+            f"--resume: the data or the tokenizer of {arm.domain} has changed since its finished runs were made; "
+            f"give another --out"
+        )
 
 
 def _parts(arm: Arm) -> Parts:
@@ -379,7 +400,7 @@ class _Experiment:
         self.records = found | self.records
 
     def tasks(self) -> list[Task]:
-        """What is left to do: seed by seed, so that an early stop leaves whole pairs; the longest trainings first."""
+        """What is left to do: seed by seed, so that an early stop leaves whole pairs."""
         found = []
         for seed in self.seeds:
             for arm in self.arms:
@@ -400,13 +421,18 @@ class _Experiment:
                 found.append(Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps))
         return found
 
-    def note(self, task: Task) -> None:
-        """Take over what an ended process left behind."""
+    def note(self, task: Task, waiting: Iterable[Task]) -> None:
+        """Take over what an ended process left behind. Where it was to draw samples and failed, the next seed does."""
         record = read_record(Path(task.assignment.result))
         if record is None:
             record = RunRecord(task.assignment.seed, "failed", task.assignment.path, error=task.error)
             write_record(Path(task.assignment.result), record)
         self.records[task.key] = record
+        if record.status == "failed" and task.assignment.samples:
+            heir = next((other for other in waiting if other.key[:2] == task.key[:2]), None)
+            if heir is not None:
+                arm = next(arm for arm in self.arms if (arm.domain, arm.variant) == heir.key[:2])
+                heir.assignment = replace(heir.assignment, samples=str(self.directory / arm.samples(heir.key[2])))
 
     def wait_for_others(self, tasks: Sequence[Task]) -> None:
         """Until every run of the other processes of this launch has ended, too."""

@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -95,7 +96,7 @@ def evaluated_steps(recipe: Recipe) -> list[int]:
 
 
 def _scores(run: Run) -> dict[int, dict[str, Any]]:
-    """The last evaluation of each step that is what the recipe asks for: metrics, sampling, averaged weights."""
+    """The last evaluation of each step that is the recipe's alone: its metrics and sampling, averaged weights."""
     recipe = run.recipe
     count, seed = recipe.evaluate.num_samples, recipe.evaluate.seed
     settings = sampling_settings(recipe.sample, count, seed, recipe.evaluate.conditions)
@@ -105,6 +106,7 @@ def _scores(run: Run) -> dict[int, dict[str, Any]]:
         for record in run.records("evaluation.jsonl")
         if set(recipe.evaluate.metrics) <= set(record["metrics"])
         and (record["weights"], record["sampling"]) == ("ema", sampling)
+        and not record.get("beside_recipe")
     ]
     return {record["step"]: record for record in found}
 
@@ -139,10 +141,15 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
     logs = run.records()
     measured = {found["step"]: found for found in logs if "held_out_loss" in found}
     rates = [found["samples_per_second"] for found in logs if "samples_per_second" in found]
-    for name in recipe.evaluate.metrics:
-        values = [scores[step]["metrics"][name]["value"] for step in steps]
+    losses = tuple(measured[step]["held_out_loss"] for step in steps)
+    numbers: dict[str, Sequence[Any]] = {
+        f"metric {name}": [scores[step]["metrics"][name]["value"] for step in steps] for name in recipe.evaluate.metrics
+    }
+    numbers["held-out loss"] = losses
+    numbers["similarity of blocks"] = [float(np.sum([found.cosine, found.centred])) for found in maps]
+    for name, values in numbers.items():
         if not np.isfinite(values).all():
-            raise TrainingError(f"metric {name}: is not finite at every evaluated step: {values}")
+            raise TrainingError(f"{name}: is not finite at every evaluated step: {list(values)}")
     environment = json.loads((run.path / "environment.json").read_text())
     environment["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
     return RunRecord(
@@ -154,10 +161,12 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
             name: tuple(scores[step]["metrics"][name]["value"] for step in steps) for name in recipe.evaluate.metrics
         },
         seconds=tuple(measured[step]["seconds"] for step in steps),
-        held_out_loss=tuple(measured[step]["held_out_loss"] for step in steps),
+        held_out_loss=losses,
         similarity=maps,
         step_seconds=float(recipe.train.batch_size / np.median(rates)) if len(rates) >= TIMED else None,
         process_seconds=time.time() - assignment.began,
+        data=run.data.fingerprint,
+        held_out_split=measured[steps[-1]].get("held_out_split"),
         environment=environment,
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,8 @@ class ProcessPool:
     def __init__(self, jobs: int, tasks: Sequence[Task], *, shown: bool = False):
         self.jobs, self.shown = jobs, shown
         self.total = len(tasks)
-        self._waiting = deque(tasks)
+        self.waiting = deque(tasks)
+        """Those that have not begun, the next one first."""
         self._running: list[_Running] = []
         self._ended: list[Task] = []
 
@@ -97,9 +99,9 @@ class ProcessPool:
                 stops_by_signals(),
                 progress("runs", self.total, columns=("now", "left"), shown=self.shown) as advance,
             ):
-                while self._waiting or self._running:
-                    while self._waiting and len(self._running) < self.jobs:
-                        self._running.append(self._start(self._waiting.popleft()))
+                while self.waiting or self._running:
+                    while self.waiting and len(self._running) < self.jobs:
+                        self._running.append(self._start(self.waiting.popleft()))
                     time.sleep(POLL_SECONDS)
                     for running in [one for one in self._running if one.process.poll() is not None]:
                         yield self._end(running)
@@ -120,26 +122,16 @@ class ProcessPool:
             stdin=subprocess.PIPE,
             stdout=stream,
             stderr=stream,
-            env=self._environment(slot),
+            env=run_environment(
+                os.environ,
+                slot,
+                self.jobs,
+                gpus=torch.cuda.device_count(),
+                cores=len(os.sched_getaffinity(0)),
+            ),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
         return _Running(task, process, slot, time.monotonic(), log, stream)
-
-    def _environment(self, slot: int) -> dict[str, str]:
-        kept = {
-            name: value
-            for name, value in os.environ.items()
-            if name not in LAUNCHED and not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
-        }
-        if torch.cuda.is_available():
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
-            devices = visible.split(",")
-            kept["CUDA_VISIBLE_DEVICES"] = devices[(int(os.environ.get("LOCAL_RANK", "0")) + slot) % len(devices)]
-        else:
-            processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            share = max(1, len(os.sched_getaffinity(0)) // (self.jobs * processes))
-            kept["OMP_NUM_THREADS"] = str(min(share, int(kept.get("OMP_NUM_THREADS", share))))
-        return kept
 
     def _end(self, running: _Running) -> Task:
         task, status = running.task, running.process.returncode
@@ -170,7 +162,7 @@ class ProcessPool:
     def time_left(self) -> float:
         """Seconds, from the runs that have ended: those of the same domain where there are any."""
         work = 0.0
-        for task in [*self._waiting, *(running.task for running in self._running)]:
+        for task in [*self.waiting, *(running.task for running in self._running)]:
             alike = [one for one in self._ended if one.key[0] == task.key[0]] or self._ended
             work += sum(one.seconds for one in alike) / len(alike)
         spent = sum(time.monotonic() - running.began for running in self._running)
@@ -196,6 +188,47 @@ class ProcessPool:
                 running.process.kill()
             _close(running)
         self._running.clear()
+
+
+def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int, cores: int) -> dict[str, str]:
+    """Variables of the process of a run, made of those of this process.
+
+    A launcher's are left out, since a run is a process by itself. With GPUs it sees one of them, another than the other
+    jobs here and in the other processes of the launch on this machine; else it has its share of the cores.
+
+    Args:
+        given: variables of this process.
+        slot: which of the ``jobs`` that run at the same time it is, from 0.
+        jobs: how many runs this process has at a time.
+        gpus: how many GPUs this process sees.
+        cores: how many cores it may use.
+    """
+    kept = {
+        name: value
+        for name, value in given.items()
+        if name not in LAUNCHED and not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
+    }
+    if gpus:
+        visible = (given.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+        kept["CUDA_VISIBLE_DEVICES"] = visible[(int(given.get("LOCAL_RANK", "0")) * jobs + slot) % len(visible)]
+        return kept
+    processes = int(given.get("LOCAL_WORLD_SIZE", "1"))
+    share = max(1, cores // (jobs * processes))
+    wanted = int(kept.get("OMP_NUM_THREADS", share))
+    if processes > 1 and wanted == 1:
+        wanted = share  # what launchers say where nobody has said anything
+    kept["OMP_NUM_THREADS"] = str(min(share, wanted))
+    return kept
+
+
+def dealt(tasks: Sequence[Task], rank: int, count: int, variants: int) -> list[Task]:
+    """Those of ``tasks`` that process ``rank`` of ``count`` makes; in all, as many each as can be.
+
+    With 2 processes and 2 variants each variant comes to both processes in turn, so that a slower machine is not taken
+    for a slower variant.
+    """
+    cycle = math.lcm(variants, count)
+    return [task for number, task in enumerate(tasks) if (number + number // cycle) % count == rank]
 
 
 def _close(running: _Running) -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -333,9 +333,9 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         except YAML_FAILURES:
             raise InputError(f"--set {override!r}: the value is no valid YAML") from None
         parsed.append((keys, value))
-    for keys, value in parsed:
-        if len(keys) == 2 and keys[1] == "name" and keys[0] in PLUGGED:
-            _rename_section(content, keys[0], value)
+    names = {keys[0]: value for keys, value in parsed if keys[1:] == ["name"] and keys[0] in PLUGGED}
+    for section, name in names.items():
+        _rename_section(content, section, name)
     for keys, value in parsed:
         target = content
         for key in keys[:-1]:
@@ -350,15 +350,26 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
 
 
 def _rename_section(content: dict[str, Any], section: str, name: Any) -> None:
-    """Drop keys that a section's new name does not have, with one warning; of ``none`` nothing else is expected."""
+    """Drop keys that a section's new name does not have, with one warning; of ``none`` nothing else is expected.
+
+    Another regularizer keeps none of them: a weight of one loss is no weight of another.
+    """
     present = content.get(section)
     if not isinstance(present, dict) or not isinstance(content.get("modality"), str):
         return
-    known = _section_class(content["modality"], section, name).model_fields
+    known: Collection[str] = _section_class(content["modality"], section, name).model_fields
+    if section == "regularizer" and present.get("name", "none") != name:
+        known = ("name",)
     dropped = [key for key in present if key not in known]
     content[section] = {key: value for key, value in present.items() if key in known}
     if dropped and name != "none":
-        warnings.warn(f"{section}.name is now {name!r}, which has no {', '.join(dropped)}: dropped", stacklevel=5)
+        listed = ", ".join(dropped)
+        what = (
+            f": {listed} of {present['name']!r} dropped"
+            if section == "regularizer"
+            else f", which has no {listed}: dropped"
+        )
+        warnings.warn(f"{section}.name is now {name!r}{what}", stacklevel=5)
 
 
 def _section_class(modality: str, section: str, name: Any) -> type[Section]:

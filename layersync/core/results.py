@@ -74,6 +74,8 @@ class Evaluation:
     sampling: SamplingSettings
     metrics: dict[str, Score]
     versions: dict[str, str]
+    beside_recipe: dict[str, Any] = field(default_factory=dict)
+    """What the caller said that no recipe says: ``reference``, ``extractors``, ``replications``; empty for none."""
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -147,6 +149,10 @@ class RunRecord:
     """Median time of a training step, over the logged ones."""
     process_seconds: float | None = None
     """Life of the run's process: start, training, scores, samples."""
+    data: str = ""
+    """Fingerprint of data and tokenizer; empty where it is not known."""
+    held_out_split: Literal["train", "test"] | None = None
+    """What ``held_out_loss`` is of: ``train`` where the data holds nothing out. ``None`` where it is not known."""
     error: str = ""
     environment: dict[str, Any] = field(default_factory=dict)
 

@@ -91,7 +91,7 @@ def collect(directory: Path, folders: Mapping[str, str]) -> Samples:
     for variant, relative in folders.items():
         folder = inside(directory, relative)
         if folder is None or not os.path.isdir(folder):  # noqa: PTH112, a name too long for a file is no error here
-            notes.append(f"No samples of {variant}: " + (f"{relative} is not there." if relative else "none yet."))
+            notes.append(f"No samples of {variant}: {f'{relative} is not there' if relative else 'none were drawn'}.")
             continue
         found[variant] = {
             file.name: file

@@ -22,7 +22,9 @@ import layersync
 from layersync import Run
 from layersync.core import experiment
 from layersync.core.comparison import Arm, summarise
+from layersync.core.errors import TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
+from layersync.core.experiment_run import Assignment, carry_out
 from layersync.core.gain import paired_gain
 from layersync.core.results import Comparison, Domain, read_comparison
 
@@ -270,14 +272,10 @@ def test_a_record_that_is_torn_is_made_again(
 ) -> None:
     """And a score by hand, on other settings, is not taken for the run's own."""
     out = tmp_path / "out"
-    shutil.copytree(folder, out)
-    content = json.loads((out / "compare.json").read_text())
-    variants = content["domains"][0]["variants"]
-    same = ("overrides", "recipe", "content")  # what failed counts as finished, so that one run is left to make
-    variants["broken"] = variants["baseline"] | {key: variants["broken"][key] for key in same}
-    waiting = variants["layersync"]["runs"][1]
-    variants["layersync"]["runs"][1] = {"seed": SEEDS[1], "status": "waiting", "path": waiting["path"]}
-    (out / "compare.json").write_text(json.dumps(content))
+    (found,) = json.loads((folder / "compare.json").read_text())["domains"]
+    waiting = found["variants"]["layersync"]["runs"][1]
+    left = {"seed": SEEDS[1], "status": "waiting", "path": waiting["path"]}
+    copy_of(folder, out, lambda variants: variants["layersync"]["runs"].__setitem__(1, left))
     (out / f"{waiting['path']}.json").write_text('{"seed": 4, "sta')
     log = out / waiting["path"] / "evaluation.jsonl"
     by_hand = json.loads(log.read_text().splitlines()[-1])
@@ -294,6 +292,106 @@ def test_a_record_that_is_torn_is_made_again(
     (domain,) = read_comparison(out).domains
     again = {name: list(values) for name, values in domain.variants["layersync"].runs[1].scores.items()}
     assert status == 0 and again == waiting["scores"], err
+
+
+def copy_of(folder: Path, out: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """A comparison's folder whose runs that failed count as finished, with its variants changed."""
+    shutil.copytree(folder, out)
+    content = json.loads((out / "compare.json").read_text())
+    variants = content["domains"][0]["variants"]
+    same = ("overrides", "recipe", "content")
+    variants["broken"] = variants["baseline"] | {key: variants["broken"][key] for key in same}
+    change(variants)
+    (out / "compare.json").write_text(json.dumps(content))
+
+
+def test_recipes_from_before_a_key_was_there_are_the_same(
+    folder: Path, recipe: Path, command: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And the similarities, of the pairs of variants that are finished too, are there as before."""
+
+    def change(variants: dict[str, Any]) -> None:
+        del variants["layersync"]
+        for variant in variants.values():
+            del variant["content"]["evaluate"]["conditions"]
+            variant["pairs"] = []
+
+    copy_of(folder, tmp_path / "out", change)
+    status, _, err = command(*words(recipe, tmp_path / "out", *GIVEN, "--resume", variants="baseline"))
+    assert status == 0 and "runs to make: 0" in caplog.text, err
+    (domain,) = read_comparison(tmp_path / "out").domains
+    assert all(set(variant.similarity) == {"1-2", "1-3"} for variant in domain.variants.values())
+
+
+def test_runs_are_not_set_beside_others_of_other_data(
+    folder: Path, recipe: Path, command: Make, tmp_path: Path
+) -> None:
+    def change(variants: dict[str, Any]) -> None:
+        assert len(variants["baseline"]["runs"][0]["data"]) > 8
+        variants["baseline"]["runs"][0]["data"] = "another"
+
+    out = tmp_path / "out"
+    copy_of(folder, out, change)
+    before = (out / "compare.json").read_bytes()
+    more = words(recipe, out, *GIVEN, "--resume", variants="baseline,layersync,null")
+    status, _, err = command(*more)
+    assert status == 2 and "the data or the tokenizer of digits has changed" in err
+    assert (out / "compare.json").read_bytes() == before
+
+
+def test_the_next_seed_draws_samples_where_the_first_failed(
+    folder: Path, recipe: Path, command: Make, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    def change(variants: dict[str, Any]) -> None:
+        for run in variants["layersync"]["runs"]:
+            run |= {"status": "waiting", "steps": [], "scores": {}, "seconds": [], "held_out_loss": []}
+            run |= {"similarity": []}
+            (out / f"{run['path']}.json").unlink()
+            shutil.rmtree(out / run["path"])
+        (out / variants["layersync"]["runs"][0]["path"]).write_text("in the way")
+        shutil.rmtree(out / "samples/digits/layersync")
+
+    copy_of(folder, out, change)
+    status, _, err = command(*words(recipe, out, *GIVEN, "--resume"))
+    (domain,) = read_comparison(out).domains
+    found = domain.variants["layersync"]
+    assert status == 1 and [run.status for run in found.runs] == ["failed", "finished"], err
+    assert found.samples_seed == SEEDS[1] and list((out / found.samples).iterdir())
+
+
+def test_a_record_is_of_its_recipe_alone_and_of_numbers(tiny: Make, tmp_path: Path) -> None:
+    """No score by hand, in another way, is taken for the run's own; what is not finite is a failed run."""
+    (tmp_path / "recipe.yaml").write_text(tiny("train.steps=3", "evaluate.num_samples=32").to_yaml())
+    run = tmp_path / "run"
+    assignment = Assignment(str(tmp_path / "recipe.yaml"), 3, str(run), str(tmp_path / "run.json"), "run")
+    record = carry_out(assignment)
+    assert record.data == Run(run).data.fingerprint and record.held_out_split == "test"
+    by_hand = layersync.evaluate(run, replications=2)
+    assert by_hand.beside_recipe == {"replications": 2}
+    assert by_hand.metrics["fd-classifier"].value != record.scores["fd-classifier"][-1]
+    again = carry_out(assignment)
+    assert again.scores == record.scores
+    log = run / "metrics.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    last = next(line for line in reversed(lines) if "held_out_loss" in line)
+    last["held_out_loss"] = float("nan")
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(TrainingError, match="held-out loss: is not finite"):
+        carry_out(assignment)
+
+
+def test_a_loss_of_what_was_trained_on_is_said_to_be(folder: Path, recipe: Path, domain: Domain) -> None:
+    arms = arms_of([recipe], {"baseline": (), "layersync": ()}, ())
+    for split, said in (("test", False), ("train", True), (None, False)):
+        records = {
+            ("digits", arm.variant, run.seed): replace(run, held_out_split=split)
+            for arm in arms
+            for run in domain.variants[arm.variant].runs
+        }
+        notes = summarise(arms, SEEDS, records, folder).notes
+        assert any("examples that were trained on" in note for note in notes) == said
 
 
 @pytest.mark.parametrize(
@@ -316,6 +414,10 @@ def test_a_record_that_is_torn_is_made_again(
         ),
         (["--variant", "long:train.steps=12"], ["'long'", "train.steps is 6 and 12"]),
         (["--variant", "typo:train.stepz=12"], ["train.stepz", "did you mean 'steps'"]),
+        (
+            ["--set", "regularizer.weight=0.5"],
+            ["variant 'baseline'", "regularizer.weight: unknown key", "--variant NAME:KEY=VALUE for one"],
+        ),
         (["--variant", "deep:regularizer.pairs=[[2,9]]"], ["[2, 9]", "only 4 blocks"]),
         (["--set", "condition.labels=ignored"], ["metric label-agreement", "drawn for no label", "leave it out"]),
         (

@@ -384,7 +384,7 @@ class TestSamples:
         samples = folder / "image-quick" / "baseline" / "samples"
         (samples / "grid.png").write_bytes(b"no picture")
         said = words(write_report(folder))
-        assert "No samples of layersync: none yet." in said
+        assert "No samples of layersync: none were drawn." in said
         assert "grid.png: cannot be read" in said
         samples.rename(samples.with_name("elsewhere"))
         assert "No samples of baseline: image-quick/baseline/samples is not there." in words(write_report(folder))

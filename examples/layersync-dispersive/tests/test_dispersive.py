@@ -16,7 +16,7 @@ import torch
 from layersync_dispersive.dispersive import DispersiveConfig, DispersiveRegularizer, dispersive_loss
 from safetensors.torch import load_file
 
-from layersync import Run
+from layersync import Run, load_recipe
 from layersync.core.regularizer.base import load_regularizer
 
 ON = "regularizer.name=dispersive"
@@ -40,6 +40,15 @@ def features(seed: int, size: int = 6, tokens: int = 5, channels: int = 3) -> tu
     z = 20 + random.standard_normal((size, tokens, channels))
     mask = np.arange(tokens)[None] < random.integers(1, tokens + 1, size)[:, None]
     return torch.from_numpy(z).float(), torch.from_numpy(mask)
+
+
+def test_a_recipe_of_another_loss_gives_it_no_weight(tiny: Callable[..., Any]) -> None:
+    """As an override, and as a variant of a comparison: its defaults, whatever LayerSync had."""
+    recipe = tiny("regularizer.name=layersync", "regularizer.weight=0.3").to_mapping()
+    with pytest.warns(UserWarning, match="is now 'dispersive': .*weight.* of 'layersync' dropped"):
+        found = load_recipe(recipe, [ON])
+    assert found.regularizer == tiny(ON).regularizer and found.regularizer.model_dump()["weight"] == 0.5
+    assert load_recipe(recipe, [ON, "regularizer.weight=0.7"]).regularizer.model_dump()["weight"] == 0.7
 
 
 @pytest.mark.parametrize("temperature", [0.25, 0.5, 1.0])

@@ -1,0 +1,56 @@
+"""How the runs of a comparison are shared out over processes, cores and GPUs."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from layersync.core.experiment_run import Assignment
+from layersync.core.process_pool import Task, dealt, run_environment
+
+NOTHING = Assignment(recipe="", seed=0, run="", result="", path="")
+
+
+@pytest.mark.parametrize(("variants", "count"), [(2, 1), (2, 2), (2, 4), (3, 2), (4, 2), (4, 6), (3, 3), (5, 4)])
+def test_every_run_is_made_once_and_every_variant_by_every_process(variants: int, count: int) -> None:
+    seeds = 12
+    tasks = [Task(("d", f"v{number}", seed), "", NOTHING, 1) for seed in range(seeds) for number in range(variants)]
+    shares = [dealt(tasks, rank, count, variants) for rank in range(count)]
+    assert sorted(task.key for share in shares for task in share) == sorted(task.key for task in tasks)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    for share in shares:
+        each = Counter(task.key[1] for task in share)
+        assert len(each) == variants and max(each.values()) - min(each.values()) <= 2
+
+
+@pytest.mark.parametrize(("jobs", "visible"), [(1, None), (2, None), (2, "4,5,6,7"), (1, "GPU-a,GPU-b")])
+def test_every_run_of_a_launch_has_a_gpu_of_its_own(jobs: int, visible: str | None) -> None:
+    names = visible.split(",") if visible else [str(number) for number in range(2 * jobs)]
+    found = []
+    for rank in range(2):
+        given = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2", "RANK": str(rank), "HOME": "/h"}
+        given |= {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        for slot in range(jobs):
+            kept = run_environment(given, slot, jobs, gpus=len(names), cores=8)
+            assert "RANK" not in kept and kept["HOME"] == "/h"
+            found.append(kept["CUDA_VISIBLE_DEVICES"])
+    assert sorted(found) == sorted(names)
+
+
+@pytest.mark.parametrize(
+    ("given", "jobs", "threads"),
+    [
+        ({}, 1, 16),
+        ({}, 2, 8),
+        ({}, 32, 1),
+        ({"OMP_NUM_THREADS": "1"}, 2, 1),
+        ({"OMP_NUM_THREADS": "4"}, 2, 4),
+        ({"OMP_NUM_THREADS": "12"}, 2, 8),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 1, 8),
+        ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, 1, 3),
+    ],
+)
+def test_runs_share_the_cores(given: dict[str, str], jobs: int, threads: int) -> None:
+    """As far as nobody said another number; torchrun says 1 where nobody has."""
+    assert run_environment(given, 0, jobs, gpus=0, cores=16)["OMP_NUM_THREADS"] == str(threads)
