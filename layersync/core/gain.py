@@ -109,7 +109,7 @@ def speed_up(
         without = [_read(steps, before[every != row], after[every != row], better) for row in every]
         missed = sum(not reached for _, reached in without)
         if missed and end:
-            notes.append(f"not reached once one of {missed} of the {len(before)} seeds is left out")
+            notes.append(f"not reached if one seed is left out, in {missed} of {len(before)} cases")
         whole, left_out = _read(steps, before, after, better)[0], np.asarray([value for value, _ in without])
         reachable = math.log(start / steps[-1]) - MARGIN
         steps_interval = _jackknife(whole, left_out, np.zeros(len(before)), reachable)

@@ -147,7 +147,7 @@ def test_speed_up_that_some_seeds_contradict_has_an_interval_that_says_so() -> N
     after = 50 * np.exp(-rates[:, None] * np.asarray(STEPS))
     found = speed_up(STEPS, falling(1e-3, 4), after, "lower")
     assert found.steps_interval is not None and found.steps_interval[0] == 0
-    assert "once one of 2 of the 4 seeds is left out" in found.note and "indicative: 4 seeds" in found.note
+    assert "if one seed is left out, in 2 of 4 cases" in found.note and "indicative: 4 seeds" in found.note
 
 
 @pytest.mark.parametrize("count", [2, 3, 5, 10])
