@@ -81,45 +81,53 @@ class Windows:
     """Windows of raw samples with their labels: what scores compare generated samples with.
 
     Every example and reference variant is there once; clips are cut at counted positions, several times where the
-    data set is small, so that there are at least ``at_least`` windows.
+    data set is small, so that there are at least ``at_least`` windows. Of more than ``at_most`` examples and variants
+    so many are picked at random, always the same ones.
     """
 
-    def __init__(self, dataset: ExampleDataset, tokenizer: Tokenizer, at_least: int = WINDOWS_AT_LEAST):
+    def __init__(
+        self,
+        dataset: ExampleDataset,
+        tokenizer: Tokenizer,
+        at_least: int = WINDOWS_AT_LEAST,
+        at_most: int | None = WINDOW_LIMIT,
+    ):
         self.dataset, self.tokenizer = dataset, tokenizer
+        self._read: dict[int, Example] = {}
         variants = dataset.reference_variants
         base = [(index, variant) for index in range(len(dataset)) for variant in variants]
         rounds = max(1, -(-at_least // len(base))) if tokenizer.latent.variable else 1
-        if len(base) > WINDOW_LIMIT:
-            chosen = generator(0, "fit").permutation(len(base))[:WINDOW_LIMIT]
+        if at_most is not None and len(base) > at_most:
+            chosen = generator(0, "fit").permutation(len(base))[:at_most]
             base = [base[row] for row in sorted(chosen)]
         self.items = [(index, variant, number) for number in range(rounds) for index, variant in base]
 
     def __len__(self) -> int:
         return len(self.items)
 
-    def read(self, numbers: Sequence[int] | None = None) -> dict[int, Example]:
-        """Windows by number: all, or those of ``numbers``. Unreadable samples are left out where the data says so."""
-        found: dict[int, Example] = {}
-        cached: dict[int, Example] = {}
-        for item in range(len(self.items)) if numbers is None else numbers:
-            index, variant, number = self.items[item]
-            if index not in cached:
-                if len(cached) > 4 * len(self.dataset.reference_variants):
-                    cached.clear()
-                try:
-                    cached[index] = self.dataset[index]
-                except InputError:
-                    if self.dataset.on_error != "skip":
-                        raise
-                    continue
-            example = cached[index]
-            position = float(generator(0, "fit", number + 1, index).random())
-            with calling(self.dataset, "variant"):
-                sample = self.dataset.variant(example.sample, variant)
-            with calling(self.tokenizer, "window"):
-                window = self.tokenizer.window(sample, position)
-            found[item] = replace(example, sample=window)
-        return found
+    def get(self, item: int) -> Example | None:
+        """The window of that number; ``None`` of a sample that cannot be read, where the data says to skip it."""
+        index, variant, number = self.items[item]
+        if index not in self._read:
+            self._read.clear()
+            try:
+                self._read[index] = self.dataset[index]
+            except InputError:
+                if self.dataset.on_error != "skip":
+                    raise
+                return None
+        example = self._read[index]
+        position = float(generator(0, "fit", number + 1, index).random())
+        with calling(self.dataset, "variant"):
+            sample = self.dataset.variant(example.sample, variant)
+        with calling(self.tokenizer, "window"):
+            window = self.tokenizer.window(sample, position)
+        return replace(example, sample=window)
+
+    def read(self, numbers: Iterable[int] | None = None) -> list[Example]:
+        """All windows, or those of ``numbers``, without those that :meth:`get` has not."""
+        found = (self.get(item) for item in (range(len(self.items)) if numbers is None else numbers))
+        return [window for window in found if window is not None]
 
 
 def labels_of(examples: Iterable[Example]) -> np.ndarray:
@@ -194,7 +202,7 @@ def _first_readable(dataset: ExampleDataset) -> Any:
 def _train(
     adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> tuple[ClassifierNetwork, dict[str, Any]]:
-    examples = list(Windows(dataset, tokenizer).read().values())
+    examples = Windows(dataset, tokenizer).read()
     x, mask = adapter.classifier_input([example.sample for example in examples])
     labels = labels_of(examples)
     labelled = torch.from_numpy(labels >= 0)
@@ -229,7 +237,7 @@ def _train(
 def _accuracy(
     adapter: ModalityAdapter, network: ClassifierNetwork, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> float | None:
-    examples = list(Windows(dataset, tokenizer, at_least=500).read().values())
+    examples = Windows(dataset, tokenizer, at_least=500).read()
     classifier, labels = DomainClassifier(adapter, network, None, ""), labels_of(examples)
     found = np.concatenate(
         [

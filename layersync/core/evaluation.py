@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, Example, ExampleDataset, ModalityAdapter, Split, load_adapter
 from layersync.core.classifier import DomainClassifier, Windows, domain_classifier, labels_of
+from layersync.core.device import take_own_device
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, extract, save_features
@@ -23,6 +24,7 @@ from layersync.core.latents import LatentCache
 from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
+from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
 from layersync.core.results import Evaluation, Reference, Score, SetScores
@@ -30,7 +32,8 @@ from layersync.core.run import package_versions, writable_parent
 from layersync.core.scoring import combine, score
 from layersync.metrics import nearest_distances
 
-NEIGHBOUR_LIMIT = 10_000
+NEIGHBOURS_AT_ONCE = 10_000
+HELD_OUT_NEIGHBOURS = 1_000
 NEEDS_LABELS = ("fd-classifier", "label-agreement")
 
 
@@ -87,7 +90,7 @@ class RunScorer:
         """The score of one metric."""
         if metric.kind == "fd-classifier":
             fd = MetricName(metric.name, "fd", self.classifier.name, "features")
-            found = self._by_features(fd, self.classifier)
+            found = self._by_features(fd, self.classifier, rows=isinstance(self.real, SampleFiles))
             return replace(found, details={**found.details, "held_out_accuracy": self.classifier.accuracy})
         if metric.kind == "label-agreement":
             return self._label_agreement()
@@ -97,11 +100,12 @@ class RunScorer:
             return own_score(self.recipe.adapter, metric, self.examples, self.processes)
         return self._by_features(metric, self.extractors[metric.extractor])
 
-    def _by_features(self, metric: MetricName, extractor: FeatureExtractor) -> Score:
+    def _by_features(self, metric: MetricName, extractor: FeatureExtractor, *, rows: bool = False) -> Score:
         generated = self.generated(extractor)
         if metric.needs not in (Needs.BOTH, Needs.BOTH_ROWS):
             return score(metric, generated, None, None)
-        real = self.real.features(extractor, rows=metric.needs is Needs.BOTH_ROWS, shown=self.shown)
+        rows = rows or metric.needs is Needs.BOTH_ROWS
+        real = self.real.features(extractor, rows=rows, shown=self.shown)
         return score(metric, generated, real, self.real.reference(real))
 
     def _label_agreement(self) -> Score:
@@ -134,20 +138,30 @@ class RunScorer:
 
     def _nearest_training(self) -> Score:
         tokenizer = self.model.tokenizer
-        training = list(Windows(self.dataset("train"), tokenizer).read().values())[:NEIGHBOUR_LIMIT]
-        unseen = list(Windows(self.dataset("test"), tokenizer, at_least=200).read().values())[:1000]
-        inputs = [self._masked(part) for part in (training, list(self.examples.values()), unseen)]
-        widest = max(x.shape[-1] for x in inputs)
-        reference, drawn, held_out = (F.pad(x, (0, widest - x.shape[-1])).flatten(1).numpy() for x in inputs)
-        generated = np.concatenate(self.processes.gather([nearest_distances(drawn, reference)]))
-        real = nearest_distances(held_out, reference)
+        training = Windows(self.dataset("train"), tokenizer, at_most=None)
+        unseen = Windows(self.dataset("test"), tokenizer, at_least=200, at_most=HELD_OUT_NEIGHBOURS).read()
+        queries = [self._masked(part) for part in (list(self.examples.values()), unseen)]
+        nearest = [np.full(len(part), np.inf) for part in queries]
+        count = 0
+        with progress("nearest training samples", len(training), shown=self.shown) as advance:
+            for first in range(0, len(training), NEIGHBOURS_AT_ONCE):
+                numbers = range(first, min(first + NEIGHBOURS_AT_ONCE, len(training)))
+                if part := training.read(numbers):
+                    reference = self._masked(part)
+                    for found, points in zip(nearest, queries, strict=True):
+                        width = max(points.shape[-1], reference.shape[-1])
+                        x, y = (F.pad(z, (0, width - z.shape[-1])).flatten(1).numpy() for z in (points, reference))
+                        np.minimum(found, nearest_distances(x, y), out=found)
+                count += len(part)
+                advance(len(numbers))
+        generated, real = np.concatenate(self.processes.gather([nearest[0]])), nearest[1]
         details = {
             "generated": float(np.median(generated)),
             "held_out": float(np.median(real)),
             "meaning": "median distance to the nearest training sample, over that of held-out samples; "
             "near 0: the training data is copied",
         }
-        reference_set = Reference(self.recipe.data.name, "train", len(reference))
+        reference_set = Reference(self.recipe.data.name, "train", count)
         ratio = float(np.median(generated) / max(float(np.median(real)), 1e-12))
         return Score(ratio, None, "classifier-input", reference_set, details, num_samples=len(generated))
 
@@ -220,14 +234,17 @@ def evaluate(
         InputError: for an unknown metric, fewer than 2 samples, a run that does not exist, weights that are missing,
             or data without labels where a metric needs them.
     """
+    take_own_device()  # the network goes there
+    processes = Processes.here()
     model = load(run, step=step, weights=weights)
     recipe = model.recipe
     chosen = parse_metrics(recipe.modality, metrics or recipe.evaluate.metrics)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
     _check_run(model, chosen, count, replications)
     made = open_extractors(recipe.modality, chosen, extractors or {})
-    processes = Processes.here()
     real = _real_side(model, chosen, reference, processes)
+    if isinstance(real, SampleFiles):
+        real.check_statistics(chosen, made)
     wordy = any(metric.needs is Needs.TEXT for metric in chosen)
     known = conditions_of_split(model)
     found: list[dict[str, Score]] = []
@@ -384,6 +401,8 @@ def score_samples(
     if target is not None:
         target.check(chosen)
     made = open_extractors(modality, chosen, extractors or {})
+    if target is not None:
+        target.check_statistics(chosen, made)
     saved = _statistics_target(save_statistics, target, made)
     found = [_score_set(adapter, chosen, files, target, made, processes, shown) for files in sets]
     scores = found[0] if len(found) == 1 else {name: combine([part[name] for part in found]) for name in found[0]}

@@ -150,7 +150,7 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
     for name, values in numbers.items():
         if not np.isfinite(values).all():
             raise TrainingError(f"{name}: is not finite at every evaluated step: {list(values)}")
-    environment = json.loads((run.path / "environment.json").read_text())
+    environment = run.environment
     environment["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
     return RunRecord(
         seed=assignment.seed,

@@ -70,7 +70,7 @@ class FeatureSet:
 
 def extract(
     extractor: FeatureExtractor,
-    read: Callable[[int], Example],
+    read: Callable[[int], Example | None],
     numbers: Sequence[int],
     processes: Processes,
     *,
@@ -81,7 +81,7 @@ def extract(
 
     Args:
         extractor: what to run.
-        read: gives the sample of a number; called once for each, in order.
+        read: gives the sample of a number, or ``None`` for one that is left out; called once for each, in order.
         numbers: numbers of this process's samples in the whole set.
         processes: who else is at it.
         texts: whether the samples' texts go through the extractor too; every sample has to have one then.
@@ -95,10 +95,15 @@ def extract(
     parts: dict[str, list[Rows]] = {}
     owners: dict[str, list[NDArray[np.int64]]] = {}
     found_texts: list[str] = []
+    done: list[int] = []
     with progress(f"features of {extractor.name}", len(numbers), shown=shown) as advance:
         for first in range(0, len(numbers), extractor.batch_size):
-            batch = numbers[first : first + extractor.batch_size]
-            examples = [_with_text(read(number), texts) for number in batch]
+            asked = numbers[first : first + extractor.batch_size]
+            found = {number: example for number in asked if (example := read(number)) is not None}
+            advance(len(asked))
+            if not found:
+                continue
+            batch, examples = list(found), [_with_text(example, texts) for example in found.values()]
             with calling(extractor, "__call__"):
                 streams = extractor(examples)
             _check_rows(extractor, streams, examples, widths)
@@ -110,8 +115,8 @@ def extract(
                 )
             if texts:
                 found_texts += [example.captions[0] for example in examples]
-            advance(len(batch))
-    return _gathered(extractor, parts, owners, list(numbers), found_texts if texts else None, processes)
+            done += batch
+    return _gathered(extractor, parts, owners, done, found_texts if texts else None, processes)
 
 
 def _with_text(example: Example, wanted: bool) -> Example:

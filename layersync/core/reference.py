@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -32,20 +32,27 @@ class RealSet(Protocol):
 
 
 class RunData:
-    """A split of the data that a run was trained on, cut to windows as the run's latents are."""
+    """A split of the data that a run was trained on, cut to windows as the run's latents are.
+
+    Statistics are of several windows of each clip where the data is small; rows are of one, since nearest neighbours
+    and kernels would take overlapping windows for samples that are close together.
+    """
 
     def __init__(self, dataset: ExampleDataset, tokenizer: Tokenizer, name: str, split: str, processes: Processes):
         self.windows, self.name, self.split, self.processes = Windows(dataset, tokenizer), name, split, processes
+        self.once = Windows(dataset, tokenizer, at_least=1)
         self._key = [dataset.fingerprint, tokenizer.fingerprint, list(tokenizer.latent.shape), split]
 
     def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
-        """Its features, with rows in any case."""
-
-        def make() -> FeatureSet:
-            part = self.windows.read(self.processes.share(len(self.windows)))
-            return extract(extractor, part.__getitem__, list(part), self.processes, texts=False, shown=shown)
-
-        return _kept(self._key, extractor, self.processes, make)
+        """Its features. Windows are read as they are needed."""
+        windows = self.once if rows else self.windows
+        share = self.processes.share(len(windows))
+        return _kept(
+            self._key if len(windows) == len(self.windows) else [*self._key, "one window a clip"],
+            extractor,
+            self.processes,
+            lambda: extract(extractor, windows.get, share, self.processes, texts=False, shown=shown),
+        )
 
     def reference(self, features: FeatureSet) -> Reference:
         """Data, split and number of windows."""
@@ -75,9 +82,14 @@ class SampleFiles:
 
     def check(self, metrics: Sequence[MetricName]) -> None:
         """Raise :class:`InputError` for metrics that this cannot serve, and for samples that cannot be opened."""
-        wanting = [metric.name for metric in metrics if not self.statistics or metric.needs is not Needs.BOTH]
-        if wanting:
+        if not self.statistics or any(m.needs is Needs.BOTH_ROWS or m.kind == "fd-classifier" for m in metrics):
             _ = self.examples
+
+    def check_statistics(self, metrics: Sequence[MetricName], extractors: Mapping[str, FeatureExtractor]) -> None:
+        """Raise :class:`InputError` for statistics that are damaged, or of other extractors than the metrics'."""
+        for metric in metrics if self.statistics else ():
+            if metric.needs is Needs.BOTH and metric.extractor is not None:
+                load_features(self.path, extractors[metric.extractor])
 
     def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
         """Its features. A file that holds statistics and samples gives the statistics unless ``rows`` are wanted."""

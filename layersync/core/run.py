@@ -130,6 +130,16 @@ class Run:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path}: is missing or damaged ({error}); the run cannot be used") from None
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and precision of the run's first sitting, as :func:`environment` gave them."""
+        path = self.path / "environment.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: is missing or damaged ({error}); the run cannot be used") from None
+        return found
+
     def checkpoint(self, step: int) -> Path:
         """Where the checkpoint after ``step`` steps lies, or will lie."""
         return self.path / "checkpoints" / f"{CHECKPOINT_PREFIX}{step:08d}"

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from layersync.core.errors import InputError, Interrupted
+from layersync.core.parallel import Processes
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
@@ -47,11 +48,14 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
     if run is None and path.exists():
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     if run is not None and run.checkpoint_steps()[-1:] == [recipe.train.steps]:
+        if run.recipe != recipe and Processes.here().main:  # in what may change: how it is sampled and scored
+            _write_recipe(run, recipe)
         logger.info("%s has taken its %d steps already: nothing to do", path, recipe.train.steps)
-        return run
+        return Run(path)
     writable_parent(path, "--out")
-    parts = build_parts(recipe, fresh=run is None)
-    trainer = Trainer(recipe, parts, fresh=run is None)
+    fresh = run is None or not run.checkpoint_steps()
+    parts = build_parts(recipe, fresh=fresh)
+    trainer = Trainer(recipe, parts, fresh=fresh, precision=None if run is None else run.environment.get("precision"))
     start, seconds = 0, 0.0
     if run is not None and run.data.fingerprint != parts.data.fingerprint:
         raise InputError(f"{path}: the data or the tokenizer has changed since; start a new run with train.init")
@@ -66,8 +70,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         else:
             run.clear_leftovers()
             run.cut_back(start or -1)
-            with atomic_write(path / "recipe.yaml") as partial:
-                partial.write_text(recipe.to_yaml())
+            _write_recipe(run, recipe)
     accelerator.wait_for_everyone()
     run = Run(path)
     _Session(trainer, run, start, seconds).take_steps()
@@ -84,6 +87,11 @@ def _resumable(path: Path, recipe: Recipe) -> Run:
             f"only train.steps, *_every, evaluate and sample may change"
         )
     return run
+
+
+def _write_recipe(run: Run, recipe: Recipe) -> None:
+    with atomic_write(run.path / "recipe.yaml") as partial:
+        partial.write_text(recipe.to_yaml())
 
 
 def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:

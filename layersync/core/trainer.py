@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -42,6 +44,8 @@ from layersync.core.text import TextEncoder, TextTable
 
 PROBE_SIZE = 256
 CAPTIONS_LOOKED_FOR = 16
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""What a launcher may be configured to, and is not supported: it changes who holds which weights."""
 """Samples that are read before any is tokenized, where the recipe wants texts."""
 
 
@@ -105,6 +109,7 @@ def build_parts(
     """
     adapter = recipe.adapter
     take_own_device()
+    check_launch(recipe)
     dataset = adapter.dataset(recipe.data, recipe.data.split)
     if len(dataset) == 0:
         raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")
@@ -127,6 +132,26 @@ def build_parts(
     return Parts(tokenizer, cache, held_out, replace(summary, num_examples=len(cache)), texts)
 
 
+def check_launch(recipe: Recipe) -> None:
+    """Raise :class:`InputError` where the processes that a launcher started cannot share the training of ``recipe``."""
+    for what in SHARDED:
+        if os.environ.get(f"ACCELERATE_USE_{what}", "").lower() in ("1", "true"):
+            raise InputError(
+                f"accelerate: {what} is not supported, processes share the batch alone; configure no {what}"
+            )
+    micro_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def micro_batch(recipe: Recipe, processes: int) -> int:
+    """Samples that each of ``processes`` takes at once. Raises :class:`InputError` where the batch does not divide."""
+    size, accumulate = recipe.train.batch_size, recipe.train.accumulate
+    if size % (accumulate * processes):
+        raise InputError(
+            f"train.batch_size: {size} is no multiple of accumulate x processes, {accumulate} x {processes}"
+        )
+    return size // (accumulate * processes)
+
+
 def check_network(recipe: Recipe, tokenizer: Tokenizer, data: DataSummary, *, fresh: bool = True) -> int:
     """Depth of the network that ``recipe`` trains on latents of ``tokenizer``. Allocates no weights.
 
@@ -139,6 +164,8 @@ def check_network(recipe: Recipe, tokenizer: Tokenizer, data: DataSummary, *, fr
     with torch.device("meta"):
         backbone = recipe.adapter.backbone(recipe.backbone, tokenizer.latent, data.condition)
     recipe.regularizer.check(backbone.depth)
+    if recipe.train.gradient_checkpointing and not hasattr(backbone, "gradient_checkpointing"):
+        raise InputError("train.gradient_checkpointing: this backbone has none")
     if recipe.train.init and fresh:
         source = find_weights(recipe.train.init)
         check_source(source, tokenizer)
@@ -215,16 +242,21 @@ def tf32_products(wanted: bool) -> Iterator[None]:
 class Trainer:
     """Trains one recipe in one run directory; made by :func:`train`."""
 
-    def __init__(self, recipe: Recipe, parts: Parts, *, fresh: bool = True):
+    def __init__(self, recipe: Recipe, parts: Parts, *, fresh: bool = True, precision: str | None = None):
+        """``precision`` is that of a run that goes on, where it is not to be chosen anew."""
         from accelerate import Accelerator
 
         self.recipe, self.parts = recipe, parts
-        # Without being told of the CPU, accelerate takes every process that torchrun starts there for the only one.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available())
+        # Without being told of the CPU, accelerate takes every process that torchrun starts there for the only one; and
+        # without being told of the precision, it takes its launcher's, inside of ours.
+        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
         self.device: torch.device = self.accelerator.device
         self.dtype, self.precision_reason = choose_precision(self.device, recipe.train.precision)
+        if precision is not None and precision != str(self.dtype).removeprefix("torch."):
+            warnings.warn(f"goes on in {precision}, in which it began; {self.precision_reason}", stacklevel=3)
+            self.dtype, self.precision_reason = getattr(torch, precision), "the run began in it"
         self.interpolant = recipe.objective.build()
-        self.micro_batch = self._micro_batch()
+        self.micro_batch = micro_batch(recipe, self.accelerator.num_processes)
 
         torch.manual_seed(recipe.seed)
         backbone = recipe.adapter.backbone(recipe.backbone, parts.data.latent, parts.data.condition)
@@ -237,8 +269,6 @@ class Trainer:
             source = find_weights(recipe.train.init)
             load_weights(backbone, read_tensors(source), source)
         if recipe.train.gradient_checkpointing:
-            if not hasattr(backbone, "gradient_checkpointing"):
-                raise InputError("train.gradient_checkpointing: this backbone has none")
             setattr(backbone, "gradient_checkpointing", True)  # noqa: B010
         self.backbone, self.regularizer = backbone.to(self.device), regularizer.to(self.device)
         if recipe.train.compile:
@@ -252,16 +282,6 @@ class Trainer:
         self.ema = WeightAverage(self.backbone.parameters(), recipe.train.ema_decay, ramp=recipe.train.ema_ramp)
         self.model = self.accelerator.prepare_model(model)
         self.probe = self._make_probe()
-
-    def _micro_batch(self) -> int:
-        parts = self.recipe.train.accumulate * self.accelerator.num_processes
-        size = self.recipe.train.batch_size
-        if size % parts:
-            raise InputError(
-                f"train.batch_size: {size} is no multiple of accumulate x processes, "
-                f"{self.recipe.train.accumulate} x {self.accelerator.num_processes}"
-            )
-        return size // parts
 
     def _make_probe(self) -> Probe:
         parts = self.parts

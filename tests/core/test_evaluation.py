@@ -15,7 +15,9 @@ from PIL import Image
 import layersync
 from layersync import InputError, Run
 from layersync.core import classifier as classifier_module
+from layersync.core import evaluation
 from layersync.core.adapter import Split
+from layersync.core.classifier import Windows
 from layersync.core.evaluation import RunScorer
 from layersync.core.metric import parse_metric
 from layersync.core.parallel import Processes
@@ -122,6 +124,21 @@ class TestConventions:
         assert scorer(copies, labels)("nearest-training").value == pytest.approx(0, abs=1e-6)
         assert scorer(fresh, fresh_labels)("nearest-training").value == pytest.approx(1, abs=0.05)
 
+    def test_all_of_a_large_training_set_is_looked_at(
+        self, trained: Run, scorer: Make, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """So many at a time; a copy of the last one is as near as one of the first."""
+        dataset = trained.recipe.adapter.dataset(trained.recipe.data, "train")
+        last = [dataset[index] for index in range(len(dataset) - 50, len(dataset))]
+        copies = scorer([example.sample for example in last], [0] * len(last))
+        fresh = scorer(*self.digits(trained, "test", 100))
+        whole = fresh("nearest-training")
+        monkeypatch.setattr(evaluation, "NEIGHBOURS_AT_ONCE", 400)
+        assert copies("nearest-training").value == pytest.approx(0, abs=1e-6)
+        in_parts = fresh("nearest-training")
+        assert in_parts.value == pytest.approx(whole.value) and in_parts.reference == whole.reference
+        assert whole.reference.count == len(Windows(dataset, layersync.load(trained.path).tokenizer, at_most=None))
+
     def test_reference_split_matters(self, trained: Run, scorer: Make) -> None:
         real, labels = self.digits(trained, "test", 100)
         scores = [scorer(real, labels, split)("fd-classifier") for split in ("train", "test")]
@@ -151,6 +168,26 @@ def test_a_run_is_scored_against_anybodys_samples(trained: Run, tmp_path: Path, 
     assert status == 2 and "--reference" in err and "does not exist" in err
     status, _, err = command(*arguments, tmp_path / "coloured.npy")
     assert status == 2 and "has 3 channels, the classifier of this data reads 1" in err
+
+
+def test_statistics_of_another_network_are_none_for_the_classifier(
+    trained: Run, tmp_path: Path, command: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a file as ADM publishes them the samples are taken; without any it is refused before a sample is drawn."""
+    grey = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
+    np.save(tmp_path / "grey.npy", grey)
+    np.savez(tmp_path / "adm.npz", arr_0=grey, **statistics)
+    np.savez(tmp_path / "bare.npz", **statistics)
+    values = [
+        layersync.evaluate(trained.path, ["fd-classifier"], num_samples=8, reference=tmp_path / name).metrics
+        for name in ("grey.npy", "adm.npz")
+    ]
+    assert values[0]["fd-classifier"].value == pytest.approx(values[1]["fd-classifier"].value)
+    monkeypatch.setattr(evaluation, "draw", lambda *_, **__: pytest.fail("samples were drawn"))
+    arguments = ["evaluate", trained.path, "--num-samples", "8", "--metrics", "fd-classifier"]
+    status, _, err = command(*arguments, "--reference", tmp_path / "bare.npz")
+    assert status == 2 and "bare.npz holds statistics" in err
 
 
 def test_unlabelled_data_is_refused_naming_the_others(tiny: Make, tmp_path: Path, command: Make) -> None:

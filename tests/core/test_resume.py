@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import layersync
 from layersync import InputError, Run, load_recipe
 from layersync.core.errors import Interrupted
 from layersync.core.recipe import shipped_recipes
-from layersync.core.trainer import Trainer
+from layersync.core.trainer import Trainer, choose_precision
 
 Make = Callable[..., Any]
 QUICK = sorted(name for name in shipped_recipes() if name.endswith("/quick"))
@@ -133,6 +135,41 @@ def test_what_changes_no_step_may_change(tiny: Make, tmp_path: Path) -> None:
     changes = ["train.checkpoint_every=3", "train.log_every=2", "evaluate.num_samples=9", "sample.steps=7"]
     layersync.train(tiny("train.steps=4", *changes), tmp_path / "run", resume=True)
     assert Run(tmp_path / "run").recipe.sample.steps == 7
+
+
+def test_what_is_sampled_may_change_of_a_finished_run_too(tiny: Make, tmp_path: Path) -> None:
+    layersync.train(tiny("train.steps=2"), tmp_path / "run")
+    found = layersync.train(tiny("train.steps=2", "sample.guidance=2"), tmp_path / "run", resume=True)
+    assert found.recipe.sample.guidance == Run(tmp_path / "run").recipe.sample.guidance == 2
+
+
+def test_without_a_checkpoint_it_starts_from_the_weights_it_was_given(
+    tiny: Make, trained: Run, tmp_path: Path, tensors_of: Make, identical: Make
+) -> None:
+    """A run that was killed before its first checkpoint."""
+    recipe = tiny("train.steps=2", f"train.init={trained.path}")
+    straight = layersync.train(recipe, tmp_path / "straight")
+    killed = layersync.train(recipe, tmp_path / "killed")
+    shutil.rmtree(killed.path / "checkpoints")
+    again = layersync.train(recipe, killed.path, resume=True)
+    assert identical(tensors_of(again), tensors_of(straight)) and logged(again) == logged(straight)
+
+
+def test_it_goes_on_in_the_precision_it_began_in(
+    tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make, recwarn: pytest.WarningsRecorder
+) -> None:
+    """As a run does that is carried to a machine on which ``auto`` means the other one."""
+    native = choose_precision(torch.device("cpu"), "auto")[0] == torch.bfloat16
+    other = "float32" if native else "bf16"
+    sizes = ("train.steps=4", "train.checkpoint_every=2")
+    straight = layersync.train(tiny(*sizes, f"train.precision={other}"), tmp_path / "straight")
+    run = layersync.train(tiny(*sizes, f"train.precision={other}"), tmp_path / "run")
+    shutil.rmtree(run.checkpoint(4))
+    recipe = tiny(*sizes, "train.precision=auto")
+    (run.path / "recipe.yaml").write_text(recipe.to_yaml())
+    again = layersync.train(recipe, run.path, resume=True)
+    assert identical(tensors_of(again), tensors_of(straight))
+    assert any("goes on in" in str(warning.message) for warning in recwarn)
 
 
 def test_changed_data_is_refused(tiny: Make, tmp_path: Path) -> None:

@@ -109,6 +109,17 @@ def test_statistics_are_kept_shared_and_give_the_same_score(sets: dict[str, Path
     assert bare.value == pytest.approx(whole.value, rel=1e-9) and bare.reference.count is None
 
 
+def test_statistics_will_do_beside_metrics_that_need_no_reference(sets: dict[str, Path], tmp_path: Path) -> None:
+    kept = tmp_path / "reference.npz"
+    whole = score(sets, "quick", "fd-kinetic", save_statistics=kept)["fd-kinetic"]
+    names = ["fd-kinetic", "diversity-kinetic", "foot-skating"]
+    found = score_samples("motion", [sets["quick"]], names, real=kept).metrics
+    assert found["fd-kinetic"].value == pytest.approx(whole.value, rel=1e-9)
+    assert found["diversity-kinetic"].reference is None
+    with pytest.raises(InputError, match=r"reference\.npz"):
+        score_samples("motion", [sets["quick"]], ["fd-kinetic", "kd-kinetic"], real=kept)
+
+
 def test_a_reference_of_another_extractor_or_preprocessing_is_refused_naming_both(
     sets: dict[str, Path], tmp_path: Path
 ) -> None:

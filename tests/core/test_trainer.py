@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,34 @@ def test_what_a_run_holds(trained: Any) -> None:
     assert {path.name for path in trained.latest_checkpoint().iterdir()} == {
         "model.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "named"),
+    [
+        ("WORLD_SIZE", "3", r"train\.batch_size: 16 is no multiple of accumulate x processes, 1 x 3"),
+        ("ACCELERATE_USE_FSDP", "true", "FSDP is not supported"),
+    ],
+)
+def test_what_a_launch_cannot_do_is_found_before_anything_is_tokenized(
+    variable: str, value: str, named: str, tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(InputError, match=named):
+        layersync.train(tiny(), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launchers_precision_is_not_the_recipes(
+    tiny_file: Path, tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make
+) -> None:
+    """``accelerate launch`` tells its processes of the one in its configuration."""
+    command = [sys.executable, "-m", "layersync.cli", "train", str(tiny_file), "--out", str(tmp_path / "launched")]
+    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    by_itself = layersync.train(tiny(), tmp_path / "run")
+    assert identical(tensors_of(layersync.Run(tmp_path / "launched")), tensors_of(by_itself))
 
 
 def test_weights_to_start_from_are_checked_before_anything_is_tokenized(

@@ -355,5 +355,5 @@ class Subject:
         """Excerpts of the training data as scores see them; the first half is of one distribution with the second."""
         with calling(at(self.tokenizer, "window")):
             all_windows = Windows(self.train, self.tokenizer, at_least=NUM_WINDOWS)
-            found = list(all_windows.read(spread(len(all_windows), NUM_WINDOWS)).values())
+            found = all_windows.read(spread(len(all_windows), NUM_WINDOWS))
         return [*found[::2], *found[1::2]]

@@ -1,0 +1,29 @@
+"""What of a data set scores compare samples with: how many windows, which, and what is done with them."""
+
+from __future__ import annotations
+
+import numpy as np
+from strokes import Offsets, OffsetsConfig, Outline, Strokes
+
+from layersync.core.classifier import WINDOWS_AT_LEAST, Windows
+from layersync.core.parallel import Processes
+from layersync.core.reference import RunData
+
+SIZE = 96
+
+
+def test_neighbours_are_looked_for_among_one_window_of_each_clip(tmp_path: object) -> None:
+    """Of so few clips there are copies among the windows that statistics are of: the distance to them is 0."""
+    real = RunData(Strokes(SIZE, "train"), Offsets(OffsetsConfig()), "strokes", "train", Processes())
+    rows, statistics = (real.features(Outline(), rows=wanted) for wanted in (True, False))
+    found, repeated = (part.per_sample(None) for part in (rows, statistics))
+    assert rows.num_samples == len(found) == len(np.unique(found, axis=0)) == SIZE
+    assert statistics.num_samples == len(repeated) >= WINDOWS_AT_LEAST > len(np.unique(repeated, axis=0))
+    assert len(real.features(Outline(), rows=True).per_sample(None)) == SIZE, "the two are kept apart"
+
+
+def test_a_limit_picks_the_same_ones_from_everywhere() -> None:
+    windows = [Windows(Strokes(SIZE, "train"), Offsets(OffsetsConfig()), at_least=1, at_most=20) for _ in range(2)]
+    indices = [index for index, _, _ in windows[0].items]
+    assert indices == [index for index, _, _ in windows[1].items] == sorted(set(indices))
+    assert len(indices) == 20 and min(indices) < SIZE / 4 and max(indices) > 3 * SIZE / 4
