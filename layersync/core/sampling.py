@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -50,6 +51,10 @@ def write_samples(
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Sample, render, and return the folder; with ``archive``, all samples in its ``samples.npz`` too.
+
+    Of a run conditioned on texts, ``captions.txt`` has a line for each sample, and each sample's file ``NAME.txt`` with
+    its text beside it, as :meth:`ModalityAdapter.open_samples` reads it; a sample drawn for no text has none.
+    ``samples.txt`` beside the archive is written where all have one.
 
     The folder appears when it is whole; one that exists is refused unless it is the run's own default, which is
     replaced. Raises :class:`InputError` before any work.
@@ -100,10 +105,27 @@ def _write_decoded(
 ) -> None:
     """Rendered samples, their labels and texts, and with ``archive`` all of them in one file."""
     samples = model.decode(latents, mask)
-    model.recipe.adapter.render(samples, folder)
+    files = model.recipe.adapter.render(samples, folder)
     if archive:
         labels = given.label.tolist() if bool((given.label >= 0).all()) else None
         model.recipe.adapter.archive(samples, labels, folder / "samples.npz")
     np.savetxt(folder / "labels.txt", given.label.numpy(), fmt="%d")
     if model.condition.text_channels:
-        (folder / "captions.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in given.captions))
+        texts = [" ".join(text.split()) for text in given.captions]
+        _write_lines(folder / "captions.txt", texts)
+        if archive and all(texts):
+            _write_lines(folder / "samples.txt", texts)
+        _write_beside(files, texts)
+
+
+def _write_beside(files: Sequence[Path], texts: Sequence[str]) -> None:
+    """The text of each sample beside its file, whose name ends in the sample's number; overviews have none."""
+    for file in files:
+        number, beside = re.search("[0-9]+$", file.stem), file.with_suffix(".txt")
+        row = int(number[0]) if number else len(texts)
+        if row < len(texts) and texts[row] and not beside.exists():
+            _write_lines(beside, [texts[row]])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
