@@ -210,6 +210,7 @@ class Recipe(_Part):
 
 
 PLUGGED = ("data", "tokenizer", "backbone", "regularizer")
+UNGUIDED = "sample.guidance has no effect: the network is conditioned on nothing, neither labels nor texts"
 
 
 class _Loader(yaml.SafeLoader):
@@ -492,7 +493,9 @@ def ineffective(recipe: Recipe) -> list[str]:
         lines.append(f"objective.num_timesteps has no effect with interpolant {objective.interpolant}")
     if sample.guidance == 1.0 and (sample.guidance_interval != (0.0, 1.0) or sample.guidance_channels is not None):
         lines.append("sample.guidance is 1: guidance_interval and guidance_channels have no effect")
-    if sample.guidance != 1.0 and train.condition_dropout == 0:
+    if sample.guidance != 1.0 and recipe.condition.labels == "ignored" and recipe.condition.text_encoder is None:
+        lines.append(UNGUIDED)
+    elif sample.guidance != 1.0 and train.condition_dropout == 0:
         lines.append("sample.guidance needs a network trained without conditions too: train.condition_dropout is 0")
     defaults = Sample()
     stochastic = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
@@ -502,6 +505,8 @@ def ineffective(recipe: Recipe) -> list[str]:
             lines.append(f"sample.{', sample.'.join(changed)}: no effect with solver {sample.solver}")
     if sample.solver != "dopri5" and (sample.atol, sample.rtol) != (defaults.atol, defaults.rtol):
         lines.append(f"sample.atol and sample.rtol have no effect with solver {sample.solver}")
+    if sample.solver == "dopri5" and sample.steps != defaults.steps:
+        lines.append("sample.steps has no effect with solver dopri5, which chooses its own by sample.atol and rtol")
     condition, without = recipe.condition, Condition()
     if condition.text_encoder is None:
         unread = [key for key in ("text_pooling", "max_tokens") if getattr(condition, key) != getattr(without, key)]

@@ -19,7 +19,7 @@ from torch import Tensor
 from layersync.core.errors import InputError
 from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.packaged import sync_path
-from layersync.core.recipe import ineffective
+from layersync.core.recipe import UNGUIDED, ineffective
 from layersync.core.run import writable_parent
 
 
@@ -82,7 +82,8 @@ def write_samples(
     if not latents_only:
         model.tokenizer.prepare_decoding()
     for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
-        warnings.warn(warning, stacklevel=2)
+        if warning != UNGUIDED:  # said when latents are drawn, of every run
+            warnings.warn(warning, stacklevel=2)
     conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)
     latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
     target.parent.mkdir(parents=True, exist_ok=True)
