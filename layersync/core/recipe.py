@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter
 from layersync.core.errors import InputError, nearest
@@ -421,9 +422,14 @@ def _validated(kind: Any, content: dict[str, Any], where: str, section: str) -> 
         if error["type"] == "extra_forbidden":
             name = str(error["loc"][-1])
             raise InputError(f"{where}: {path}: unknown key; {nearest(name, _keys(kind, error['loc'][:-1]))}") from None
-        problem = error["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-        raise InputError(f"{where}: {path}: {problem[:1].lower()}{problem[1:]}{given}") from None
+        raise InputError(f"{where}: {path}: {complaint(error)}") from None
+
+
+def complaint(error: ErrorDetails) -> str:
+    """What one of pydantic's errors says, and of what value; of a whole section the message itself names the key."""
+    problem = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{problem[:1].lower()}{problem[1:]}{given}"
 
 
 def _keys(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:

@@ -19,7 +19,7 @@ from torch import Tensor
 from layersync.core.errors import InputError
 from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.packaged import sync_path
-from layersync.core.recipe import UNGUIDED, ineffective
+from layersync.core.recipe import UNGUIDED, complaint, ineffective
 from layersync.core.run import writable_parent
 
 
@@ -72,9 +72,8 @@ def write_samples(
         chosen = model.settings(**(settings or {}))
     except ValidationError as failure:
         error = failure.errors()[0]
-        raise InputError(
-            f"--{'-'.join(str(p) for p in error['loc'])}: {error['msg']}, not {error['input']!r}"
-        ) from None
+        option, _, problem = ": ".join([*map(str, error["loc"][:1]), complaint(error)]).partition(": ")
+        raise InputError(f"--{option.replace('_', '-')}: {problem}") from None
     target = out or Path(run) / "samples" / f"step-{model.step:08d}"
     if out is not None and out.exists():
         raise InputError(f"--out: {out} exists")

@@ -232,6 +232,21 @@ def test_settings_that_make_no_sense_are_refused(model: GenerativeModel) -> None
         layersync.load(model.run.path, step=7)
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--solver", "euler-maruyama", "--steps", "1"], "--steps: euler-maruyama with a last_step takes at least 2"),
+        (["--steps", "0"], "--steps: input should be greater than or equal to 1, not 0"),
+        (["--guidance-channels", "0"], "--guidance-channels: input should be greater than or equal to 1, not 0"),
+        (["--solver", "leap"], "--solver: input should be 'euler', "),
+    ],
+)
+def test_options_of_sampling_are_refused_by_name(command: Make, trained: Run, options: list[str], says: str) -> None:
+    status, out, err = command("sample", trained.path, "--num", 1, *options)
+    assert status == 2 and not out and err.startswith(f"error: {says}") and err.count("\n") == 1
+    assert "{" not in err
+
+
 @pytest.mark.parametrize("labels", ["auto", "ignored"])
 def test_guidance_by_nothing_is_said_once(command: Make, tiny: Make, tmp_path: Path, labels: str) -> None:
     (tmp_path / "data").mkdir()
