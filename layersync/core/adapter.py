@@ -342,7 +342,11 @@ class ModalityAdapter(Protocol):
         ...
 
     def render(self, samples: Sequence[Any], directory: Path) -> list[Path]:
-        """Write what a person looks at or listens to (PNG, WAV, GIF) and return the files."""
+        """Write what a person looks at or listens to (PNG, WAV, GIF) and return the files.
+
+        A file of one sample ends in its number, counted from 0, as ``000.png`` does: ``layersync sample`` writes the
+        sample's text beside it, ``000.txt``.
+        """
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from layersync.core.interpolant import DdpmCosine
 from layersync.core.latents import drawn_caption
 from layersync.core.plugin import calling
 from layersync.core.progress import progress
-from layersync.core.recipe import Recipe, Sample, check_sampling
+from layersync.core.recipe import UNGUIDED, Recipe, Sample, check_sampling
 from layersync.core.results import SamplingSettings
 from layersync.core.run import Run
 from layersync.core.solver import SDE_SOLVERS, solve_ddpm, solve_ode, solve_sde
@@ -66,6 +67,7 @@ class GenerativeModel:
         self.condition: ConditionSpec = run.data.condition
         self.classes = run.data.classes
         self._tokenizer: Tokenizer | None = None
+        self._warned = False
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -202,7 +204,8 @@ class GenerativeModel:
     ) -> tuple[Tensor, Tensor | None]:
         """Latents (count, ...) and their frame mask, of samples number ``start`` onwards.
 
-        Sample ``i`` depends on ``seed`` and ``i`` alone, not on the batch it was drawn in (dopri5 apart).
+        Sample ``i`` depends on ``seed`` and ``i`` alone, not on the batch it was drawn in (dopri5 apart). Guidance of a
+        run that is conditioned on nothing is warned of, once.
 
         Raises:
             InputError: when ``noise`` is not shaped (count, *latent).
@@ -213,6 +216,9 @@ class GenerativeModel:
             raise InputError(f"--noise: is {list(noise.shape)}, the run needs {[count, *self.latent.shape]}")
         mask = self._mask(conditions)
         given = self._given(conditions)
+        if settings.guidance != 1.0 and not given and not self._warned:
+            self._warned = True
+            warnings.warn(UNGUIDED, stacklevel=2)
         parts = []
         with progress("sampling", count, shown=shown) as advance:
             for first in range(0, count, settings.batch_size):

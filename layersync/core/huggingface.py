@@ -36,7 +36,9 @@ def load_table(
         chosen = np.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         table = table.select(np.flatnonzero(chosen if split == "test" else ~chosen))
     table = _undecoded(table)
-    return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{split}"
+    usual, _ = _chosen_split(found, split, None)  # the files say which it is; another one has to be named
+    part = split if name == usual else f"{name}-{split}"
+    return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}"
 
 
 def open_stream(

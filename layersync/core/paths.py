@@ -172,3 +172,11 @@ def read_captions(text: Path) -> tuple[str, ...]:
         return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{text}: cannot be read as captions in UTF-8 ({error})") from None
+
+
+def first_caption(text: Path) -> str:
+    """The first of :func:`read_captions`: the text that a sample is scored with. InputError where there is none."""
+    captions = read_captions(text)
+    if not captions:
+        raise InputError(f"{text}: holds no caption; its first line that is not empty is the sample's text")
+    return captions[0]

@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from layersync.core.adapter import MODALITY_GROUP, DataConfig, ModalityAdapter, Section, load_adapter
 from layersync.core.errors import InputError, nearest
@@ -210,6 +211,7 @@ class Recipe(_Part):
 
 
 PLUGGED = ("data", "tokenizer", "backbone", "regularizer")
+UNGUIDED = "sample.guidance has no effect: the network is conditioned on nothing, neither labels nor texts"
 
 
 class _Loader(yaml.SafeLoader):
@@ -420,9 +422,14 @@ def _validated(kind: Any, content: dict[str, Any], where: str, section: str) -> 
         if error["type"] == "extra_forbidden":
             name = str(error["loc"][-1])
             raise InputError(f"{where}: {path}: unknown key; {nearest(name, _keys(kind, error['loc'][:-1]))}") from None
-        problem = error["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-        raise InputError(f"{where}: {path}: {problem[:1].lower()}{problem[1:]}{given}") from None
+        raise InputError(f"{where}: {path}: {complaint(error)}") from None
+
+
+def complaint(error: ErrorDetails) -> str:
+    """What one of pydantic's errors says, and of what value; of a whole section the message itself names the key."""
+    problem = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{problem[:1].lower()}{problem[1:]}{given}"
 
 
 def _keys(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
@@ -492,7 +499,9 @@ def ineffective(recipe: Recipe) -> list[str]:
         lines.append(f"objective.num_timesteps has no effect with interpolant {objective.interpolant}")
     if sample.guidance == 1.0 and (sample.guidance_interval != (0.0, 1.0) or sample.guidance_channels is not None):
         lines.append("sample.guidance is 1: guidance_interval and guidance_channels have no effect")
-    if sample.guidance != 1.0 and train.condition_dropout == 0:
+    if sample.guidance != 1.0 and recipe.condition.labels == "ignored" and recipe.condition.text_encoder is None:
+        lines.append(UNGUIDED)
+    elif sample.guidance != 1.0 and train.condition_dropout == 0:
         lines.append("sample.guidance needs a network trained without conditions too: train.condition_dropout is 0")
     defaults = Sample()
     stochastic = ("diffusion", "diffusion_scale", "last_step", "last_step_size")
@@ -502,6 +511,8 @@ def ineffective(recipe: Recipe) -> list[str]:
             lines.append(f"sample.{', sample.'.join(changed)}: no effect with solver {sample.solver}")
     if sample.solver != "dopri5" and (sample.atol, sample.rtol) != (defaults.atol, defaults.rtol):
         lines.append(f"sample.atol and sample.rtol have no effect with solver {sample.solver}")
+    if sample.solver == "dopri5" and sample.steps != defaults.steps:
+        lines.append("sample.steps has no effect with solver dopri5, which chooses its own by sample.atol and rtol")
     condition, without = recipe.condition, Condition()
     if condition.text_encoder is None:
         unread = [key for key in ("text_pooling", "max_tokens") if getattr(condition, key) != getattr(without, key)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -18,7 +19,7 @@ from torch import Tensor
 from layersync.core.errors import InputError
 from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.packaged import sync_path
-from layersync.core.recipe import ineffective
+from layersync.core.recipe import UNGUIDED, complaint, ineffective
 from layersync.core.run import writable_parent
 
 
@@ -51,6 +52,10 @@ def write_samples(
 ) -> Path:
     """Sample, render, and return the folder; with ``archive``, all samples in its ``samples.npz`` too.
 
+    Of a run conditioned on texts, ``captions.txt`` has a line for each sample, and each sample's file ``NAME.txt`` with
+    its text beside it, as :meth:`ModalityAdapter.open_samples` reads it; a sample drawn for no text has none.
+    ``samples.txt`` beside the archive is written where all have one.
+
     The folder appears when it is whole; one that exists is refused unless it is the run's own default, which is
     replaced. Raises :class:`InputError` before any work.
     """
@@ -67,9 +72,8 @@ def write_samples(
         chosen = model.settings(**(settings or {}))
     except ValidationError as failure:
         error = failure.errors()[0]
-        raise InputError(
-            f"--{'-'.join(str(p) for p in error['loc'])}: {error['msg']}, not {error['input']!r}"
-        ) from None
+        option, _, problem = ": ".join([*map(str, error["loc"][:1]), complaint(error)]).partition(": ")
+        raise InputError(f"--{option.replace('_', '-')}: {problem}") from None
     target = out or Path(run) / "samples" / f"step-{model.step:08d}"
     if out is not None and out.exists():
         raise InputError(f"--out: {out} exists")
@@ -77,7 +81,8 @@ def write_samples(
     if not latents_only:
         model.tokenizer.prepare_decoding()
     for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
-        warnings.warn(warning, stacklevel=2)
+        if warning != UNGUIDED:  # said when latents are drawn, of every run
+            warnings.warn(warning, stacklevel=2)
     conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)
     latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -100,10 +105,27 @@ def _write_decoded(
 ) -> None:
     """Rendered samples, their labels and texts, and with ``archive`` all of them in one file."""
     samples = model.decode(latents, mask)
-    model.recipe.adapter.render(samples, folder)
+    files = model.recipe.adapter.render(samples, folder)
     if archive:
         labels = given.label.tolist() if bool((given.label >= 0).all()) else None
         model.recipe.adapter.archive(samples, labels, folder / "samples.npz")
     np.savetxt(folder / "labels.txt", given.label.numpy(), fmt="%d")
     if model.condition.text_channels:
-        (folder / "captions.txt").write_text("".join(f"{' '.join(text.split())}\n" for text in given.captions))
+        texts = [" ".join(text.split()) for text in given.captions]
+        _write_lines(folder / "captions.txt", texts)
+        if archive and all(texts):
+            _write_lines(folder / "samples.txt", texts)
+        _write_beside(files, texts)
+
+
+def _write_beside(files: Sequence[Path], texts: Sequence[str]) -> None:
+    """The text of each sample beside its file, whose name ends in the sample's number; overviews have none."""
+    for file in files:
+        number, beside = re.search("[0-9]+$", file.stem), file.with_suffix(".txt")
+        row = int(number[0]) if number else len(texts)
+        if row < len(texts) and texts[row] and not beside.exists():
+            _write_lines(beside, [texts[row]])
+
+
+def _write_lines(path: Path, lines: Sequence[str]) -> None:
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

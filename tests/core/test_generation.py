@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -229,3 +230,37 @@ def test_settings_that_make_no_sense_are_refused(model: GenerativeModel) -> None
     assert math.isclose(model.settings(guidance=1.5).guidance, 1.5)
     with pytest.raises(InputError, match=r"has no checkpoint of step 7; there are: \[40\]"):
         layersync.load(model.run.path, step=7)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--solver", "euler-maruyama", "--steps", "1"], "--steps: euler-maruyama with a last_step takes at least 2"),
+        (["--steps", "0"], "--steps: input should be greater than or equal to 1, not 0"),
+        (["--guidance-channels", "0"], "--guidance-channels: input should be greater than or equal to 1, not 0"),
+        (["--solver", "leap"], "--solver: input should be 'euler', "),
+    ],
+)
+def test_options_of_sampling_are_refused_by_name(command: Make, trained: Run, options: list[str], says: str) -> None:
+    status, out, err = command("sample", trained.path, "--num", 1, *options)
+    assert status == 2 and not out and err.startswith(f"error: {says}") and err.count("\n") == 1
+    assert "{" not in err
+
+
+@pytest.mark.parametrize("labels", ["auto", "ignored"])
+def test_guidance_by_nothing_is_said_once(command: Make, tiny: Make, tmp_path: Path, labels: str) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(20):
+        Image.effect_noise((8, 8), 60).save(tmp_path / "data" / f"{number}.png")
+    data = f"data={{name: folder, path: {tmp_path / 'data'}}}"
+    recipe = tiny(data, f"condition.labels={labels}", "train.steps=1", "evaluate.metrics=[nearest-training]")
+    run = layersync.train(recipe, tmp_path / "run").path
+    says = "sample.guidance has no effect: the network is conditioned on nothing"
+    status, _, err = command("sample", run, "--num", 2)
+    assert status == 0 and says not in err
+    status, _, err = command("sample", run, "--num", 2, "--guidance", 3)
+    assert status == 0 and err.count(says) == 1
+    written = (run / "recipe.yaml").read_text()
+    (run / "recipe.yaml").write_text(written.replace("guidance: 1.0", "guidance: 3.0"))
+    status, _, err = command("evaluate", run, "--num-samples", 4, "--replications", 2)
+    assert status == 0 and err.count(says) == 1

@@ -237,6 +237,9 @@ def test_overrides_leave_the_callers_mapping_alone(tiny_mapping: dict) -> None:
         (["sample.diffusion=linear"], "sample.diffusion: no effect with solver euler"),
         (["sample.last_step=none", "sample.diffusion_scale=2"], "sample.diffusion_scale, sample.last_step: no effect"),
         (["regularizer.schedule.delay=5"], "regularizer.schedule.delay: 5 is not below train.steps, 5"),
+        (["sample.guidance=2", "condition.labels=ignored"], "sample.guidance has no effect"),
+        (["sample.guidance=2", "condition.labels=ignored", "train.condition_dropout=0"], "conditioned on nothing"),
+        (["sample.solver=dopri5", "sample.steps=50"], "sample.steps has no effect with solver dopri5"),
         (["sample.rtol=0.1"], "sample.atol and sample.rtol have no effect"),
         (["optimizer.warmup=50"], "optimizer.warmup: 50 steps are more than train.steps, 5"),
         (["regularizer.weight=0"], "regularizer.weight is 0"),
@@ -255,6 +258,7 @@ def test_a_healthy_recipe_warns_of_nothing(tiny: Make) -> None:
         tiny(
             "objective.time=logit-normal", "objective.time_mean=0.5", "sample.guidance=2", "sample.guidance_channels=1"
         )
+        tiny("sample.solver=dopri5", "sample.steps=25")
 
 
 def test_recipes_are_immutable(tiny: Make) -> None:

@@ -9,14 +9,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
+from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 import layersync
 from layersync import InputError, Run, load_recipe, train
+from layersync.core.adapter import load_adapter
 from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel, KnownConditions
 from layersync.core.latents import LatentCache
@@ -239,8 +243,6 @@ def test_an_encoder_that_cannot_run_is_found_before_anything_is_tokenized(
 
 
 def test_data_that_skips_what_it_cannot_read_does_so_with_texts_too(tmp_path: Path, command: Command) -> None:
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     for number in range(6):
         Image.effect_noise((8, 8), 60).save(tmp_path / "images" / f"{number}.png")
@@ -317,6 +319,55 @@ def test_sample_by_prompt(run: Run, tmp_path: Path, command: Command) -> None:
     assert len(list(out.glob("*.npz"))) == 2
 
 
+def texts_of(modality: str, path: Path) -> list[tuple[str, ...]]:
+    """As ``layersync score`` reads them."""
+    samples = load_adapter(modality).open_samples(path)
+    return [samples[row].captions for row in range(len(samples))]
+
+
+def test_motions_open_with_the_texts_they_were_asked_for(run: Run, tmp_path: Path, command: Command) -> None:
+    asked = [part for text in ("a person walks", "", "an old\nman") for part in ("--prompt", text)]
+    assert command("sample", run.path, *asked, "--npz", "--out", tmp_path / "some")[0] == 0
+    assert texts_of("motion", tmp_path / "some") == [("a person walks",), (), ("an old man",)]
+    assert texts_of("motion", tmp_path / "some" / "samples.npz") == [(), (), ()]
+    assert command("sample", run.path, *asked[:2], "--num", 2, "--npz", "--out", tmp_path / "all")[0] == 0
+    for path in (tmp_path / "all", tmp_path / "all" / "samples.npz"):
+        assert texts_of("motion", path) == [("a person walks",)] * 2
+
+
+@pytest.mark.parametrize("modality", ["image", "audio"])
+def test_images_and_sounds_open_with_the_texts_they_were_asked_for(
+    modality: str, tmp_path: Path, command: Command
+) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(12):
+        noise = np.random.default_rng(number).uniform(-0.5, 0.5, 8000).astype(np.float32)
+        if modality == "image":
+            Image.fromarray((255 * np.abs(noise[:64])).astype(np.uint8).reshape(8, 8)).save(
+                tmp_path / "data" / f"{number}.png"
+            )
+        else:
+            soundfile.write(tmp_path / "data" / f"{number}.wav", noise, 16000)
+        (tmp_path / "data" / f"{number}.txt").write_text("noise\n")
+    tokenizer = {
+        "image": {"name": "pixels", "image_size": 8, "channels": 1},
+        "audio": {"name": "mel", "num_frames": 16, "floor": 1e-5},
+    }[modality]
+    recipe = {
+        "modality": modality,
+        "data": {"name": "folder", "path": str(tmp_path / "data")},
+        "tokenizer": tokenizer,
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        "condition": {"text_encoder": "minilm", "max_tokens": 8},
+        "train": {"steps": 1, "batch_size": 2},
+        "sample": {"solver": "euler", "steps": 2},
+    }
+    run, out = train(load_recipe(recipe), tmp_path / "run").path, tmp_path / "said"
+    status, _, err = command("sample", run, "--prompt", "a tone", "--prompt", "a noise", "--npz", "--out", out)
+    assert status == 0, err
+    assert texts_of(modality, out) == [("a tone",), ("a noise",)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -359,8 +410,6 @@ def test_labels_required_where_there_are_none(tmp_path: Path, command: Command) 
     recipe = {**RECIPE, "modality": "image", "data": {"name": "tiles", "path": str(tmp_path / "picture.png")}}
     recipe |= {"tokenizer": {"name": "pixels", "image_size": 8}, "condition": {"labels": "required"}}
     recipe["backbone"] = {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4}
-    from PIL import Image
-
     Image.effect_noise((200, 40), 60).convert("RGB").save(tmp_path / "picture.png")
     recipe["data"] |= {"tile_size": 8}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))

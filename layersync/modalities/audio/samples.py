@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
-from layersync.core.paths import fingerprint_files
+from layersync.core.paths import fingerprint_files, first_caption
 from layersync.core.run import atomic_write
 from layersync.modalities.audio.clip import SILENCE, Clip, check_header, read_clip
 
@@ -23,8 +23,9 @@ EXTENSIONS = (".wav", ".flac", ".mp3", ".ogg")
 def open_audio_samples(path: Path) -> ExampleDataset:
     """The clips of a folder (any depth, by relative name), or of an ``.npz`` with ``waveforms`` and ``sample_rate``.
 
-    A text file ``NAME.txt`` beside an audio file is its caption. Files of several sample rates are warned of, since
-    every score converts them to its own. Raises :class:`InputError` for what holds no audio or cannot be read.
+    The first line of ``NAME.txt`` beside an audio file that is not empty is its caption. Files of several sample rates
+    are warned of, since every score converts them to its own. Raises :class:`InputError` for what holds no audio or
+    cannot be read, captions included.
     """
     path = path.expanduser()
     if path.is_dir():
@@ -64,7 +65,7 @@ class AudioFiles(ExampleDataset):
             raise InputError(f"{root}: holds no audio file ({', '.join(EXTENSIONS)})")
         _warn_of_rates(root, {_sample_rate(file) for file in self._files})
         captions = [caption for file in self._files if (caption := file.with_suffix(".txt")).is_file()]
-        self._captions = {caption.with_suffix(""): _read_caption(caption) for caption in captions}
+        self._captions = {caption.with_suffix(""): first_caption(caption) for caption in captions}
         self.fingerprint = f"audio-files-{fingerprint_files(root, [*self._files, *captions], None)}"
 
     def __len__(self) -> int:
@@ -112,16 +113,6 @@ def _warn_of_rates(root: Path, rates: set[int]) -> None:
     if len(rates) > 1:
         listed = ", ".join(str(rate) for rate in sorted(rates))
         warnings.warn(f"{root}: files of different sample rates ({listed} Hz); each is converted", stacklevel=4)
-
-
-def _read_caption(file: Path) -> str:
-    try:
-        text = " ".join(file.read_text(encoding="utf-8").split())
-    except (OSError, UnicodeDecodeError):
-        raise InputError(f"{file}: cannot be read as a caption (UTF-8 text is wanted)") from None
-    if not text:
-        raise InputError(f"{file}: is an empty caption")
-    return text
 
 
 def _read_arrays(path: Path) -> tuple[NDArray[np.floating], int]:

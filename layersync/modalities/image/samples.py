@@ -17,7 +17,7 @@ from PIL import Image
 
 from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
-from layersync.core.paths import fingerprint_files
+from layersync.core.paths import caption_files, fingerprint_files, first_caption
 from layersync.core.run import atomic_write
 from layersync.modalities.image.data import CORRUPT, EXTENSIONS, decode_image
 from layersync.modalities.image.tokenizer import with_channels
@@ -55,8 +55,9 @@ class ImageSamples(ExampleDataset):
 def open_image_samples(path: Path) -> ImageSamples:
     """All images of a folder, an ADM ``.npz`` or a ``.npy``, in the order of their names or rows.
 
-    - A folder is searched at any depth. ``NAME.txt`` beside ``NAME.png`` is that image's ``text``. The contact sheet
-      that ``layersync sample`` draws is left out. Of 16 bits a channel the upper eight are taken.
+    - A folder is searched at any depth. The first line of ``NAME.txt`` beside ``NAME.png`` that is not empty is that
+      image's ``text``. The contact sheet that ``layersync sample`` draws is left out. Of 16 bits a channel the upper
+      eight are taken.
     - An ``.npz`` holds images in ``arr_0``, uint8 (n, height, width[, 1, 3 or 4]), and may hold integer labels in
       ``arr_1``.
     - A ``.npy`` holds an array of that layout.
@@ -65,7 +66,8 @@ def open_image_samples(path: Path) -> ImageSamples:
     dropped, with one warning.
 
     Raises:
-        InputError: for a path that holds no images, images of differing sizes, or arrays of another layout or type.
+        InputError: for a path that holds no images, images of differing sizes, captions that are empty or no UTF-8, or
+            arrays of another layout or type.
     """
     if path.is_dir():
         return _open_folder(path)
@@ -128,19 +130,13 @@ def _open_folder(root: Path) -> ImageSamples:
     if not files:
         raise InputError(f"{root}: there is no image in it; looked for {', '.join(EXTENSIONS)}")
     _check_headers(root, files)
-    captions = {file.with_suffix("") for file in names if file.suffix == ".txt" and file.is_file()}
-    captions &= {file.with_suffix("") for file in files}
-
-    def condition(index: int) -> dict[str, int | str]:
-        stem = files[index].with_suffix("")
-        return {"text": _caption(stem.with_name(f"{stem.name}.txt"))} if stem in captions else {}
-
-    texts = [stem.with_name(f"{stem.name}.txt") for stem in sorted(captions)]
+    beside = caption_files(root, files)
+    texts = {file: first_caption(text) for file, text in beside.items()}
     return ImageSamples(
         lambda index: decode_image(_content(files[index]), str(files[index])),
-        condition,
+        lambda index: {"text": texts[files[index]]} if files[index] in texts else {},
         [str(file) for file in files],
-        fingerprint_files(root, [*files, *texts], None),
+        fingerprint_files(root, [*files, *sorted(set(beside.values()), key=lambda text: text.with_suffix(""))], None),
     )
 
 
@@ -168,13 +164,6 @@ def _check_headers(root: Path, files: Sequence[Path]) -> None:
 
 def _warn_of_alpha(what: str) -> None:
     warnings.warn(f"{what}; their alpha channel is dropped", stacklevel=2)
-
-
-def _caption(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: is no caption in UTF-8 ({error})") from None
 
 
 def _content(file: Path) -> bytes:

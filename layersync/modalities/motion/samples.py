@@ -20,6 +20,7 @@ from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.archive import opened_npz, padded, write_arrays
 from layersync.core.errors import InputError
 from layersync.core.packaged import file_digest
+from layersync.core.paths import first_caption
 from layersync.modalities.motion.data import FPS as MOTION_FPS
 from layersync.modalities.motion.data import BvhConfig
 from layersync.modalities.motion.humanml3d import FPS, NUM_FEATURES, HumanML3DFeatures
@@ -111,9 +112,9 @@ def open_motion_samples(path: Path) -> MotionSamples:
     archive possibly with ``lengths`` (n,), ``text`` (n,) and ``fps``; or one of HumanML3D's splits (``test.txt``), of
     which the motions of 40 to 199 frames are taken, as published.
 
-    Captions: the first line of NAME.txt beside NAME.npy; or NAME.txt in a folder ``texts`` next to the samples or their
-    folder, in HumanML3D's format, of which the first line about the whole motion counts, and each line about a part of
-    it makes a sample of that part, as published; or FILE.txt with a line for each motion of an array.
+    Captions: the first line of NAME.txt beside NAME.npy that is not empty; or NAME.txt in a folder ``texts`` next to
+    the samples or their folder, in HumanML3D's format, of which the first line about the whole motion counts, and each
+    line about a part makes a sample of that part, as published; or FILE.txt with a line for each motion of an array.
 
     Raises :class:`InputError` for a path that is missing or empty and, naming the file, for what cannot be read: here
     what its head shows, when a sample is asked for the rest.
@@ -331,7 +332,7 @@ def _captions(path: Path) -> list[Caption]:
     """What is said of the motion in a file; nothing where no text lies beside it."""
     beside = path.with_suffix(".txt")
     if beside.is_file():
-        return [Caption(_some_lines(beside)[0])]
+        return [Caption(first_caption(beside))]
     for folder in (path.parent / "texts", path.parent.parent / "texts"):
         if (folder / beside.name).is_file():
             return _parts(folder / beside.name)

@@ -44,7 +44,7 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names(write_audio: WriteA
 def test_captions_beside_the_files_become_texts(write_audio: WriteAudio, tmp_path: Path) -> None:
     write_audio("a.wav")
     write_audio("deep/b.wav")
-    (tmp_path / "deep/b.txt").write_text("  ein Hund\nbellt  \n", encoding="utf-8")
+    (tmp_path / "deep/b.txt").write_text("\n  ein Hund bellt \na dog barks\n", encoding="utf-8")
     dataset = open_audio_samples(tmp_path)
     assert [dict(dataset[index].condition) for index in range(2)] == [{}, {"text": "ein Hund bellt"}]
 
@@ -54,7 +54,7 @@ def test_an_empty_or_binary_caption_is_named(write_audio: WriteAudio, tmp_path: 
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     refused(tmp_path, "a.txt", "UTF-8")
     (tmp_path / "a.txt").write_text(" \n")
-    refused(tmp_path, "a.txt", "empty")
+    refused(tmp_path, "a.txt", "holds no caption")
 
 
 def test_different_sample_rates_are_said_once(write_audio: WriteAudio, tmp_path: Path) -> None:

@@ -219,14 +219,21 @@ def test_a_streamed_source_is_what_the_cached_one_is(parquet: Path, path: str, s
 @pytest.mark.parametrize("streaming", [False, True])
 def test_another_split_can_be_held_out(parquet: Path, streaming: bool, tmp_path: Path) -> None:
     """As ImageNet on the hub needs it, whose ``test`` has no labels."""
-    (tmp_path / "data").mkdir()
+    source = tmp_path / "source"
+    (source / "data").mkdir(parents=True)
     for name, split in (("train-00000", "train"), ("test-00000", "validation"), ("train-00001", "test")):
-        source = next((parquet / "own" / "data").glob(f"{name}*"))
-        (tmp_path / "data" / f"{split}-00000-of-00001.parquet").write_bytes(source.read_bytes())
-    keys = {"name": "hf", "path": str(tmp_path), "streaming": streaming}
-    assert len(HuggingFace(**keys).build("test")) == 16
+        rows = next((parquet / "own" / "data").glob(f"{name}*"))
+        (source / "data" / f"{split}-00000-of-00001.parquet").write_bytes(rows.read_bytes())
+    keys = {"name": "hf", "path": str(source), "streaming": streaming}
+    usual = HuggingFace(**keys).build("test")
+    assert len(usual) == 16
     chosen = HuggingFace(**keys, test_split="validation").build("test")
     assert len(chosen) == 7 and int(chosen[0].sample[0, 0, 0]) == 100
+    caches = [LatentCache.open(dataset, PIXELS, directory=tmp_path / "caches") for dataset in (usual, chosen)]
+    assert [len(cache.labels) for cache in caches] == [16, 7]
+    same = HuggingFace(**keys, test_split="test").build("test")
+    assert same.fingerprint == usual.fingerprint
+    assert streaming or usual.fingerprint.count("-") == 1  # as of earlier versions, whose caches stay
     with pytest.raises(InputError, match=r"data\.test_split: 'val' is no split of the source; it has train"):
         HuggingFace(**keys, test_split="val").build("train")
 

@@ -44,7 +44,7 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names_with_its_captions(t
         save(tmp_path / name, image)
     save(tmp_path / "b" / "5.png", images[0][..., :1])
     save(tmp_path / ".hidden" / "x.png", stack(1, (3, 3))[0])
-    (tmp_path / "b" / "10.txt").write_text("ein Käfer\n", encoding="utf-8")
+    (tmp_path / "b" / "10.txt").write_text("\nein Käfer \na beetle\n", encoding="utf-8")
     (tmp_path / "notes.txt").write_text("no image has this name")
     found = ImageAdapter().open_samples(tmp_path)
     assert [Path(found[i].source).relative_to(tmp_path).as_posix() for i in range(len(found))] == [
@@ -116,8 +116,11 @@ def test_unreadable_images_are_named(tmp_path: Path) -> None:
         found[1]
     (tmp_path / "b.png").write_bytes(whole)
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe caption")
-    with pytest.raises(InputError, match=r"b\.txt: is no caption in UTF-8"):
-        open_image_samples(tmp_path)[1]
+    with pytest.raises(InputError, match=r"b\.txt: cannot be read as captions in UTF-8"):
+        open_image_samples(tmp_path)
+    (tmp_path / "b.txt").write_text(" \n")
+    with pytest.raises(InputError, match=r"b\.txt: holds no caption"):
+        open_image_samples(tmp_path)
 
 
 def test_floating_point_pictures_are_refused(tmp_path: Path) -> None:

@@ -266,6 +266,10 @@ def test_a_shipped_recipe_goes_from_files_to_scores(command, make_motion, tmp_pa
     assert (drawn / "captions.txt").read_text() == "a person waves\n" * 2
     with np.load(drawn / "samples.npz") as archive:
         np.testing.assert_array_equal(archive["features"][1], np.load(drawn / "motion-001.npy"))
+    scored = ("--modality", "motion", "--generated", drawn, "--extractor", f"text-motion={evaluator}")
+    status, out, err = command("score", *scored, "--metrics", "multimodality", "--json")
+    assert status == 0, err
+    assert json.loads(out)["metrics"]["multimodality"]["details"]["samples_a_text"] == 2
     (tmp_path / "away").rename(root)
     status, out, err = command("evaluate", run, "--metrics", "fd-kinetic,foot-skating", "--num-samples", 4, "--json")
     assert status == 0, err
