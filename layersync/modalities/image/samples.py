@@ -19,7 +19,7 @@ from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
 from layersync.core.paths import fingerprint_files
 from layersync.core.run import atomic_write
-from layersync.modalities.image.data import CORRUPT, EXTENSIONS, decode_image
+from layersync.modalities.image.data import CORRUPT, EXTENSIONS, FLOATING_POINT, decode_image
 from layersync.modalities.image.tokenizer import with_channels
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -155,7 +155,7 @@ def _check_headers(root: Path, files: Sequence[Path]) -> None:
         except CORRUPT as error:
             raise InputError(f"{file}: is corrupt or no image ({error})") from None
         if mode == "F":
-            raise InputError(f"{file}: holds floating-point pixels; images are 8 or 16 bits a channel")
+            raise InputError(f"{file}: {FLOATING_POINT}")
         first_size = first_size or size
         if size != first_size:
             raise InputError(f"{files[0]} is {first_size} and {file} is {size}; images of one set are of one size")

@@ -132,6 +132,12 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
     assert found[..., 0].tolist() == [[0, 1], [156, 255]]
 
 
+def test_floating_point_pictures_are_refused(tree: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tree / "cats" / "000.tif")
+    with pytest.raises(InputError, match=r"000\.tif: holds floating-point pixels; images are 8 or 16 bits a channel$"):
+        dataset(name="folder", path=str(tree))[1]
+
+
 def test_tiles_cover_the_picture_and_hold_out_its_right(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (64, 320, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "map.png")
