@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 FPS = 30.0
 _NUM_REFERENCES = 8
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # also within TurnLeft
+_NO_SIDE = re.compile(
+    r"(al|b|birth|copy|down|f|forth|out|up)right(s|ed|en|ened|ening|er|est|ful|fully|ly|ness)?", re.IGNORECASE
+)
 
 Checked = TypeVar("Checked")
 
@@ -289,6 +293,9 @@ class MotionFolder(ExampleDataset):
         sided_text = next((text for text in sorted(texts) if _names_side(text)), None)
         sided = sided_text is not None or any(map(_names_side, self.classes))
         mirror = not sided if config.mirror == "auto" else config.mirror
+        if sided and config.mirror == "auto" and split == "train":
+            named = next((name for name in self.classes if _names_side(name)), sided_text)
+            logger.info("data.mirror: auto mirrors nothing, since %r names a side", named)
         if mirror and sided_text is not None:
             raise InputError(f"data.mirror: true, and captions name a side ({sided_text!r}); set it to auto or false")
         self.variants = ("original", "mirror") if mirror else ("original",)
@@ -344,4 +351,6 @@ class MotionFolder(ExampleDataset):
 
 
 def _names_side(text: str) -> bool:
-    return re.search(r"left|right", text, re.IGNORECASE) is not None
+    """Whether left or right is in ``text``, if only within a word, unless all the word is one such as upright."""
+    rest = _WORD.sub(lambda word: "" if _NO_SIDE.fullmatch(word[0]) else word[0], text)
+    return re.search(r"left|right", rest, re.IGNORECASE) is not None

@@ -108,6 +108,33 @@ def test_labels_that_name_a_side_are_not_mirrored(amass_tree):
     assert AmassConfig(path=str(amass_tree), mirror=True).build("train").variants == ("original", "mirror")
 
 
+WITHOUT_SIDE = (
+    "upright bright outright downright forthright copyright birthright fright brightly frightened walk_upright "
+    "UPRIGHT WalkUpright upright2 bright-uprightness"
+)
+WITH_SIDE = (
+    "walk-left left_hand TurnLeft turnleft leftward lefthanded RIGHT UpRight up-right climbright ThumbRight "
+    "jumpupright brightleft uprightRight UPRIGHTHAND LEFTturn upright_left"
+)
+
+
+@pytest.mark.parametrize("label", WITHOUT_SIDE.split())
+def test_words_that_only_contain_right_name_no_side(amass_tree, label, caplog):
+    (amass_tree / "walk").rename(amass_tree / label)
+    with caplog.at_level(logging.INFO):
+        assert AmassConfig(path=str(amass_tree)).build("train").variants == ("original", "mirror")
+    assert "data.mirror" not in caplog.text
+
+
+@pytest.mark.parametrize("label", WITH_SIDE.split())
+def test_a_side_is_found_within_words_and_said_once(amass_tree, label, caplog):
+    (amass_tree / "walk").rename(amass_tree / label)
+    with caplog.at_level(logging.INFO):
+        for split in ("train", "test"):
+            assert AmassConfig(path=str(amass_tree)).build(split).variants == ("original",)
+    assert caplog.text.count(f"data.mirror: auto mirrors nothing, since '{label}' names a side") == 1
+
+
 def test_a_file_without_poses_stops_or_is_skipped_and_counted(amass_tree, caplog):
     np.savez(amass_tree / "walk" / "bad.npz", trans=np.zeros((3, 3)), mocap_framerate=30)
     with pytest.raises(InputError, match=r"bad.npz.*no poses"):
