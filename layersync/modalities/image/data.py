@@ -45,6 +45,7 @@ CORRUPT = (
     zlib.error,
 )
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 FLOATING_POINT = "holds floating-point pixels; images are 8 or 16 bits a channel"
 MNIST5K = WheelData(
     name="mnist5k",
@@ -84,6 +85,22 @@ class LargeImageData(ImageData):
     num_classes: int | None = Field(None, ge=1, description="How many classes there have to be; null: as many as are.")
     num_examples: int | None = Field(None, ge=1, description="How many images the training split has to have.")
     fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
+
+    def decoder(self) -> Callable[[bytes, str], np.ndarray]:
+        """:func:`decode_image`, which warns of the first image that is transparent."""
+        warned = False
+
+        def warn(source: str) -> None:
+            nonlocal warned
+            if not warned:
+                warned = True
+                warnings.warn(
+                    f"data.path: {source} is transparent, the first that is; alpha channels are dropped, and the "
+                    f"colours that they hide are trained on",
+                    stacklevel=2,
+                )
+
+        return lambda content, source: decode_image(content, source, warn)
 
     def checked(self, dataset: ImageDataset, split: Split) -> ImageDataset:
         """``dataset``, if it is as large as this section says. InputError otherwise."""
@@ -236,8 +253,15 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def decode_image(content: bytes, source: str) -> np.ndarray:
+def is_transparent(image: Image.Image) -> bool:
+    """Whether it has an alpha channel, or a colour that stands for transparent; its header says so."""
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def decode_image(content: bytes, source: str, on_alpha: Callable[[str], None] | None = None) -> np.ndarray:
     """Image file content to uint8 (height, width, 1 or 3).
+
+    ``on_alpha`` is called with ``source`` where transparency is dropped.
 
     Raises:
         InputError: naming ``source``, for what is corrupt or holds floating-point pixels.
@@ -246,6 +270,8 @@ def decode_image(content: bytes, source: str) -> np.ndarray:
         with Image.open(io.BytesIO(content)) as image:
             if image.mode == "F":
                 raise InputError(f"{source}: {FLOATING_POINT}")
+            if on_alpha is not None and is_transparent(image):
+                on_alpha(source)
             if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
                 array = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             else:
@@ -284,9 +310,11 @@ class Folder(LargeImageData):
         elif self.medical != MedicalConfig() and split == "train":
             warnings.warn(f"data.medical has no effect: {self.path} holds no DICOM and no NIfTI files", stacklevel=2)
 
+        decode = self.decoder()
+
         def read(index: int) -> np.ndarray:
             file = files[rows[index]]
-            return scans.read(file, slices[index]) if is_scan(file) else decode_image(file.read_bytes(), str(file))
+            return scans.read(file, slices[index]) if is_scan(file) else decode(file.read_bytes(), str(file))
 
         dataset = ImageDataset(
             read,
@@ -401,8 +429,9 @@ class HuggingFace(LargeImageData):
             label, classes = label_column(table)
             rows, labels = table, None if label is None else table[label][:]
         column = caption_column(rows.features, self.caption_column, self.path)
+        decode = self.decoder()
         dataset = ImageDataset(
-            lambda index: _decoded(rows[index][image], f"{self.path}[{index}]"),
+            lambda index: decode(*_stored(rows[index][image], f"{self.path}[{index}]")),
             labels,
             fingerprint if column is None else f"{fingerprint}-{column}",
             size=len(rows),
@@ -414,15 +443,14 @@ class HuggingFace(LargeImageData):
         return self.checked(dataset, split)
 
 
-def _decoded(content: dict[str, Any] | None, source: str) -> np.ndarray:
-    """The image in a row of a ``datasets`` table, which holds its bytes or names a file."""
+def _stored(content: dict[str, Any] | None, source: str) -> tuple[bytes, str]:
+    """The image file in a row of a ``datasets`` table, which holds its bytes or names it; and ``source``."""
     if content is None:
         raise InputError(f"{source}: holds no image")
     try:
-        stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+        return (content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()), source
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error})") from None
-    return decode_image(stored, source)
 
 
 SOURCES: dict[str, type[ImageData]] = {

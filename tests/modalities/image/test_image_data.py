@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +137,43 @@ def test_floating_point_pictures_are_refused(tree: Path) -> None:
     Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tree / "cats" / "000.tif")
     with pytest.raises(InputError, match=r"000\.tif: holds floating-point pixels; images are 8 or 16 bits a channel$"):
         dataset(name="folder", path=str(tree))[1]
+
+
+def transparent_image(mode: str) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 5, 4), dtype=np.uint8))
+    if mode == "P":
+        image = image.convert("RGB").convert("P")
+        image.info["transparency"] = 0
+    return image if mode == "P" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_dropped_transparency_of_a_folder_is_said_once(tree: Path, mode: str) -> None:
+    for name in ("03", "05"):
+        transparent_image(mode).save(tree / "cats" / f"{name}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dataset(name="folder", path=str(tree))
+        assert found[0].sample.shape == (12, 10, 3)
+    with pytest.warns(UserWarning) as caught:
+        for index in range(len(found)):
+            assert found[index].sample.shape[2] == 3
+    assert len(caught) == 1
+    assert "03.png is transparent, the first that is; alpha channels are dropped" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dropped_transparency_of_a_table_is_said_once(tmp_path: Path, streaming: bool) -> None:
+    import datasets
+
+    pictures = [noise_image(0), *[transparent_image("RGBA")] * 5]
+    table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    found = dataset(name="hf", path=str(tmp_path / "data.parquet"), streaming=streaming)
+    with pytest.warns(UserWarning, match=r"data\.parquet\[1\] is transparent") as caught:
+        for index in range(len(found)):
+            assert found[index].sample.shape[2] == 3
+    assert len(caught) == 1
 
 
 def test_tiles_cover_the_picture_and_hold_out_its_right(tmp_path: Path) -> None:
