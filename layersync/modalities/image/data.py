@@ -135,7 +135,7 @@ class ImageDataset(ExampleDataset):
     def __init__(
         self,
         read: Callable[[int], np.ndarray],
-        labels: Sequence[int] | None,
+        labels: Sequence[int | None] | None,
         fingerprint: str,
         *,
         size: int,
@@ -155,11 +155,13 @@ class ImageDataset(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         condition: dict[str, int | str | tuple[str, ...]] = {}
+        source = str(index) if self._sources is None else self._sources[index]
         if self._labels is not None:
-            condition["label"] = int(self._labels[index])
+            if (label := self._labels[index]) is None:
+                raise InputError(f"row {source}: has no label")
+            condition["label"] = int(label)
         if self._captions is not None and (texts := self._captions(index)):
             condition["text"] = texts
-        source = str(index) if self._sources is None else self._sources[index]
         return Example(self._read(index), condition, source)
 
     def variant(self, sample: np.ndarray, name: str) -> np.ndarray:
@@ -432,11 +434,13 @@ def _read_picture(file: Path) -> np.ndarray:
 class HuggingFace(LargeImageData):
     """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
 
-    Image and label columns are found by their feature types, the column of captions by its name: caption, captions or
-    text, unless ``caption_column`` names it. Without a split of its own, every tenth is held out.
+    The image column is the one of type ``Image``; the label column the one of type ``ClassLabel``, else one of strings
+    or integers called ``label``; that of captions one called caption, captions or text: ``label_column`` and
+    ``caption_column`` choose otherwise. Without a split of its own, every tenth is held out.
     """
 
     name: Literal["hf"] = "hf"
+    label_column: str | None = Field(None, description="Column of labels: of type ClassLabel, of strings or integers.")
     caption_column: str | None = Field(None, description="Column of texts, one or a list of them a row.")
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     streaming: bool = Field(
@@ -449,21 +453,31 @@ class HuggingFace(LargeImageData):
             caption_column,
             captions_of,
             column_of_type,
+            holds_strings,
             label_column,
             load_table,
             open_stream,
+            table_labels,
         )
 
+        labels: Sequence[int | None] | None = None
+        classes: list[str] = []
         if self.streaming:
             stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint, self.test_split)
             image = column_of_type(stream, "Image", self.path)
-            labels, classes = stream.labels(self.num_classes)
+            label = label_column(stream.features, self.label_column, self.path)
+            if label is not None:
+                labels, classes = stream.labels(label, self.num_classes)
             rows: Any = stream
         else:
-            table, fingerprint = load_table(self.path, split, self.fingerprint, self.test_split)
+            table, fingerprint, splits = load_table(self.path, split, self.fingerprint, self.test_split)
             image = column_of_type(table, "Image", self.path)
-            label, classes = label_column(table)
-            rows, labels = table, None if label is None else table[label][:]
+            label = label_column(table.features, self.label_column, self.path)
+            if label is not None:
+                labels, classes = table_labels(table, splits, label)
+            rows = table
+        if label is not None and (self.label_column is not None or holds_strings(rows.features[label])):
+            fingerprint = f"{fingerprint}-label:{label}"
         column = caption_column(rows.features, self.caption_column, self.path)
         decode = self.decoder()
         fingerprint = self.oriented(fingerprint)

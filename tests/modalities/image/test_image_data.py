@@ -323,6 +323,70 @@ def test_text_files_beside_images_are_their_captions(tree: Path) -> None:
         dataset(name="folder", path=str(tree))
 
 
+@pytest.fixture
+def labelled_parquet(tmp_path: Path) -> Callable[..., str]:
+    """Write one column beside images, to a file or to the splits of a folder."""
+    import datasets
+
+    def write(name: str, feature: object = None, **columns: list[object]) -> str:
+        rows = {"image": [noise_image(n) for n in range(len(next(iter(columns.values()))))], **columns}
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        for column in columns if feature is not None else ():
+            table = table.cast_column(column, feature)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        table.to_parquet(str(tmp_path / name))
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_strings_named_label_are_labels_and_their_classes_those_of_all_splits(
+    labelled_parquet: Callable[..., str],
+) -> None:
+    labelled_parquet("set/train-0.parquet", label=["dog", "cat"] * 3)
+    folder = str(Path(labelled_parquet("set/test-0.parquet", label=["eel", "bee", "dog"])).parent)
+    found = {split: dataset(split, name="hf", path=folder) for split in ("train", "test")}
+    assert found["train"].classes == found["test"].classes == ("bee", "cat", "dog", "eel")
+    labels = {split: [part[index].label for index in range(len(part))] for split, part in found.items()}
+    assert labels == {"train": [2, 1] * 3, "test": [3, 0, 2]}
+    with pytest.raises(InputError, match=r"data\.streaming: .* label, are strings.*set it to false, or .* ClassLabel"):
+        dataset(name="hf", path=folder, streaming=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_column_is_the_label_where_it_is_named(labelled_parquet: Callable[..., str], streaming: bool) -> None:
+    path = labelled_parquet("data.parquet", grade=[4, 0, 2] * 4)
+    section: dict[str, object] = {"name": "hf", "path": path, "streaming": streaming, "num_classes": None}
+    assert dataset(**section).classes == ()
+    found = dataset(**{**section, "num_classes": 5}, label_column="grade")
+    assert found.classes == tuple("01234") and [found[index].label for index in range(3)] == [4, 0, 2]
+    assert found.fingerprint != dataset(**section).fingerprint
+    with pytest.raises(InputError, match=r"data\.label_column: 'grades' is no column.*did you mean 'grade'"):
+        dataset(**section, label_column="grades")
+    with pytest.raises(InputError, match=r"data\.label_column: 'image' is no column of strings or integers"):
+        dataset(**section, label_column="image")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_label_columns_are_refused_unless_one_is_named(
+    labelled_parquet: Callable[..., str], streaming: bool
+) -> None:
+    from datasets import ClassLabel
+
+    path = labelled_parquet("data.parquet", ClassLabel(names=["a", "b", "c"]), fine=[0, 1, 2] * 4, coarse=[1, 2, 0] * 4)
+    with pytest.raises(InputError, match=r"several columns of labels; set data\.label_column to one of.*fine.*coarse"):
+        dataset(name="hf", path=path, streaming=streaming)
+    found = [dataset(name="hf", path=path, streaming=streaming, label_column=column) for column in ("fine", "coarse")]
+    assert [part[0].label for part in found] == [0, 1] and found[0].fingerprint != found[1].fingerprint
+
+
+def test_a_row_without_a_label_is_named(labelled_parquet: Callable[..., str]) -> None:
+    found = dataset(name="hf", path=labelled_parquet("data.parquet", label=["a", None, "b"]))
+    assert found[0].label == 0 and found[2].label == 1
+    with pytest.raises(InputError, match="row 1: has no label"):
+        found[1]
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_column_of_texts_is_found_by_name_or_named(tmp_path: Path, streaming: bool) -> None:
     import datasets
