@@ -16,13 +16,15 @@ from layersync.core.errors import InputError, nearest
 from layersync.core.paths import HELD_OUT_EVERY, Fingerprint, fingerprint_files
 
 if TYPE_CHECKING:
-    from datasets import Dataset, IterableDataset
+    from datasets import Dataset, DatasetDict, IterableDataset
 
 
 def load_table(
     path: str, split: Split, how: Fingerprint = "content", test_split: str | None = None
-) -> tuple[Dataset, str]:
-    """The rows of ``split`` and a fingerprint of them; images and audio stay undecoded bytes.
+) -> tuple[Dataset, str, DatasetDict]:
+    """The rows of ``split``, a fingerprint of them, and all of the source's own splits.
+
+    Images and audio stay undecoded bytes in the rows.
 
     ``path`` is a hub id, a local folder or a Parquet file; of a hub id everything is fetched first, and kept by
     ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out; ``test_split``
@@ -38,7 +40,7 @@ def load_table(
     table = _undecoded(table)
     usual, _ = _chosen_split(found, split, None)  # the files say which it is; another one has to be named
     part = split if name == usual else f"{name}-{split}"
-    return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}"
+    return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}", found
 
 
 def open_stream(
@@ -102,19 +104,23 @@ class Stream:
             return index
         return index + index // (HELD_OUT_EVERY - 1) if self._held_out == "train" else (index + 1) * HELD_OUT_EVERY - 1
 
-    def labels(self, num_classes: int | None) -> tuple[StreamedLabels | None, list[str]]:
-        """The label column, read with its row, and the class names; as :func:`label_column`.
+    def labels(self, column: str, num_classes: int | None) -> tuple[StreamedLabels, list[str]]:
+        """The labels in ``column``, each read with its row, and the class names; as :func:`table_labels`.
 
-        A column of bare numbers does not say how many classes there are: ``num_classes`` has to.
+        A column of bare numbers does not say how many classes there are: ``num_classes`` has to. One of strings does
+        not say which, and is refused with :class:`InputError`.
         """
-        for name, feature in self.features.items():
-            if type(feature).__name__ == "ClassLabel":
-                return StreamedLabels(self, name, len(feature.names)), list(feature.names)
-        if "int" in str(getattr(self.features.get("label"), "dtype", "")):
-            if num_classes is None:
-                raise InputError(f"data.num_classes: the labels of {self._path!r} are numbers; say how many there are")
-            return StreamedLabels(self, "label", num_classes), [str(label) for label in range(num_classes)]
-        return None, []
+        feature = self.features[column]
+        if type(feature).__name__ == "ClassLabel":
+            return StreamedLabels(self, column, len(feature.names)), list(feature.names)
+        if holds_strings(feature):
+            raise InputError(
+                f"data.streaming: the labels of {self._path!r}, {column}, are strings, and a stream does not say which "
+                f"there are; set it to false, or give a column of type ClassLabel"
+            )
+        if num_classes is None:
+            raise InputError(f"data.num_classes: the labels of {self._path!r} are numbers; say how many there are")
+        return StreamedLabels(self, column, num_classes), [str(label) for label in range(num_classes)]
 
 
 class StreamedLabels(Sequence[int]):
@@ -205,14 +211,42 @@ def column_of_type(table: Dataset | Stream, kind: str, path: str) -> str:
     return found[0]
 
 
-def label_column(table: Dataset) -> tuple[str | None, list[str]]:
-    """The ``ClassLabel`` column, else an integer column named label, and the class names; (None, []) without one."""
-    for name, feature in table.features.items():
-        if type(feature).__name__ == "ClassLabel":
-            return name, list(feature.names)
-    if "label" in table.features and np.issubdtype(np.asarray(table["label"][:1]).dtype, np.integer):
-        return "label", [str(label) for label in range(max(table["label"][:]) + 1)]
-    return None, []
+def label_column(features: Mapping[str, Any], given: str | None, path: str) -> str | None:
+    """The column of labels: ``given``, the one of type ``ClassLabel``, or one of strings or integers called ``label``.
+
+    Raises :class:`InputError` for a column that is not there or holds none of these, and for several ``ClassLabel``.
+    """
+    if given is not None:
+        if not _holds_labels(features.get(given)):
+            known = nearest(given, features)
+            raise InputError(f"data.label_column: {given!r} is no column of strings or integers in {path!r}; {known}")
+        return given
+    found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
+    if len(found) > 1:
+        raise InputError(f"data.path: {path!r} has several columns of labels; set data.label_column to one of {found}")
+    return found[0] if found else "label" if _holds_labels(features.get("label")) else None
+
+
+def _holds_labels(feature: Any) -> bool:
+    kind, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
+    return kind == "ClassLabel" or (kind == "Value" and (holds_strings(feature) or "int" in dtype))
+
+
+def table_labels(table: Dataset, splits: DatasetDict, column: str) -> tuple[list[int | None], list[str]]:
+    """Class numbers of the rows, ``None`` where there is none, and the class names.
+
+    Names are those of a ``ClassLabel``; of strings, their different values in all ``splits``, sorted; of integers, 0 to
+    the highest.
+    """
+    values, feature = table[column][:], table.features[column]
+    if type(feature).__name__ == "ClassLabel":
+        return values, list(feature.names)
+    known = {value for rows in splits.values() for value in rows.unique(column)} - {None}
+    if not holds_strings(feature):
+        return values, [str(label) for label in range(max(known, default=-1) + 1)]
+    classes = sorted(known)
+    number = {name: index for index, name in enumerate(classes)}
+    return [number.get(value) for value in values], classes
 
 
 CAPTION_COLUMNS = ("caption", "captions", "text")
@@ -224,14 +258,15 @@ def caption_column(features: Mapping[str, Any], given: str | None, path: str) ->
     Raises :class:`InputError` for a column that is not there or holds no strings.
     """
     if given is not None:
-        if not _holds_strings(features.get(given)):
+        if not holds_strings(features.get(given)):
             known = nearest(given, features)
             raise InputError(f"data.caption_column: {given!r} is no column of texts in {path!r}; {known}")
         return given
-    return next((name for name in CAPTION_COLUMNS if _holds_strings(features.get(name))), None)
+    return next((name for name in CAPTION_COLUMNS if holds_strings(features.get(name))), None)
 
 
-def _holds_strings(feature: Any) -> bool:
+def holds_strings(feature: Any) -> bool:
+    """Whether a column of this feature holds a string or a list of strings a row."""
     inner = getattr(feature, "feature", feature)  # of a list of strings
     return getattr(inner, "dtype", None) in ("string", "large_string")
 

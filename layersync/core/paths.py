@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,15 @@ def expand(path: str, key: str) -> Path:
     if not exists:
         raise InputError(f"{key}: {path!r} does not exist")
     return expanded
+
+
+def held_out_folder(names: Iterable[str]) -> str | None:
+    """Which of ``test`` and ``val`` is held out, where files lie below it and below ``train``; else ``None``.
+
+    ``names`` are relative to the root of the tree, with ``/`` between folders.
+    """
+    tops = {name.split("/", 1)[0] for name in names if "/" in name}
+    return next((name for name in HELD_OUT_NAMES if {"train", name} <= tops), None)
 
 
 def held_out_rows(labels: np.ndarray, split: Split, every: int = 5) -> np.ndarray:

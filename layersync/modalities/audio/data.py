@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,7 +17,7 @@ from pydantic import AfterValidator, Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
-from layersync.core.paths import caption_files, expand, fingerprint_files, read_captions
+from layersync.core.paths import caption_files, expand, fingerprint_files, held_out_folder, read_captions
 from layersync.modalities.audio.clip import check_header, read_clip
 
 OnError = Literal["stop", "skip"]
@@ -45,9 +46,10 @@ class FolderConfig(DataConfig):
 
     ``labels`` is a regular expression with a group ``label``, searched in the file name. Without it the label is the
     folder that holds the file, relative to ``path`` (the name of ``path`` itself for files at the top), and there are
-    no labels when all files lie in one folder. The test split is ``path``'s folder ``test`` where it has ``train``
-    and ``test``; else the files in whose relative name ``test_files`` is found; else ``test_fraction`` of the files,
-    chosen by a hash of their relative names.
+    no labels when all files lie in one folder. Where audio lies below ``train`` and ``test`` (or ``val``, where there
+    is no ``test``), those are the splits, labels are relative to them, and all other files are left out; else the test
+    split is the files in whose relative name ``test_files`` is found; else ``test_fraction`` of the files, chosen by a
+    hash of their relative names.
     """
 
     name: Literal["folder"] = "folder"
@@ -71,10 +73,14 @@ class FolderClips(ExampleDataset):
         if not root.is_dir():
             raise InputError(f"data.path: {config.path!r} is a file, not a folder")
         names = _audio_files(root, config.extensions)
-        folders = _split_folders(root, names)
-        labels = _labels_by_name(root, names, config, folders)
+        held_out = held_out_folder(names)
+        if held_out is not None:
+            names = [name for name in names if name.startswith(("train/", f"{held_out}/"))]
+            if split == "train":
+                _warn_of_unused(config, held_out)
+        labels = _labels_by_name(root, names, config, held_out is not None)
         self.classes = tuple(sorted({label for label in labels.values() if label is not None}))
-        chosen = _names_of_split(names, config, split, folders)
+        chosen = _names_of_split(names, config, split, held_out)
         if not chosen and split == "train":
             raise InputError(f"data.path: no audio file of {root} falls into the split {split}")
         self.on_error = config.on_error
@@ -127,10 +133,10 @@ def _audio_files(root: Path, extensions: Sequence[str]) -> list[str]:
     return names
 
 
-def _split_folders(root: Path, names: Sequence[str]) -> bool:
-    """Whether the tree comes split into ``train/`` and ``test/``."""
-    tops = {name.split("/", 1)[0] for name in names if "/" in name}
-    return {"train", "test"} <= tops
+def _warn_of_unused(config: FolderConfig, held_out: str) -> None:
+    for key in ("test_files", "test_fraction"):
+        if getattr(config, key) != FolderConfig.model_fields[key].default:
+            warnings.warn(f"data.{key} has no effect: {config.path} has folders train and {held_out}", stacklevel=4)
 
 
 def _labels_by_name(root: Path, names: Sequence[str], config: FolderConfig, folders: bool) -> dict[str, str | None]:
@@ -140,19 +146,19 @@ def _labels_by_name(root: Path, names: Sequence[str], config: FolderConfig, fold
         return {name: (match["label"] or None) if match else None for name, match in matches.items()}
     parents: dict[str, str | None] = {}
     for name in names:
-        inner = name.split("/", 1)[1] if folders and name.split("/", 1)[0] in ("train", "test") else name
+        inner = name.split("/", 1)[1] if folders else name
         parents[name] = inner.rpartition("/")[0] or root.resolve().name
     return parents if len(set(parents.values())) > 1 else dict.fromkeys(names)
 
 
-def _names_of_split(names: Sequence[str], config: FolderConfig, split: Split, folders: bool) -> list[str]:
-    if folders:
-        return [name for name in names if name.startswith(f"{split}/")]
-    if config.test_files is not None:
-        held_out = {name for name in names if re.search(config.test_files, name)}
+def _names_of_split(names: Sequence[str], config: FolderConfig, split: Split, held_out: str | None) -> list[str]:
+    if held_out is not None:
+        test = {name for name in names if name.startswith(f"{held_out}/")}
+    elif config.test_files is not None:
+        test = {name for name in names if re.search(config.test_files, name)}
     else:
-        held_out = chosen_by_hash(names, config.test_fraction)
-    return [name for name in names if (name in held_out) == (split == "test")]
+        test = chosen_by_hash(names, config.test_fraction)
+    return [name for name in names if (name in test) == (split == "test")]
 
 
 def _folder_fingerprint(

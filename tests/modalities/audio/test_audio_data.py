@@ -76,6 +76,41 @@ def test_own_split_folders_are_used_and_share_their_classes(write_audio: Write, 
     assert test[0].condition["label"] == 1
 
 
+@pytest.mark.parametrize(("present", "held_out"), [(("test", "val"), "test"), (("val",), "val")])
+def test_files_outside_of_the_two_split_folders_are_left_out(
+    write_audio: Write, tmp_path: Path, present: tuple[str, ...], held_out: str
+) -> None:
+    for number, folder in enumerate(("train", *present)):
+        write_audio(f"{folder}/cat/{folder}-cat.wav", frequency=300 + 20 * number)
+        write_audio(f"{folder}/dog/{folder}-dog.wav", frequency=310 + 20 * number)
+    write_audio("extra/cow/other.wav")
+    write_audio("loose.wav")
+    train, test = (FolderConfig(path=str(tmp_path)).build(split) for split in ("train", "test"))
+    assert train.classes == test.classes == ("cat", "dog")
+    assert (sources(train), sources(test)) == (
+        {"train-cat.wav", "train-dog.wav"},
+        {f"{held_out}-cat.wav", f"{held_out}-dog.wav"},
+    )
+    named = FolderConfig(path=str(tmp_path), labels=r"-(?P<label>[a-z]+)").build("train")
+    assert named.classes == ("cat", "dog")
+
+
+def test_files_directly_in_split_folders_have_no_label(write_audio: Write, tmp_path: Path) -> None:
+    for folder in ("train", "val", "test"):
+        write_audio(f"{folder}/{folder}.wav")
+    train, test = (FolderConfig(path=str(tmp_path)).build(split) for split in ("train", "test"))
+    assert train.classes == () and train[0].condition == {}
+    assert (sources(train), sources(test)) == ({"train.wav"}, {"test.wav"})
+
+
+def test_split_folders_come_before_test_files_which_is_said(write_audio: Write, tmp_path: Path) -> None:
+    for name in ("train/a/1.wav", "train/b/2.wav", "val/b/3.wav"):
+        write_audio(name, frequency=300 + int(name[-5]))
+    with pytest.warns(UserWarning, match=r"data\.test_files has no effect: .* folders train and val"):
+        train = FolderConfig(path=str(tmp_path), test_files="1").build("train")
+    assert sources(train) == {"1.wav", "2.wav"}
+
+
 def test_test_files_choose_the_test_split(tree: Path) -> None:
     test = FolderConfig(path=str(tree), test_files=r"[01]\.[a-z]+$").build("test")
     assert sources(test) == {"b0.wav", "b1.wav", "h0.flac", "h1.flac", "r0.ogg", "r1.ogg"}

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import io
 import struct
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import load_digits
 
 from layersync import InputError, evaluate, load_recipe, train
 from layersync.core.adapter import ExampleDataset
 from layersync.modalities.image.adapter import ImageAdapter
 from layersync.modalities.image.data import SOURCES, decode_image
+from layersync.modalities.image.samples import open_image_samples
 
 ADAPTER = ImageAdapter()
 
@@ -132,6 +135,95 @@ def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
     assert found[..., 0].tolist() == [[0, 1], [156, 255]]
 
 
+def test_floating_point_pictures_are_refused(tree: Path) -> None:
+    Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)).save(tree / "cats" / "000.tif")
+    with pytest.raises(InputError, match=r"000\.tif: holds floating-point pixels; images are 8 or 16 bits a channel$"):
+        dataset(name="folder", path=str(tree))[1]
+
+
+def transparent_image(mode: str) -> Image.Image:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 5, 4), dtype=np.uint8))
+    if mode == "P":
+        image = image.convert("RGB").convert("P")
+        image.info["transparency"] = 0
+    return image if mode == "P" else image.convert(mode)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_dropped_transparency_of_a_folder_is_said_once(tree: Path, mode: str) -> None:
+    for name in ("03", "05"):
+        transparent_image(mode).save(tree / "cats" / f"{name}.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dataset(name="folder", path=str(tree))
+        assert found[0].sample.shape == (12, 10, 3)
+    with pytest.warns(UserWarning) as caught:
+        for index in range(len(found)):
+            assert found[index].sample.shape[2] == 3
+    assert len(caught) == 1
+    assert "03.png is transparent, the first that is; alpha channels are dropped" in str(caught[0].message)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_dropped_transparency_of_a_table_is_said_once(tmp_path: Path, streaming: bool) -> None:
+    import datasets
+
+    pictures = [noise_image(0), *[transparent_image("RGBA")] * 5]
+    table = datasets.Dataset.from_dict({"image": pictures}, features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    found = dataset(name="hf", path=str(tmp_path / "data.parquet"), streaming=streaming)
+    with pytest.warns(UserWarning, match=r"data\.parquet\[1\] is transparent") as caught:
+        for index in range(len(found)):
+            assert found[index].sample.shape[2] == 3
+    assert len(caught) == 1
+
+
+def turned_jpeg(orientation: int) -> bytes:
+    """Four bright and dark quarters, unlike in every orientation, with an EXIF tag that says how they were taken."""
+    quarters = np.kron(np.array([[0, 80], [160, 240]], dtype=np.uint8), np.ones((16, 24), dtype=np.uint8))
+    exif, stream = Image.Exif(), io.BytesIO()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(quarters).save(stream, "JPEG", quality=100, exif=exif)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("orientation", range(10))
+def test_images_are_turned_upright_as_exif_says(tmp_path: Path, orientation: int) -> None:
+    import datasets
+
+    content = turned_jpeg(orientation)
+    (tmp_path / "a.jpg").write_bytes(content)
+    rows = {"image": [{"bytes": content, "path": None}]}
+    table = datasets.Dataset.from_dict(rows, features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    with Image.open(io.BytesIO(content)) as opened:
+        stored, upright = np.asarray(opened), np.asarray(ImageOps.exif_transpose(opened))
+    prints = []
+    for section in ({"name": "folder", "path": str(tmp_path)}, {"name": "hf", "path": str(tmp_path / "data.parquet")}):
+        turned, as_stored = dataset(**section), dataset(**section, orientation="stored")
+        assert np.array_equal(turned[0].sample[..., 0], upright)
+        assert np.array_equal(as_stored[0].sample[..., 0], stored)
+        prints += [turned.fingerprint, as_stored.fingerprint]
+    assert len(set(prints)) == 4
+    assert np.array_equal(open_image_samples(tmp_path)[0].sample[..., 0], stored)
+
+
+def test_damaged_exif_turns_what_it_can_and_stops_nothing(tmp_path: Path) -> None:
+    random, exif = np.random.default_rng(0), Image.Exif()
+    exif[ExifTags.Base.Orientation], exif[ExifTags.Base.ImageDescription] = 6, "a picture"
+    whole = exif.tobytes()
+    for number in range(200):
+        damaged = bytearray(whole)
+        for place in random.integers(6, len(whole), 4):
+            damaged[place] = random.integers(256)
+        noise_image(0).save(tmp_path / f"{number}.png", exif=bytes(damaged[: random.integers(8, len(whole) + 1)]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's own, of the damage
+        found = dataset(name="folder", path=str(tmp_path))
+        shapes = {found[index].sample.shape for index in range(len(found))}
+    assert shapes == {(12, 10, 3), (10, 12, 3)}
+
+
 def test_tiles_cover_the_picture_and_hold_out_its_right(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (64, 320, 3), dtype=np.uint8)
     Image.fromarray(picture).save(tmp_path / "map.png")
@@ -229,6 +321,70 @@ def test_text_files_beside_images_are_their_captions(tree: Path) -> None:
     (tree / "cats" / "00.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match=r"00\.txt: cannot be read as captions"):
         dataset(name="folder", path=str(tree))
+
+
+@pytest.fixture
+def labelled_parquet(tmp_path: Path) -> Callable[..., str]:
+    """Write one column beside images, to a file or to the splits of a folder."""
+    import datasets
+
+    def write(name: str, feature: object = None, **columns: list[object]) -> str:
+        rows = {"image": [noise_image(n) for n in range(len(next(iter(columns.values()))))], **columns}
+        table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+        for column in columns if feature is not None else ():
+            table = table.cast_column(column, feature)
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        table.to_parquet(str(tmp_path / name))
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_strings_named_label_are_labels_and_their_classes_those_of_all_splits(
+    labelled_parquet: Callable[..., str],
+) -> None:
+    labelled_parquet("set/train-0.parquet", label=["dog", "cat"] * 3)
+    folder = str(Path(labelled_parquet("set/test-0.parquet", label=["eel", "bee", "dog"])).parent)
+    found = {split: dataset(split, name="hf", path=folder) for split in ("train", "test")}
+    assert found["train"].classes == found["test"].classes == ("bee", "cat", "dog", "eel")
+    labels = {split: [part[index].label for index in range(len(part))] for split, part in found.items()}
+    assert labels == {"train": [2, 1] * 3, "test": [3, 0, 2]}
+    with pytest.raises(InputError, match=r"data\.streaming: .* label, are strings.*set it to false, or .* ClassLabel"):
+        dataset(name="hf", path=folder, streaming=True)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_column_is_the_label_where_it_is_named(labelled_parquet: Callable[..., str], streaming: bool) -> None:
+    path = labelled_parquet("data.parquet", grade=[4, 0, 2] * 4)
+    section: dict[str, object] = {"name": "hf", "path": path, "streaming": streaming, "num_classes": None}
+    assert dataset(**section).classes == ()
+    found = dataset(**{**section, "num_classes": 5}, label_column="grade")
+    assert found.classes == tuple("01234") and [found[index].label for index in range(3)] == [4, 0, 2]
+    assert found.fingerprint != dataset(**section).fingerprint
+    with pytest.raises(InputError, match=r"data\.label_column: 'grades' is no column.*did you mean 'grade'"):
+        dataset(**section, label_column="grades")
+    with pytest.raises(InputError, match=r"data\.label_column: 'image' is no column of strings or integers"):
+        dataset(**section, label_column="image")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_several_label_columns_are_refused_unless_one_is_named(
+    labelled_parquet: Callable[..., str], streaming: bool
+) -> None:
+    from datasets import ClassLabel
+
+    path = labelled_parquet("data.parquet", ClassLabel(names=["a", "b", "c"]), fine=[0, 1, 2] * 4, coarse=[1, 2, 0] * 4)
+    with pytest.raises(InputError, match=r"several columns of labels; set data\.label_column to one of.*fine.*coarse"):
+        dataset(name="hf", path=path, streaming=streaming)
+    found = [dataset(name="hf", path=path, streaming=streaming, label_column=column) for column in ("fine", "coarse")]
+    assert [part[0].label for part in found] == [0, 1] and found[0].fingerprint != found[1].fingerprint
+
+
+def test_a_row_without_a_label_is_named(labelled_parquet: Callable[..., str]) -> None:
+    found = dataset(name="hf", path=labelled_parquet("data.parquet", label=["a", None, "b"]))
+    assert found[0].label == 0 and found[2].label == 1
+    with pytest.raises(InputError, match="row 1: has no label"):
+        found[1]
 
 
 @pytest.mark.parametrize("streaming", [False, True])

@@ -83,6 +83,11 @@ def test_imagenets_layout(imagenet: Path) -> None:
             assert centre_crop(example.sample, 32).shape[:2] == (32, 32)
 
 
+@pytest.mark.parametrize("name", PAPER)
+def test_the_papers_recipes_take_pixels_as_they_are_stored(name: str) -> None:
+    assert quietly(name).to_mapping()["data"]["orientation"] == "stored"
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

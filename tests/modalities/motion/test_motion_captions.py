@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,12 @@ def test_lines_of_a_text_file_beside_a_motion(tree: Path) -> None:
     assert set(found.values()) == {()}
 
 
-def test_texts_that_name_a_side_are_not_mirrored(tree: Path) -> None:
+def test_texts_that_name_a_side_are_not_mirrored(tree: Path, caplog: pytest.LogCaptureFixture) -> None:
     rules = str(tree / "rules.yaml")
     assert AmassConfig(path=str(tree)).build("train").variants == ("original", "mirror")
-    assert AmassConfig(path=str(tree), captions=rules).build("train").variants == ("original",)
+    with caplog.at_level(logging.INFO):
+        assert AmassConfig(path=str(tree), captions=rules).build("train").variants == ("original",)
+    assert "waves with the left hand, slowly' names a side" in caplog.text
     with pytest.raises(InputError, match=r"data\.mirror.*left hand"):
         AmassConfig(path=str(tree), captions=rules, mirror=True).build("train")
 

@@ -68,12 +68,71 @@ def test_rare_labels_are_left_out(amass_tree, make_motion):
         AmassConfig(path=str(amass_tree), min_clips=9).build("train")
 
 
+def sources(config, split):
+    dataset = config.build(split)
+    return {dataset[index].source for index in range(len(dataset))}
+
+
+@pytest.mark.parametrize(("present", "held_out"), [(("test", "val"), "test"), (("val",), "val")])
+def test_own_split_folders_are_used_and_share_their_classes(make_motion, tmp_path, present, held_out):
+    for folder in ("train", *present, "extra"):
+        for label in ("walk", "jump"):
+            write_amass(tmp_path / folder / label / "0.npz", make_motion(frames=41, fps=20.0))
+    for name in ("extra/sneeze/0.npz", "extra/sneeze/1.npz", "loose.npz"):
+        write_amass(tmp_path / name, make_motion(frames=41, fps=20.0))
+    config = AmassConfig(path=str(tmp_path))
+    assert sources(config, "train") == {"train/walk/0.npz", "train/jump/0.npz"}
+    assert sources(config, "test") == {f"{held_out}/walk/0.npz", f"{held_out}/jump/0.npz"}
+    assert config.build("train").classes == config.build("test").classes == ("jump", "walk")
+    with pytest.raises(InputError, match="min_clips"):
+        AmassConfig(path=str(tmp_path), min_clips=3).build("train")
+    with pytest.warns(UserWarning, match=rf"data\.test_fraction has no effect: .* train and {held_out}"):
+        AmassConfig(path=str(tmp_path), test_fraction=0.5).build("train")
+    chosen = AmassConfig(path=str(tmp_path), test_files="1", min_clips=1)
+    assert sources(chosen, "test") == {"extra/sneeze/1.npz"}
+
+
+def test_bvh_files_directly_in_split_folders_have_no_label(make_motion, write_body_bvh, tmp_path):
+    for name in ("train/a", "train/b", "test/c"):
+        write_body_bvh(f"tree/{name}.bvh", make_motion(frames=21))
+    config = BvhConfig(path=str(tmp_path / "tree"))
+    assert config.build("train").classes == () and dict(config.build("train")[0].condition) == {}
+    assert (sources(config, "train"), sources(config, "test")) == ({"train/a.bvh", "train/b.bvh"}, {"test/c.bvh"})
+
+
 def test_labels_that_name_a_side_are_not_mirrored(amass_tree):
     assert AmassConfig(path=str(amass_tree)).build("train").variants == ("original", "mirror")
     assert AmassConfig(path=str(amass_tree), mirror=False).build("train").variants == ("original",)
     (amass_tree / "walk").rename(amass_tree / "walk-left")
     assert AmassConfig(path=str(amass_tree)).build("train").variants == ("original",)
     assert AmassConfig(path=str(amass_tree), mirror=True).build("train").variants == ("original", "mirror")
+
+
+WITHOUT_SIDE = (
+    "upright bright outright downright forthright copyright birthright fright brightly frightened walk_upright "
+    "UPRIGHT WalkUpright upright2 bright-uprightness"
+)
+WITH_SIDE = (
+    "walk-left left_hand TurnLeft turnleft leftward lefthanded RIGHT UpRight up-right climbright ThumbRight "
+    "jumpupright brightleft uprightRight UPRIGHTHAND LEFTturn upright_left"
+)
+
+
+@pytest.mark.parametrize("label", WITHOUT_SIDE.split())
+def test_words_that_only_contain_right_name_no_side(amass_tree, label, caplog):
+    (amass_tree / "walk").rename(amass_tree / label)
+    with caplog.at_level(logging.INFO):
+        assert AmassConfig(path=str(amass_tree)).build("train").variants == ("original", "mirror")
+    assert "data.mirror" not in caplog.text
+
+
+@pytest.mark.parametrize("label", WITH_SIDE.split())
+def test_a_side_is_found_within_words_and_said_once(amass_tree, label, caplog):
+    (amass_tree / "walk").rename(amass_tree / label)
+    with caplog.at_level(logging.INFO):
+        for split in ("train", "test"):
+            assert AmassConfig(path=str(amass_tree)).build(split).variants == ("original",)
+    assert caplog.text.count(f"data.mirror: auto mirrors nothing, since '{label}' names a side") == 1
 
 
 def test_a_file_without_poses_stops_or_is_skipped_and_counted(amass_tree, caplog):
