@@ -210,14 +210,26 @@ def _whisker(axes: Axes, variant: Variant, place: float, bound: float, colour: s
 
 
 def score_figure(domain: Domain, metric: str) -> Figure | None:
-    """Scores against steps: every seed thin, the mean bold in its band, the speed-up where it is read off."""
+    """Scores against steps: every seed thin, the mean bold in its band, the speed-up where it is read off.
+
+    Of one evaluation there is no curve: a column for each variant then, see :func:`_columns`.
+    """
     shown = {name: v for name, v in domain.variants.items() if metric in v.curves and finished(v)}
     if not shown:
         return None
     better = domain.better.get(metric)
+    direction = {"lower": "↓ ", "higher": "↑ ", None: ""}[better] + ARROWS[better]
+
+    steps = evaluated_steps(domain)
 
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
+        if len(steps) == 1:
+            curves = {name: variant.curves[metric] for name, variant in shown.items()}
+            _columns(axes, domain, curves, lambda run: run.scores.get(metric, ()))
+            axes.set_ylabel(f"{_short(metric)} at step {steps[0]:,}")
+            axes.set_title(direction, loc="left", fontsize=7, color=MUTED)
+            return
         for name, variant in shown.items():
             times = variant.speed_up.steps if variant.speed_up is not None and metric == domain.metric else None
             remark = f", {times:.2f}× in steps" if times else ""
@@ -230,15 +242,14 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
             _mark_speed_up(axes, domain)
         _step_axis(axes)
         axes.set_ylabel(f"{_short(metric)}")
-        arrow = {"lower": "↓ ", "higher": "↑ ", None: ""}[better]
-        axes.set_title(f"{arrow}{ARROWS[better]}", loc="left", fontsize=7, color=MUTED)
+        axes.set_title(direction, loc="left", fontsize=7, color=MUTED)
         axes.legend(loc="best")
 
-    steps = evaluated_steps(domain)
     alt = f"{metric} of {domain.name} against training steps ({ARROWS[better]}). At step {steps[-1]:,}: " + "; ".join(
         f"{name} {score(variant.curves[metric])}" for name, variant in shown.items()
     )
-    return _draw(f"{metric} against steps", alt, 2.5, paint)
+    title = f"{metric} at step {steps[0]:,}" if len(steps) == 1 else f"{metric} against steps"
+    return _draw(title, alt, 2.5, paint)
 
 
 def _lines(
@@ -260,6 +271,42 @@ def _lines(
         low, high = zip(*curve.interval, strict=True)
         axes.fill_between(steps[: len(low)], low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=_short(name) + remark)
+
+
+def _columns(
+    axes: Axes,
+    domain: Domain,
+    curves: Mapping[str, Curve | None],
+    values: Callable[[RunRecord], Sequence[float]],
+) -> None:
+    """One evaluation: each seed a dot, joined where seeds are pairs, and the mean with its interval, by variant."""
+    reference = domain.variants[domain.reference].runs
+    for row, partner in enumerate(reference):
+        runs = [domain.variants[name].runs[row] for name in curves]
+        ends = [(place, values(run)[-1], run.seed) for place, run in enumerate(runs) if run.status == "finished"]
+        alone = [(place, value) for place, value, seed in ends if seed != partner.seed]
+        for group in (
+            [(place, value) for place, value, seed in ends if seed == partner.seed],
+            *([one] for one in alone),
+        ):
+            if group:
+                axes.plot(*zip(*group, strict=True), color=MUTED, linewidth=0.6, alpha=0.6, marker=".", markersize=3)
+    for place, (name, curve) in enumerate(curves.items()):
+        colour, marker = series(domain)[name]
+        own = [values(run)[-1] for run in finished(domain.variants[name])]
+        mean = curve.mean[-1] if curve is not None else float(np.mean(own))
+        low, high = curve.interval[-1] if curve is not None and curve.interval else (mean, mean)
+        error = [[mean - low], [high - mean]]
+        axes.errorbar(place, mean, error, color=colour, marker=marker, markersize=6, capsize=4 if low < high else 0)
+    many = len(curves) > 3
+    axes.set_xticks(
+        range(len(curves)),
+        [_short(name) for name in curves],
+        rotation=35 if many else 0,
+        ha="right" if many else "center",
+    )
+    axes.set_xlim(-0.5, len(curves) - 0.5)
+    axes.yaxis.set_major_formatter(lambda value, _: number(value))
 
 
 def _logarithmic(axes: Axes, values: Sequence[float]) -> None:
@@ -317,8 +364,15 @@ def loss_figure(domain: Domain) -> Figure | None:
     if not shown:
         return None
 
+    steps = evaluated_steps(domain)
+
     def paint(canvas: Canvas) -> None:
         axes = canvas.subplots()
+        if len(steps) == 1:
+            curves = {name: domain.variants[name].held_out_loss for name in shown}
+            _columns(axes, domain, curves, lambda run: run.held_out_loss)
+            axes.set_ylabel(f"held-out flow loss at step {steps[0]:,}")
+            return
         for name, runs in shown.items():
             _lines(axes, name, runs, lambda run: run.held_out_loss, domain, domain.variants[name].held_out_loss)
         _logarithmic(axes, [value for runs in shown.values() for run in runs for value in run.held_out_loss])

@@ -47,6 +47,10 @@ def _without_scores(run: RunRecord, status: Literal["failed", "waiting"], error:
     return RunRecord(run.seed, status, run.path, error=error)
 
 
+def _end(curve: Curve) -> Curve:
+    return Curve(curve.mean[-1:], curve.interval and curve.interval[-1:])
+
+
 def _with_null(found: Comparison) -> Comparison:
     """With the reference again, from seeds of its own; the samples of ``layersync`` of another run than the others'."""
     found = _with(samples_seed=2)(found)
@@ -321,6 +325,44 @@ class TestFigures:
         }
         assert differing == {"gain.svg"}  # 20 % instead of 7 %, and one domain instead of three
         assert re.search(r"<!-- \+20 -->", (folder / "figures" / "gain.svg").read_text())
+
+    def test_one_evaluation_is_drawn_as_columns_of_seeds(self, changed: Changed, words: Words) -> None:
+        """A curve of one step shows neither its seeds nor its interval; seeds that are no pairs are not joined."""
+
+        def last(found: Comparison) -> Comparison:
+            (domain,) = _with_null(found).domains
+            variants = {}
+            for name, variant in domain.variants.items():
+                runs = tuple(
+                    dataclasses.replace(
+                        run,
+                        steps=run.steps[-1:],
+                        scores={metric: values[-1:] for metric, values in run.scores.items()},
+                        seconds=run.seconds[-1:],
+                        held_out_loss=run.held_out_loss[-1:],
+                        similarity=run.similarity[-1:],
+                    )
+                    for run in variant.runs
+                )
+                curves = {metric: _end(curve) for metric, curve in variant.curves.items()}
+                similarity = {
+                    pair: {kind: _end(curve) for kind, curve in kinds.items()}
+                    for pair, kinds in variant.similarity.items()
+                }
+                loss = None if variant.held_out_loss is None else _end(variant.held_out_loss)
+                variants[name] = dataclasses.replace(
+                    variant, runs=runs, curves=curves, similarity=similarity, held_out_loss=loss, speed_up=None
+                )
+            return dataclasses.replace(found, domains=(dataclasses.replace(domain, variants=variants),))
+
+        folder = changed(last)
+        assert "A dot for each seed, joined where seeds are pairs." in words(write_report(folder))
+        for name in ("score", "held-out-loss"):
+            figure = (folder / "figures" / f"1-image-quick-{name}.svg").read_text()
+            assert all(f"<!-- {variant} -->" in figure for variant in ("baseline", "layersync", "null"))
+            assert "training steps" not in figure and "at step" in figure
+            # three pairs and three seeds of `null` by themselves, then a mean and an interval for each variant
+            assert len(re.findall(r'id="line2d_\d+"', figure)) > 3 + 3 + 3
 
     def test_the_speed_up_is_marked_where_it_is_read_off(self, comparison_folder: Path) -> None:
         image, motion = (
