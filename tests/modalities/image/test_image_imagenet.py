@@ -229,7 +229,7 @@ def test_another_split_can_be_held_out(parquet: Path, streaming: bool, tmp_path:
     for name, split in (("train-00000", "train"), ("test-00000", "validation"), ("train-00001", "test")):
         rows = next((parquet / "own" / "data").glob(f"{name}*"))
         (source / "data" / f"{split}-00000-of-00001.parquet").write_bytes(rows.read_bytes())
-    keys = {"name": "hf", "path": str(source), "streaming": streaming}
+    keys = {"name": "hf", "path": str(source), "streaming": streaming, "orientation": "stored"}
     usual = HuggingFace(**keys).build("test")
     assert len(usual) == 16
     chosen = HuggingFace(**keys, test_split="validation").build("test")
