@@ -358,7 +358,9 @@ def _real_side(
         return files
     split = recipe.evaluate.reference
     dataset = recipe.adapter.dataset(recipe.data, split)
-    return RunData(dataset, model.tokenizer, recipe.data.name, split, processes)
+    own = RunData(dataset, model.tokenizer, recipe.data.name, split, processes)
+    own.check(metrics)
+    return own
 
 
 def score_samples(

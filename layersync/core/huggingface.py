@@ -38,8 +38,8 @@ def load_table(
         chosen = np.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         table = table.select(np.flatnonzero(chosen if split == "test" else ~chosen))
     table = _undecoded(table)
-    usual, _ = _chosen_split(found, split, None)  # the files say which it is; another one has to be named
-    part = split if name == usual else f"{name}-{split}"
+    usual = _chosen_split(found, split, None)  # the files say which it is; another one has to be named
+    part = split if (name, held_out) == usual else f"{name}-{split}"
     return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}", found
 
 

@@ -360,7 +360,7 @@ def _rename_section(content: dict[str, Any], section: str, name: Any) -> None:
     if not isinstance(present, dict) or not isinstance(content.get("modality"), str):
         return
     known: Collection[str] = _section_class(content["modality"], section, name).model_fields
-    if section == "regularizer" and present.get("name", "none") != name:
+    if section == "regularizer" and present.get("name", name) != name:
         known = ("name",)
     dropped = [key for key in present if key not in known]
     content[section] = {key: value for key, value in present.items() if key in known}

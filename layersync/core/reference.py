@@ -31,6 +31,10 @@ class RealSet(Protocol):
         ...
 
 
+CLIPS_AT_LEAST = 6
+"""Of which nearest neighbours, the fifth at most, can be found."""
+
+
 class RunData:
     """A split of the data that a run was trained on, cut to windows as the run's latents are.
 
@@ -42,6 +46,15 @@ class RunData:
         self.windows, self.name, self.split, self.processes = Windows(dataset, tokenizer), name, split, processes
         self.once = Windows(dataset, tokenizer, at_least=1)
         self._key = [dataset.fingerprint, tokenizer.fingerprint, list(tokenizer.latent.shape), split]
+
+    def check(self, metrics: Sequence[MetricName]) -> None:
+        """Raise :class:`InputError` for metrics of more clips than there are."""
+        wanting = [metric.name for metric in metrics if metric.needs is Needs.BOTH_ROWS]
+        if wanting and len(self.once) < CLIPS_AT_LEAST:
+            raise InputError(
+                f"metric {wanting[0]}: takes one window of each clip, at least {CLIPS_AT_LEAST}; data {self.name}, "
+                f"split {self.split}, has {len(self.once)}: cut recordings into clips, or give --reference"
+            )
 
     def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
         """Its features. Windows are read as they are needed."""

@@ -43,9 +43,9 @@ from layersync.core.run import DataSummary, Run
 from layersync.core.text import TextEncoder, TextTable
 
 PROBE_SIZE = 256
-CAPTIONS_LOOKED_FOR = 16
 SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 """What a launcher may be configured to, and is not supported: it changes who holds which weights."""
+CAPTIONS_LOOKED_FOR = 16
 """Samples that are read before any is tokenized, where the recipe wants texts."""
 
 
@@ -109,7 +109,6 @@ def build_parts(
     """
     adapter = recipe.adapter
     take_own_device()
-    check_launch(recipe)
     dataset = adapter.dataset(recipe.data, recipe.data.split)
     if len(dataset) == 0:
         raise InputError(f"data {recipe.data.name}: split {recipe.data.split} is empty")
@@ -139,7 +138,8 @@ def check_launch(recipe: Recipe) -> None:
             raise InputError(
                 f"accelerate: {what} is not supported, processes share the batch alone; configure no {what}"
             )
-    micro_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
+    if "LOCAL_RANK" in os.environ:  # else there is no launch, whatever else is set
+        micro_batch(recipe, int(os.environ.get("WORLD_SIZE", "1")))
 
 
 def micro_batch(recipe: Recipe, processes: int) -> int:

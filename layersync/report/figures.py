@@ -245,7 +245,8 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
         axes.set_title(direction, loc="left", fontsize=7, color=MUTED)
         axes.legend(loc="best")
 
-    alt = f"{metric} of {domain.name} against training steps ({ARROWS[better]}). At step {steps[-1]:,}: " + "; ".join(
+    over = "by variant" if len(steps) == 1 else "against training steps"
+    alt = f"{metric} of {domain.name} {over} ({ARROWS[better]}). At step {steps[-1]:,}: " + "; ".join(
         f"{name} {score(variant.curves[metric])}" for name, variant in shown.items()
     )
     title = f"{metric} at step {steps[0]:,}" if len(steps) == 1 else f"{metric} against steps"
@@ -383,7 +384,8 @@ def loss_figure(domain: Domain) -> Figure | None:
     last = "; ".join(
         f"{name} {number(float(np.mean([run.held_out_loss[-1] for run in runs])))}" for name, runs in shown.items()
     )
-    return _draw("Held-out loss", f"Held-out flow loss of {domain.name} against steps; at the end {last}.", 2.5, paint)
+    over = "by variant" if len(steps) == 1 else "against steps"
+    return _draw("Held-out loss", f"Held-out flow loss of {domain.name} {over}; at the end {last}.", 2.5, paint)
 
 
 def similarity_figure(domain: Domain, pair: str) -> Figure | None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from strokes import Offsets, OffsetsConfig, Outline, Strokes
 
 from layersync.core.classifier import WINDOWS_AT_LEAST, Windows
+from layersync.core.errors import InputError
+from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.reference import RunData
 
 SIZE = 96
 
 
-def test_neighbours_are_looked_for_among_one_window_of_each_clip(tmp_path: object) -> None:
+def test_neighbours_are_looked_for_among_one_window_of_each_clip() -> None:
     """Of so few clips there are copies among the windows that statistics are of: the distance to them is 0."""
     real = RunData(Strokes(SIZE, "train"), Offsets(OffsetsConfig()), "strokes", "train", Processes())
     rows, statistics = (real.features(Outline(), rows=wanted) for wanted in (True, False))
@@ -20,6 +23,17 @@ def test_neighbours_are_looked_for_among_one_window_of_each_clip(tmp_path: objec
     assert rows.num_samples == len(found) == len(np.unique(found, axis=0)) == SIZE
     assert statistics.num_samples == len(repeated) >= WINDOWS_AT_LEAST > len(np.unique(repeated, axis=0))
     assert len(real.features(Outline(), rows=True).per_sample(None)) == SIZE, "the two are kept apart"
+
+
+def test_too_few_clips_for_neighbours_are_found_at_once() -> None:
+    metrics = parse_metrics("image", ["fd-dinov2", "precision-dinov2"])
+    real = [
+        RunData(Strokes(size, "train"), Offsets(OffsetsConfig()), "strokes", "train", Processes()) for size in (5, 6)
+    ]
+    with pytest.raises(InputError, match=r"precision-dinov2: .* at least 6; data strokes, split train, has 5"):
+        real[0].check(metrics)
+    real[0].check(metrics[:1])
+    real[1].check(metrics)
 
 
 def test_a_limit_picks_the_same_ones_from_everywhere() -> None:

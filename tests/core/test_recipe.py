@@ -208,6 +208,10 @@ class TestAnotherName:
         recipe = quietly(mapping, "data.name=folder", f"data.path={tmp_path}")
         assert recipe.data.model_dump()["flip"] is True and recipe.data.model_dump()["path"] == str(tmp_path)
 
+    def test_keys_of_a_section_without_a_name_are_the_new_ones(self, tiny_mapping: dict) -> None:
+        recipe = quietly({**tiny_mapping, "regularizer": {"weight": 0.4}}, "regularizer.name=layersync")
+        assert recipe.regularizer.model_dump()["weight"] == 0.4
+
     def test_order_does_not_matter(self, tiny_mapping: dict) -> None:
         orders = (["data.path=/x", "data.name=folder"], ["data.name=folder", "data.path=/x"])
         assert quietly(tiny_mapping, *orders[0]) == quietly(tiny_mapping, *orders[1])

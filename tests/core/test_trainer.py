@@ -266,9 +266,17 @@ def test_what_a_launch_cannot_do_is_found_before_anything_is_tokenized(
 ) -> None:
     monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
     monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(InputError, match=named):
         layersync.train(tiny(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_launch_that_shares_no_batch_may_be_of_any_size(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizing, and the runs of a comparison, which are processes by themselves."""
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert len(build_parts(tiny()).cache)
 
 
 def test_a_launchers_precision_is_not_the_recipes(

@@ -47,6 +47,11 @@ CORRUPT = (
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 FLOATING_POINT = "holds floating-point pixels; images are 8 or 16 bits a channel"
+LEFT_OUT = {
+    "alpha": "transparent, the first that is; alpha channels are dropped, and colours that they hide are trained on",
+    "orientation": "stored turned, the first that is, as its EXIF says; pixels are taken as they are stored, which is "
+    "what published protocols do; data.orientation: exif turns such images upright",
+}
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -94,8 +99,8 @@ class LargeImageData(ImageData):
     on_error: Literal["stop", "skip"] = "stop"
     num_classes: int | None = Field(None, ge=1, description="How many classes there have to be; null: as many as are.")
     num_examples: int | None = Field(None, ge=1, description="How many images the training split has to have.")
-    orientation: Literal["exif", "stored"] = Field(
-        "exif", description="Turn images upright as cameras say in EXIF, or take pixels as they are stored."
+    orientation: Literal["stored", "exif"] = Field(
+        "stored", description="Take pixels as they are stored, or turn images upright as cameras say in EXIF."
     )
     fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
 
@@ -104,21 +109,16 @@ class LargeImageData(ImageData):
         return fingerprint if self.orientation == "stored" else f"{fingerprint}-{self.orientation}"
 
     def decoder(self) -> Callable[[bytes, str], np.ndarray]:
-        """:func:`decode_image` by ``orientation``, which warns of the first image that is transparent."""
-        warned = False
+        """:func:`decode_image` by ``orientation``, which warns of the first image of which it leaves something out."""
+        warned: set[str] = set()
 
-        def warn(source: str) -> None:
-            nonlocal warned
-            if not warned:
-                warned = True
-                warnings.warn(
-                    f"data.path: {source} is transparent, the first that is; alpha channels are dropped, and the "
-                    f"colours that they hide are trained on",
-                    stacklevel=2,
-                )
+        def warn(what: str, source: str) -> None:
+            if what not in warned:
+                warned.add(what)
+                warnings.warn(f"data.path: {source} is {LEFT_OUT[what]}", stacklevel=2)
 
         upright = self.orientation == "exif"
-        return lambda content, source: decode_image(content, source, upright=upright, on_alpha=warn)
+        return lambda content, source: decode_image(content, source, upright=upright, left_out=warn)
 
     def checked(self, dataset: ImageDataset, split: Split) -> ImageDataset:
         """``dataset``, if it is as large as this section says. InputError otherwise."""
@@ -279,12 +279,12 @@ def is_transparent(image: Image.Image) -> bool:
 
 
 def decode_image(
-    content: bytes, source: str, *, upright: bool = False, on_alpha: Callable[[str], None] | None = None
+    content: bytes, source: str, *, upright: bool = False, left_out: Callable[[str, str], None] | None = None
 ) -> np.ndarray:
     """Image file content to uint8 (height, width, 1 or 3).
 
-    ``upright`` turns it as EXIF says, where that can be read. ``on_alpha`` is called with ``source`` where transparency
-    is dropped.
+    ``upright`` turns it as EXIF says, where that can be read. ``left_out`` is called with a key of :data:`LEFT_OUT` and
+    ``source`` where transparency or, without ``upright``, an orientation is not heeded.
 
     Raises:
         InputError: naming ``source``, for what is corrupt or holds floating-point pixels.
@@ -293,9 +293,12 @@ def decode_image(
         with Image.open(io.BytesIO(content)) as opened:
             if opened.mode == "F":
                 raise InputError(f"{source}: {FLOATING_POINT}")
-            if on_alpha is not None and is_transparent(opened):
-                on_alpha(source)
-            image = _turned(opened) if upright else opened
+            orientation = _orientation(opened) if upright or left_out is not None else None
+            if left_out is not None and is_transparent(opened):
+                left_out("alpha", source)
+            if left_out is not None and orientation is not None and not upright:
+                left_out("orientation", source)
+            image = opened if orientation is None or not upright else opened.transpose(UPRIGHT[orientation])
             if image.mode.startswith("I"):  # 16 bits a pixel: the upper eight
                 array = (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
             else:
@@ -307,14 +310,17 @@ def decode_image(
     return array[..., None] if array.ndim == 2 else array
 
 
-def _turned(image: Image.Image) -> Image.Image:
-    """``image`` upright. ``ImageOps.exif_transpose`` also writes EXIF anew, and fails where it is damaged."""
+def _orientation(image: Image.Image) -> int | None:
+    """What EXIF says of how ``image`` is turned; ``None`` where it is upright, or nothing can be read.
+
+    ``ImageOps.exif_transpose`` also writes EXIF anew, and fails where other tags of it are damaged.
+    """
     image.load()
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation)
     except (*CORRUPT, TypeError):
-        return image
-    return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
+        return None
+    return orientation if orientation in UPRIGHT else None
 
 
 class Folder(LargeImageData):
@@ -341,7 +347,7 @@ class Folder(LargeImageData):
         rows, slices = scans.expand(files)
         if not all(is_scan(file) for file in files):
             told = self.oriented(told)
-        elif self.orientation != "exif" and split == "train":
+        elif self.orientation != "stored" and split == "train":
             warnings.warn(f"data.orientation has no effect: {self.path} holds DICOM and NIfTI alone", stacklevel=2)
         if any(is_scan(file) for file in files):
             told = f"{told}-{self.medical.model_dump_json()}"

@@ -112,7 +112,7 @@ def _sections(layout: str, inferred: Architecture, settings: Mapping[str, Any], 
     batch_size = settings.get("global_batch_size", settings.get("batch_size", 256))
     return {
         "modality": "image",
-        "data": {"name": "folder", "path": "$IMAGENET", "flip": True, "orientation": "stored"},
+        "data": {"name": "folder", "path": "$IMAGENET", "flip": True},
         "tokenizer": {
             "name": "vae",
             "path": f"stabilityai/sd-vae-ft-{vae}",

@@ -200,9 +200,15 @@ def test_images_are_turned_upright_as_exif_says(tmp_path: Path, orientation: int
         stored, upright = np.asarray(opened), np.asarray(ImageOps.exif_transpose(opened))
     prints = []
     for section in ({"name": "folder", "path": str(tmp_path)}, {"name": "hf", "path": str(tmp_path / "data.parquet")}):
-        turned, as_stored = dataset(**section), dataset(**section, orientation="stored")
-        assert np.array_equal(turned[0].sample[..., 0], upright)
-        assert np.array_equal(as_stored[0].sample[..., 0], stored)
+        turned, as_stored = dataset(**section, orientation="exif"), dataset(**section)
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            assert np.array_equal(turned[0].sample[..., 0], upright)
+            assert not warned
+            assert np.array_equal(as_stored[0].sample[..., 0], stored)
+            assert len(as_stored[0].sample) == len(stored)
+        said = ["data.orientation: exif turns such images upright" in str(warning.message) for warning in warned]
+        assert said == ([True] if 2 <= orientation <= 8 else []), "once"
         prints += [turned.fingerprint, as_stored.fingerprint]
     assert len(set(prints)) == 4
     assert np.array_equal(open_image_samples(tmp_path)[0].sample[..., 0], stored)
@@ -219,7 +225,7 @@ def test_damaged_exif_turns_what_it_can_and_stops_nothing(tmp_path: Path) -> Non
         noise_image(0).save(tmp_path / f"{number}.png", exif=bytes(damaged[: random.integers(8, len(whole) + 1)]))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's own, of the damage
-        found = dataset(name="folder", path=str(tmp_path))
+        found = dataset(name="folder", path=str(tmp_path), orientation="exif")
         shapes = {found[index].sample.shape for index in range(len(found))}
     assert shapes == {(12, 10, 3), (10, 12, 3)}
 

@@ -83,11 +83,6 @@ def test_imagenets_layout(imagenet: Path) -> None:
             assert centre_crop(example.sample, 32).shape[:2] == (32, 32)
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_the_papers_recipes_take_pixels_as_they_are_stored(name: str) -> None:
-    assert quietly(name).to_mapping()["data"]["orientation"] == "stored"
-
-
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -229,7 +224,7 @@ def test_another_split_can_be_held_out(parquet: Path, streaming: bool, tmp_path:
     for name, split in (("train-00000", "train"), ("test-00000", "validation"), ("train-00001", "test")):
         rows = next((parquet / "own" / "data").glob(f"{name}*"))
         (source / "data" / f"{split}-00000-of-00001.parquet").write_bytes(rows.read_bytes())
-    keys = {"name": "hf", "path": str(source), "streaming": streaming, "orientation": "stored"}
+    keys = {"name": "hf", "path": str(source), "streaming": streaming}
     usual = HuggingFace(**keys).build("test")
     assert len(usual) == 16
     chosen = HuggingFace(**keys, test_split="validation").build("test")
@@ -239,6 +234,10 @@ def test_another_split_can_be_held_out(parquet: Path, streaming: bool, tmp_path:
     same = HuggingFace(**keys, test_split="test").build("test")
     assert same.fingerprint == usual.fingerprint
     assert streaming or usual.fingerprint.count("-") == 1  # as of earlier versions, whose caches stay
+    (source / "data" / "test-00000-of-00001.parquet").unlink()
+    (source / "data" / "validation-00000-of-00001.parquet").rename(source / "data" / "extra-00000-of-00001.parquet")
+    held_out, whole = (HuggingFace(**keys, test_split=name).build("train") for name in (None, "extra"))
+    assert len(held_out) < len(whole) and held_out.fingerprint != whole.fingerprint
     with pytest.raises(InputError, match=r"data\.test_split: 'val' is no split of the source; it has train"):
         HuggingFace(**keys, test_split="val").build("train")
 

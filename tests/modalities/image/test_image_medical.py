@@ -201,7 +201,7 @@ def test_fingerprints_follow_the_settings(tmp_path: Path) -> None:
 def test_exif_has_nothing_to_say_of_scans(tmp_path: Path) -> None:
     before = only(tmp_path, DICOM_FILES / CT).fingerprint
     with pytest.warns(UserWarning, match=r"data\.orientation has no effect: .* holds DICOM and NIfTI alone"):
-        assert dataset(tmp_path / "scans", orientation="stored").fingerprint == before
+        assert dataset(tmp_path / "scans", orientation="exif").fingerprint == before
 
 
 def test_settings_without_scans_are_said(tmp_path: Path) -> None:
