@@ -13,7 +13,7 @@ from functools import partial
 from benchmarks.measure import Bar, Pairs, Result, SkippedError, main, paired_result, say, seconds, side
 from layersync.core.draws import step_draws
 from layersync.core.errors import InputError
-from layersync.core.recipe import load_recipe
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.trainer import Trainer, build_parts
 
 NAME = "cache-read"

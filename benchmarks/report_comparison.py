@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from sklearn.datasets import load_digits
 
 from layersync.core.adapter import load_adapter
-from layersync.core.recipe import load_recipe
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import (
     Comparison,
     Curve,

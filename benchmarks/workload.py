@@ -18,7 +18,8 @@ from torch import Tensor
 
 from layersync.core.adapter import Example, ExampleDataset, LatentSpec, Tokenizer
 from layersync.core.latents import LatentCache, cache_key
-from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.run import DataSummary
 from layersync.core.trainer import Parts
 

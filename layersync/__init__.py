@@ -14,7 +14,7 @@ _HOMES = {
     "attach": "layersync.core.regularizer.attach",
     "evaluate": "layersync.core.evaluation",
     "load": "layersync.core.generation",
-    "load_recipe": "layersync.core.recipe",
+    "load_recipe": "layersync.core.recipe_reading",
     "score_samples": "layersync.core.evaluation",
     "train": "layersync.core.session",
 }

@@ -50,7 +50,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Two steps, then what the whole would need.")] = False,
 ) -> None:
     """Train a recipe."""
-    from layersync.core.recipe import load_recipe
+    from layersync.core.recipe_reading import load_recipe
     from layersync.core.results import duration
     from layersync.core.session import dry_run as estimate
     from layersync.core.session import train as run_training
@@ -336,7 +336,7 @@ def new_modality(
 @recipes_app.command("list")
 def recipes_list() -> None:
     """Names of the shipped recipes."""
-    from layersync.core.recipe import shipped_recipes
+    from layersync.core.recipe_reading import shipped_recipes
 
     for name, text in shipped_recipes().items():
         first = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
@@ -360,7 +360,7 @@ def recipes_show(
     as_json: JsonOption = False,
 ) -> None:
     """A recipe with every default written out, or what it costs."""
-    from layersync.core.recipe import load_recipe
+    from layersync.core.recipe_reading import load_recipe
 
     chosen = load_recipe(recipe, overrides or ())
     if with_cost:
@@ -410,7 +410,7 @@ def data_tokenize(
 
     Run by torchrun, or started several times, the processes share the work. After any end, run it again to go on.
     """
-    from layersync.core.recipe import load_recipe
+    from layersync.core.recipe_reading import load_recipe
     from layersync.core.trainer import build_parts
 
     parts = build_parts(load_recipe(recipe, overrides or ()))

@@ -159,7 +159,7 @@ MUTATIONS = [
     Mutation("held-out rows of a stream", "core/huggingface.py", "index // (HELD_OUT_EVERY - 1)",
              "index // HELD_OUT_EVERY",
              "modalities/image/test_image_imagenet.py::test_a_streamed_source_is_what_the_cached_one_is"),
-    Mutation("YAML tags are never executed", "core/recipe.py", "class _Loader(yaml.SafeLoader)",
+    Mutation("YAML tags are never executed", "core/recipe_reading.py", "class _Loader(yaml.SafeLoader)",
              "class _Loader(yaml.UnsafeLoader)", "test_recipe.py::test_yaml_tags_are_never_executed"),
     Mutation("NaN stops", "core/trainer.py", "if not bool(torch.isfinite(", "if False and not bool(torch.isfinite(",
              "test_command_line.py::test_nan_loss_exits_with_1_and_keeps_the_last_checkpoint"),

@@ -31,7 +31,8 @@ from layersync.core.experiment_run import Assignment, read_record, write_record
 from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task, dealt
-from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
 from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
@@ -178,8 +179,8 @@ def arms_of(
     reference = BASELINE if BASELINE in variants else next(name for name in variants if name != NULL)
     arms: list[Arm] = []
     for source in recipes:
-        common = [change for change in overrides if not _of_regularizer(change)]
-        base = load_recipe(source, common)
+        regularizing = [change for change in overrides if _of_regularizer(change)]
+        base = load_recipe(source, [change for change in overrides if change not in regularizing])
         file = Path(source).expanduser()
         domain = file.stem if file.is_file() else str(source).replace("/", "-")
         if not NAME.fullmatch(domain):
@@ -194,7 +195,8 @@ def arms_of(
             try:
                 recipe = load_recipe(source, [*overrides, *changes])
             except InputError as error:
-                hint = "" if common == [*overrides] else "; --set is for all variants, --variant NAME:KEY=VALUE for one"
+                about = any(change.partition("=")[0].strip() in str(error) for change in regularizing)
+                hint = "; --set is for all variants, --variant NAME:KEY=VALUE for one" if about else ""
                 raise InputError(f"variant {name!r}: {error}{hint}") from None
             own.append(Arm(domain, str(source), name, changes, recipe, OTHER_SEEDS if again else 0))
         _check_comparable(own)

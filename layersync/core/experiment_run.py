@@ -30,7 +30,8 @@ from layersync.core.errors import InputError, Interrupted, TrainingError
 from layersync.core.evaluation import evaluate
 from layersync.core.generation import load, sampling_settings
 from layersync.core.probe import Probe
-from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import RunRecord, SimilarityMap
 from layersync.core.run import Run, atomic_write
 from layersync.core.sampling import write_samples

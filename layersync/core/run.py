@@ -23,7 +23,8 @@ from torch import Tensor
 from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.packaged import atomic_write, sync_path
-from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import load_recipe
 
 CHECKPOINT_PREFIX = "step-"
 

@@ -19,7 +19,8 @@ from torch import Tensor
 from layersync.core.errors import InputError
 from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.packaged import sync_path
-from layersync.core.recipe import UNGUIDED, complaint, ineffective
+from layersync.core.recipe import UNGUIDED, ineffective
+from layersync.core.recipe_reading import complaint
 from layersync.core.run import writable_parent
 
 

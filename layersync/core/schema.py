@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from layersync.core.adapter import SECTIONS, Section, installed_adapters
 from layersync.core.plugin import FAILURES, reason
-from layersync.core.recipe import PLUGGED, Recipe
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import PLUGGED
 from layersync.core.regularizer.base import installed_regularizers
 
 

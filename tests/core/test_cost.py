@@ -15,7 +15,7 @@ from layersync import InputError, Recipe, Run, load_recipe
 from layersync.core.adapter import ConditionSpec, DataConfig, load_adapter
 from layersync.core.cost import Cost, cost
 from layersync.core.latents import LatentCache
-from layersync.core.recipe import shipped_recipes
+from layersync.core.recipe_reading import shipped_recipes
 
 NAMES = sorted(shipped_recipes())
 

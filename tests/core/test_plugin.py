@@ -18,7 +18,7 @@ from layersync import InputError, load_recipe, train
 from layersync.core.adapter import MODALITY_GROUP, load_adapter, protocol_members
 from layersync.core.catalogue import packaged_data
 from layersync.core.plugin import load_class
-from layersync.core.recipe import shipped_recipes
+from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.regularizer.base import REGULARIZER_GROUP, load_regularizer
 from layersync.core.schema import recipe_schema
 

@@ -14,7 +14,8 @@ import yaml
 
 import layersync
 from layersync import InputError, load_recipe
-from layersync.core.recipe import Recipe, shipped_recipes
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.schema import recipe_schema
 
 Make = Callable[..., Any]

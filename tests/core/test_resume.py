@@ -19,7 +19,7 @@ import torch
 import layersync
 from layersync import InputError, Run, load_recipe
 from layersync.core.errors import Interrupted
-from layersync.core.recipe import shipped_recipes
+from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.trainer import Trainer, choose_precision
 
 Make = Callable[..., Any]

@@ -11,7 +11,7 @@ from layersync_timeseries.adapter import TimeSeriesAdapter
 from layersync_timeseries.data import BasicMotions, CsvFolder, JapaneseVowels, SeriesDataset, TsFile, read_csv, read_ts
 
 from layersync.core.errors import InputError
-from layersync.core.recipe import load_recipe
+from layersync.core.recipe_reading import load_recipe
 
 HEADER = "# a comment\n@problemName two\n@timeStamps false\n@classLabel true up down\n@data\n"
 UNEQUAL = HEADER + "1,2,3:10,20,30:up\n4,5:40,50:down\n"

@@ -25,7 +25,7 @@ from layersync.core.conformance.subject import (
 )
 from layersync.core.errors import InputError
 from layersync.core.metric import KINDS, parse_metric
-from layersync.core.recipe import load_recipe
+from layersync.core.recipe_reading import load_recipe
 
 SOURCES_LOOKED_AT = 64
 ALONE_TOLERANCE = 1e-4

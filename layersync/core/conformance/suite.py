@@ -11,7 +11,7 @@ from layersync.core.conformance import data, network, scores
 from layersync.core.conformance.subject import Fault, NotApplicable, Subject, at, calling
 from layersync.core.errors import InputError
 from layersync.core.plugin import FAILURES, PluginError, raised
-from layersync.core.recipe import load_recipe
+from layersync.core.recipe_reading import load_recipe
 
 CHECKS: dict[str, Callable[[Subject], None]] = {
     "recipe-sections": data.sections,

@@ -15,7 +15,8 @@ from layersync.core.checkpoint import check_fit, save_checkpoint
 from layersync.core.errors import InputError, nearest
 from layersync.core.generation import default_device
 from layersync.core.packaged import sync_path
-from layersync.core.recipe import Recipe, load_recipe
+from layersync.core.recipe import Recipe
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.run import DataSummary, Run, environment, writable_parent
 from layersync.modalities.image.backbone import SiTConfig
 from layersync.modalities.image.published import (

@@ -19,7 +19,7 @@ from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
 from layersync.core.paths import caption_files, fingerprint_files, first_caption
 from layersync.core.run import atomic_write
-from layersync.modalities.image.data import CORRUPT, EXTENSIONS, FLOATING_POINT, decode_image, is_transparent
+from layersync.modalities.image.decoding import CORRUPT, EXTENSIONS, FLOATING_POINT, decode_image, is_transparent
 from layersync.modalities.image.tokenizer import with_channels
 
 STATISTICS = ("mu", "sigma", "mu_s", "sigma_s")

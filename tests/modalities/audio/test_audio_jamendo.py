@@ -17,7 +17,7 @@ from torch import nn
 from layersync import load_recipe
 from layersync.core.adapter import ConditionSpec
 from layersync.core.errors import InputError
-from layersync.core.recipe import shipped_recipes
+from layersync.core.recipe_reading import shipped_recipes
 from layersync.modalities.audio.adapter import AudioAdapter
 from layersync.modalities.audio.jamendo import MtgJamendo, MtgJamendoConfig, read_tracks
 

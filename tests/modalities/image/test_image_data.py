@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from layersync import InputError, evaluate, load_recipe, train
 from layersync.core.adapter import ExampleDataset
 from layersync.modalities.image.adapter import ImageAdapter
-from layersync.modalities.image.data import SOURCES, decode_image
+from layersync.modalities.image.data import SOURCES
+from layersync.modalities.image.decoding import decode_image
 from layersync.modalities.image.samples import open_image_samples
 
 ADAPTER = ImageAdapter()

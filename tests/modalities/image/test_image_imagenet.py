@@ -17,7 +17,7 @@ from PIL import Image
 from layersync import InputError, Recipe, load_recipe
 from layersync.core.latents import LatentCache
 from layersync.core.paths import fingerprint_files
-from layersync.core.recipe import shipped_recipes
+from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.session import train
 from layersync.core.trainer import FlowMatching
 from layersync.modalities.image.data import Folder, HuggingFace

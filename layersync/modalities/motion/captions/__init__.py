@@ -18,7 +18,7 @@ from string import Formatter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from layersync.core.errors import InputError, nearest
-from layersync.core.recipe import read_yaml
+from layersync.core.recipe_reading import read_yaml
 
 SHIPPED = ("bandai-namco",)
 Words = Mapping[str, Mapping[str, Mapping[str, list[str]]]]
