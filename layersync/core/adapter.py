@@ -266,7 +266,7 @@ class Tokenizer(ABC):
         """Samples from (batch, ...) latents; ``mask`` (batch, frames) says how much of each is real."""
 
     def window(self, sample: Any, position: float) -> Any:
-        """The excerpt of a raw sample that one latent covers, ``position`` in [0, 1] of the room there is.
+        """The excerpt of a raw sample that one latent covers, ``position`` in [0, 1) of the room there is.
 
         It is what scores compare generated samples with, so it must be the sample-space twin of cutting the stored
         form: first frame ``floor(position * (frames - num_frames + 1))``, all of the clip when that is shorter.
@@ -462,4 +462,4 @@ def _check_sections(plugin: Plugin, sections: object) -> None:
 
 def to_device(condition: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     """A copy of ``condition`` on ``device``."""
-    return {key: value.to(device, non_blocking=True) for key, value in condition.items()}
+    return {key: value.to(device) for key, value in condition.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -36,6 +37,10 @@ BATCH = 64
 LEARNING_RATE = 8e-3
 WINDOW_LIMIT = 20_000
 WINDOWS_AT_LEAST = 2_000
+PLACES_AT_MOST = 64
+PLACES_IN_ALL = 50_000
+BEFORE_ONE = 1 - 2**-20
+"""Positions of windows are below 1."""
 
 
 class ClassifierNetwork(nn.Module):
@@ -108,6 +113,11 @@ class Windows:
     def get(self, item: int) -> Example | None:
         """The window of that number; ``None`` of a sample that cannot be read, where the data says to skip it."""
         index, variant, number = self.items[item]
+        position = float(generator(0, "fit", number + 1, index).random())
+        return next(iter(self._cut(index, variant, [position])), None)
+
+    def _cut(self, index: int, variant: str, positions: Sequence[float]) -> list[Example]:
+        """Windows of an example; none of one that cannot be read, where the data says to skip it."""
         if index not in self._read:
             self._read.clear()
             try:
@@ -115,19 +125,46 @@ class Windows:
             except InputError:
                 if self.dataset.on_error != "skip":
                     raise
-                return None
+                return []
         example = self._read[index]
-        position = float(generator(0, "fit", number + 1, index).random())
         with calling(self.dataset, "variant"):
             sample = self.dataset.variant(example.sample, variant)
         with calling(self.tokenizer, "window"):
-            window = self.tokenizer.window(sample, position)
-        return replace(example, sample=window)
+            return [replace(example, sample=self.tokenizer.window(sample, position)) for position in positions]
 
     def read(self, numbers: Iterable[int] | None = None) -> list[Example]:
         """All windows, or those of ``numbers``, without those that :meth:`get` has not."""
         found = (self.get(item) for item in (range(len(self.items)) if numbers is None else numbers))
         return [window for window in found if window is not None]
+
+
+class TrainingWindows(Windows):
+    """All that a training draws from: every example in each of its variants, flipped ones too.
+
+    Clips are cut at ``places`` evenly spread positions, up to 64, fewer where there are many clips; clips that have no
+    room for that at one.
+    """
+
+    def __init__(self, dataset: ExampleDataset, tokenizer: Tokenizer):
+        super().__init__(dataset, tokenizer, at_least=1, at_most=None)
+        self.items = [(index, variant, 0) for index in range(len(dataset)) for variant in dataset.variants]
+        self.places = 1
+        if tokenizer.latent.variable:
+            self.places = max(1, min(PLACES_AT_MOST, PLACES_IN_ALL // len(self.items)))
+
+    def read(self, numbers: Iterable[int] | None = None) -> list[Example]:
+        """All windows of the examples and variants of ``numbers``, or of all."""
+        found = []
+        for item in range(len(self.items)) if numbers is None else numbers:
+            index, variant, _ = self.items[item]
+            ends = self._cut(index, variant, [0.0, BEFORE_ONE] if self.places > 1 else [0.5])
+            if len(ends) > 1 and pickle.dumps(ends[0].sample) == pickle.dumps(ends[1].sample):
+                ends = ends[:1]
+            elif len(ends) > 1:
+                inner = np.linspace(0, BEFORE_ONE, self.places)[1:-1].tolist()
+                ends[1:1] = self._cut(index, variant, inner)
+            found += ends
+        return found
 
 
 def labels_of(examples: Iterable[Example]) -> np.ndarray:

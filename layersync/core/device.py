@@ -1,8 +1,10 @@
-"""Where a process computes."""
+"""Where a process computes, and how exactly."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -14,7 +16,32 @@ def default_device() -> torch.device:
 
 
 def take_own_device() -> None:
-    """Of several processes that a launcher started on this machine (``LOCAL_RANK``), each takes its own accelerator."""
+    """Of several processes that a launcher started on this machine (``LOCAL_RANK``), each takes its own accelerator.
+
+    With more processes than accelerators they take them in turn.
+    """
     rank = os.environ.get("LOCAL_RANK")
     if rank is not None and torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(rank))
+        torch.accelerator.set_device_index(int(rank) % torch.accelerator.device_count())
+
+
+@contextmanager
+def float32_products(*, tf32: bool = False) -> Iterator[None]:
+    """Whether CUDA multiplies, convolves and recurs in TF32, with 10 bits of mantissa, where it is given float32.
+
+    By default it does not, so that scores and latents are the same on every device. What was set before comes back.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    try:
+        before = [(place, "allow_tf32", place.allow_tf32) for place in (matmul, cudnn)]
+        wanted: bool | str = tf32
+    except RuntimeError:  # a program that has set torch's newer names must not read the older ones
+        before = [(place, "fp32_precision", place.fp32_precision) for place in (matmul, cudnn.conv, cudnn.rnn)]
+        wanted = "tf32" if tf32 else "ieee"
+    for place, name, _ in before:
+        setattr(place, name, wanted)
+    try:
+        yield
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, Example, ExampleDataset, ModalityAdapter, Split, load_adapter
-from layersync.core.classifier import DomainClassifier, Windows, domain_classifier, labels_of
+from layersync.core.classifier import DomainClassifier, TrainingWindows, Windows, domain_classifier, labels_of
 from layersync.core.device import take_own_device
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
@@ -138,17 +138,20 @@ class RunScorer:
 
     def _nearest_training(self) -> Score:
         tokenizer = self.model.tokenizer
-        training = Windows(self.dataset("train"), tokenizer, at_most=None)
+        training = TrainingWindows(self.dataset("train"), tokenizer)
         unseen = Windows(self.dataset("test"), tokenizer, at_least=200, at_most=HELD_OUT_NEIGHBOURS).read()
         queries = [self._masked(part) for part in (list(self.examples.values()), unseen)]
         nearest = [np.full(len(part), np.inf) for part in queries]
         count = 0
         with progress("nearest training samples", len(training), shown=self.shown) as advance:
-            for first in range(0, len(training), NEIGHBOURS_AT_ONCE):
-                numbers = range(first, min(first + NEIGHBOURS_AT_ONCE, len(training)))
+            at_once = max(1, NEIGHBOURS_AT_ONCE // training.places)
+            for first in range(0, len(training), at_once):
+                numbers = range(first, min(first + at_once, len(training)))
                 if part := training.read(numbers):
                     reference = self._masked(part)
                     for found, points in zip(nearest, queries, strict=True):
+                        if not len(points):  # of more processes than samples
+                            continue
                         width = max(points.shape[-1], reference.shape[-1])
                         x, y = (F.pad(z, (0, width - z.shape[-1])).flatten(1).numpy() for z in (points, reference))
                         np.minimum(found, nearest_distances(x, y), out=found)
@@ -158,6 +161,8 @@ class RunScorer:
         details = {
             "generated": float(np.median(generated)),
             "held_out": float(np.median(real)),
+            "windows": count,
+            "places_in_clips": training.places,
             "meaning": "median distance to the nearest training sample, over that of held-out samples; "
             "near 0: the training data is copied",
         }
@@ -166,6 +171,8 @@ class RunScorer:
         return Score(ratio, None, "classifier-input", reference_set, details, num_samples=len(generated))
 
     def _masked(self, examples: Sequence[Example]) -> Tensor:
+        if not examples:
+            return torch.zeros(0, 1)
         x, mask = self.recipe.adapter.classifier_input([example.sample for example in examples])
         return x if mask is None else x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
 

@@ -7,6 +7,7 @@ directories and checkpoints may be gone. The plan is made and checked here, runs
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -97,11 +98,13 @@ def compare(
     count = _jobs(jobs)
     records = _finished(directory, arms, chosen, earlier)
     arms = _check_work(arms, chosen, records)
+    gc.collect()
+    torch.cuda.empty_cache()  # of the networks that were tried: runs want the GPU for themselves
     experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
     processes = Processes.here()
     with experiment.alone(resume=resume) if processes.main else nullcontext():
         processes.wait()
-        experiment.catch_up()
+        experiment.records = processes.gather([experiment.records])[0]
         tasks = experiment.tasks()
         logger.info("runs to make: %d; seeds: %s", len(tasks), seed_names(chosen))
         pool = ProcessPool(

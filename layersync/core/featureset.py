@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layersync.core.adapter import Example
+from layersync.core.device import float32_products
 from layersync.core.errors import InputError
-from layersync.core.features import FeatureExtractor, Rows
+from layersync.core.features import FeatureExtractor, Rows, identity
 from layersync.core.parallel import Processes
 from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
@@ -104,7 +105,7 @@ def extract(
             if not found:
                 continue
             batch, examples = list(found), [_with_text(example, texts) for example in found.values()]
-            with calling(extractor, "__call__"):
+            with float32_products(), calling(extractor, "__call__"):
                 streams = extractor(examples)
             _check_rows(extractor, streams, examples, widths)
             _check_finite(extractor, streams, examples)
@@ -168,6 +169,11 @@ def _gathered(
     processes: Processes,
 ) -> FeatureSet:
     """Put the shares of all processes together, in the order of the samples."""
+    if len(set(processes.gather([identity(extractor)]))) > 1:
+        raise InputError(
+            f"extractor {extractor.name}: the processes of this launch have different weights of it; let "
+            f"$LAYERSYNC_CACHE and the weights lie where all machines see them"
+        )
     names = max(processes.gather([tuple(parts)]), key=len)  # a process without a sample of its own knows none
     streams = {}
     for name in names:

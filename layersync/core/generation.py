@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer, to_device
 from layersync.core.checkpoint import load_weights, read_tensors
-from layersync.core.device import default_device
+from layersync.core.device import default_device, float32_products
 from layersync.core.draws import generator, sample_noise, solver_noise
 from layersync.core.errors import InputError
 from layersync.core.guidance import GuidedPrediction
@@ -152,10 +152,11 @@ class GenerativeModel:
             label = torch.full((count,), -1)
         if labels is not None:
             label = torch.tensor([labels[i % len(labels)] for i in range(count)])
-            for row in range(count):
-                same = lengths[known.label == label[row]]
+            for value in label.unique():
+                same = lengths[known.label == value]
                 if len(same):
-                    length[row] = same[int(chosen[row]) % len(same)]
+                    wanted = label == value
+                    length[wanted] = same[torch.from_numpy(chosen)[wanted] % len(same)]
         if frames is not None:
             length = torch.full((count,), frames)
         return Conditions(label, length, captions)
@@ -185,7 +186,7 @@ class GenerativeModel:
 
     @cached_property
     def _known(self) -> KnownConditions:
-        """Of up to 10,000 training examples, which the run keeps."""
+        """Of the training examples that the run keeps."""
         kept = read_tensors(self.run.path / "conditions.safetensors")
         captions: list[list[str]] = [[]] * len(kept["label"])
         if self.condition.text_channels:
@@ -245,6 +246,7 @@ class GenerativeModel:
             return None
         return torch.arange(self.latent.num_frames)[None] < conditions.frames[:, None]
 
+    @float32_products()
     @torch.inference_mode()
     def _solve(
         self, x: Tensor, condition: dict[str, Tensor], mask: Tensor | None, settings: Sample, seed: int, first: int
@@ -296,6 +298,7 @@ class GenerativeModel:
             rtol=settings.rtol,
         )
 
+    @float32_products()
     def decode(self, latents: Tensor, mask: Tensor | None) -> list[Any]:
         """Samples of the modality's own type."""
         decoded: list[Any] = []

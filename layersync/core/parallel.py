@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
+
+PATIENCE = timedelta(days=1)
+"""That processes wait for each other: one of them trains a classifier, or draws its samples for hours, while the others
+stand. PyTorch's own 10 minutes would end them; a launcher ends them all at once when one fails."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Processes:
         import torch
         from accelerate import PartialState
 
-        state = PartialState(cpu=not torch.accelerator.is_available())
+        state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
         return cls(state.process_index, state.num_processes)
 
     @property

@@ -6,7 +6,7 @@ similarities are taken for the baseline too, on the paper's pair where the recip
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from layersync.core.adapter import BackboneOutput, ConditionSpec, Tokenizer, to_device
 from layersync.core.condition import batch_condition, drop_condition
+from layersync.core.device import float32_products
 from layersync.core.draws import StepDraws, generator
 from layersync.core.interpolant import Interpolant
 from layersync.core.latents import LatentCache
@@ -84,6 +85,7 @@ class Probe:
         x1, noise = x1.to(device), noise.to(device)
         return cls(x1, noise, t.float().to(device), mask, condition, cache.latent.frame_axis)
 
+    @float32_products()
     @torch.no_grad()
     def held_out_loss(self, forward: Forward, interpolant: Interpolant) -> list[float]:
         """Mean flow loss in each of ``NUM_BINS`` equal bins of t, noise first."""
@@ -97,6 +99,7 @@ class Probe:
             losses.append(float(loss.mean()))
         return losses
 
+    @float32_products()
     @torch.no_grad()
     def similarity(self, forward: Forward, interpolant: Interpolant, pairs: Sequence[Pair]) -> dict[str, Any]:
         """Raw and centred similarity of each pair, mean over ``SIMILARITY_TIMES`` and the batch."""
@@ -115,11 +118,10 @@ class Probe:
                     kinds["centred"].append(alignment(*features, out.token_mask, centred=True))
         return {pair: {kind: float(torch.cat(v).mean()) for kind, v in kinds.items()} for pair, kinds in found.items()}
 
-    def _forward(self, forward: Forward, x_t: Tensor, t: Tensor, taps: Sequence[int]) -> list[BackboneOutput]:
-        outputs = []
+    def _forward(self, forward: Forward, x_t: Tensor, t: Tensor, taps: Sequence[int]) -> Iterator[BackboneOutput]:
+        """One micro-batch at a time: all blocks of the whole batch would not fit a GPU."""
         for first in range(0, len(x_t), MICRO_BATCH):
             part = slice(first, first + MICRO_BATCH)
             condition: Mapping[str, Tensor] = {key: value[part] for key, value in self.condition.items()}
             mask = None if self.mask is None else self.mask[part]
-            outputs.append(forward(x_t[part], t[part], condition, taps=taps, mask=mask))
-        return outputs
+            yield forward(x_t[part], t[part], condition, taps=taps, mask=mask)

@@ -39,7 +39,8 @@ LAUNCHED = (
     "MASTER_ADDR",
     "MASTER_PORT",
 )
-"""Variables by which a launcher tells a process of others: a run is a process by itself."""
+LAUNCHERS = ("ACCELERATE_", "TORCHELASTIC_", "OMPI_", "PMI_", "PMIX_", "MPI_LOCAL", "MV2_")
+"""Variables, and how others begin, by which a launcher tells a process of others: a run is a process by itself."""
 TAIL = 65_536
 PATIENCE_SECONDS = 600
 """That a run which was told to stop has for its current step and for saving."""
@@ -79,7 +80,7 @@ class _Running:
 
 
 class ProcessPool:
-    """At most ``jobs`` runs at a time. On a CPU they share its cores, else each has an accelerator of its own."""
+    """At most ``jobs`` runs at a time. They share the cores; where there are GPUs, each has one of its own."""
 
     def __init__(self, jobs: int, tasks: Sequence[Task], *, shown: bool = False):
         self.jobs, self.shown = jobs, shown
@@ -127,7 +128,7 @@ class ProcessPool:
                 slot,
                 self.jobs,
                 gpus=torch.cuda.device_count(),
-                cores=len(os.sched_getaffinity(0)),
+                cores=usable_cores(),
             ),
             start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
@@ -190,11 +191,16 @@ class ProcessPool:
         self._running.clear()
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, where the system says it; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int, cores: int) -> dict[str, str]:
     """Variables of the process of a run, made of those of this process.
 
-    A launcher's are left out, since a run is a process by itself. With GPUs it sees one of them, another than the other
-    jobs here and in the other processes of the launch on this machine; else it has its share of the cores.
+    A launcher's are left out, since a run is a process by itself. It has its share of the cores, and with GPUs it sees
+    one of them, another than the other jobs here and in the other processes of the launch on this machine.
 
     Args:
         given: variables of this process.
@@ -203,15 +209,10 @@ def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int
         gpus: how many GPUs this process sees.
         cores: how many cores it may use.
     """
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name not in LAUNCHED and not name.startswith(("ACCELERATE_", "TORCHELASTIC_"))
-    }
+    kept = {name: value for name, value in given.items() if name not in LAUNCHED and not name.startswith(LAUNCHERS)}
     if gpus:
         visible = (given.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
         kept["CUDA_VISIBLE_DEVICES"] = visible[(int(given.get("LOCAL_RANK", "0")) * jobs + slot) % len(visible)]
-        return kept
     processes = int(given.get("LOCAL_WORLD_SIZE", "1"))
     share = max(1, cores // (jobs * processes))
     wanted = int(kept.get("OMP_NUM_THREADS", share))

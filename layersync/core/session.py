@@ -16,10 +16,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from layersync.core.errors import InputError, Interrupted
+from layersync.core.latents import LatentCache
 from layersync.core.parallel import Processes
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
@@ -29,7 +32,14 @@ from layersync.core.trainer import Parts, Trainer, build_parts, check_launch
 
 logger = logging.getLogger(__name__)
 
-CONDITIONS_LIMIT = 10_000
+CONDITIONS_LIMIT = 1_000_000
+"""Examples whose label and length a run keeps, and draws those of its samples from."""
+CAPTIONS_LIMIT = 10_000
+"""The same where their texts are kept too."""
+SEEN_WITHIN_SECONDS = 90
+"""That shared storage may take to show other machines a new folder."""
+REPEATED_WITHIN_SECONDS = 1
+"""In which several signals are one: a batch system sends it to all processes, and a launcher passes its own on."""
 
 
 def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
@@ -64,6 +74,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         start, seconds = trainer.restore(run.latest_checkpoint())
         if start > recipe.train.steps:
             raise InputError(f"train.steps: {recipe.train.steps} is less than the {start} steps that {path} has taken")
+    _check_start(path, start)
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
         if run is None:
@@ -73,9 +84,29 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
             run.cut_back(start or -1)
             _write_recipe(run, recipe)
     accelerator.wait_for_everyone()
-    run = Run(path)
+    run = _seen(path)
     _Session(trainer, run, start, seconds).take_steps()
     return run
+
+
+def _seen(path: Path) -> Run:
+    """The run that the main process has made, once this machine sees it: shared storage may take a while."""
+    until = time.monotonic() + SEEN_WITHIN_SECONDS
+    while not (path / "recipe.yaml").is_file():
+        if time.monotonic() > until:
+            raise InputError(f"--out: {path.absolute()} is not seen here; it has to lie where all machines see it")
+        time.sleep(0.1)
+    return Run(path)
+
+
+def _check_start(path: Path, start: int) -> None:
+    """Raise :class:`InputError` where the processes of this launch would go on from different checkpoints."""
+    found = sorted(set(Processes.here().gather([start])))
+    if len(found) > 1:
+        raise InputError(
+            f"--resume: machines see different checkpoints in {path}, of steps {' and '.join(map(str, found))}; "
+            f"it has to lie where all of them see it"
+        )
 
 
 def _resumable(path: Path, recipe: Recipe) -> Run:
@@ -98,16 +129,24 @@ def _write_recipe(run: Run, recipe: Recipe) -> None:
 def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
     precision = str(trainer.dtype).removeprefix("torch.")
     found = environment(trainer.device, precision, trainer.precision_reason, trainer.accelerator.num_processes)
-    keep = torch.linspace(0, len(parts.cache) - 1, min(len(parts.cache), CONDITIONS_LIMIT)).long()
+    keep = _evenly(parts.cache, CONDITIONS_LIMIT if parts.texts is None else CAPTIONS_LIMIT)
     conditions = {
-        "label": torch.from_numpy(parts.cache.labels)[keep].contiguous(),
-        "frames": torch.from_numpy(parts.cache.frames)[keep].contiguous(),
+        "label": torch.from_numpy(parts.cache.labels[keep]),
+        "frames": torch.from_numpy(parts.cache.frames[keep]),
     }
     tensors = {"tokenizer": parts.tokenizer.state(), "conditions": conditions}
     captions = [parts.cache.captions[row] for row in keep.tolist()] if parts.texts is not None else ()
     run = Run.create(path, recipe, found, parts.data, tensors, captions)
     logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
     return run
+
+
+def _evenly(cache: LatentCache, limit: int) -> NDArray[np.int64]:
+    """Rows of at most ``limit`` examples, in order; every n-th by label and length, so that shares stay."""
+    if len(cache) <= limit:
+        return np.arange(len(cache))
+    ordered = np.lexsort((cache.frames, cache.labels))
+    return np.sort(ordered[np.arange(limit) * len(cache) // limit])
 
 
 class _Session:
@@ -117,7 +156,7 @@ class _Session:
         self.trainer, self.run, self.start = trainer, run, start
         self.recipe = trainer.recipe
         self.before, self.began = seconds, time.monotonic()
-        self.stop_signal: int | None = None
+        self.stopped_at: float | None = None
         self.logged_step, self.logged_at = start, time.monotonic()
 
     @property
@@ -150,21 +189,19 @@ class _Session:
                 if done == train.steps or (every and done % every == 0):
                     self._measure(done)
                     trainer.model.train()
-                stopping = done < train.steps and self._stopping(done)
+                stopping = done < train.steps and self._stopping()
                 if stopping or done == train.steps or done % train.checkpoint_every == 0:
                     trainer.save(self.run, done, self.seconds)
                 if stopping:
                     raise Interrupted(f"stopped after step {done}; go on with --resume --out {self.run.path}")
                 advance(1, **fields)
 
-    def _stopping(self, done: int) -> bool:
-        """Whether a signal came: asked after every step of one process, when several log (it costs them a message)."""
+    def _stopping(self) -> bool:
+        """Whether a signal came to any process: asked after every step, since launchers soon kill."""
         accelerator = self.trainer.accelerator
         if accelerator.num_processes == 1:
-            return self.stop_signal is not None
-        if done % self.recipe.train.log_every:
-            return False
-        wanted = torch.tensor(float(self.stop_signal is not None), device=self.trainer.device)
+            return self.stopped_at is not None
+        wanted = torch.tensor(float(self.stopped_at is not None), device=self.trainer.device)
         return bool(accelerator.reduce(wanted, "sum") > 0)
 
     def _log(self, done: int, found: dict[str, Tensor]) -> dict[str, str]:
@@ -192,15 +229,16 @@ class _Session:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into a stop after the current step; a second one stops at once."""
+        """Turn the first SIGINT or SIGTERM into a stop after the current step; a second one, later, stops at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
         def note(number: int, frame: FrameType | None) -> None:
-            if self.stop_signal is not None:
+            if self.stopped_at is None:
+                self.stopped_at = time.monotonic()
+            elif time.monotonic() - self.stopped_at > REPEATED_WITHIN_SECONDS:
                 raise KeyboardInterrupt
-            self.stop_signal = number
 
         previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

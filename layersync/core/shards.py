@@ -36,6 +36,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from layersync.core.adapter import Example, ExampleDataset, LatentSpec, Tokenizer
+from layersync.core.device import float32_products
 from layersync.core.errors import InputError
 from layersync.core.packaged import sync_path
 from layersync.core.plugin import PluginError, calling, class_of
@@ -228,7 +229,7 @@ def _encoded(tokenizer: Tokenizer, samples: Sequence[Any]) -> Sequence[Tensor]:
     """The stored form of ``samples``, one float32 tensor each, which has as many axes as ``latent`` and any frames."""
     if not samples:
         return ()
-    with calling(tokenizer, "encode"):
+    with float32_products(), calling(tokenizer, "encode"):
         found = tokenizer.encode(samples)
     where, axes = f"{class_of(tokenizer)}.encode", len(tokenizer.latent.shape)
     if not isinstance(found, Sequence) or len(found) != len(samples):

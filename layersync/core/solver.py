@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,7 +81,9 @@ def solve_ode(
         span = torch.tensor([start, end], dtype=torch.float64 if x.dtype == torch.float64 else torch.float32).to(
             x.device
         )
-        options = {"step_t": span[1:]}  # never a step beyond the end, where a path may not be defined
+        options: dict[str, Any] = {"step_t": span[1:]}  # never a step beyond the end, where a path may not be defined
+        if x.device.type == "mps":
+            options["dtype"] = torch.float32  # of times; float64, which torchdiffeq takes, is not to be had there
         return odeint(field, x, span, method="dopri5", atol=atol, rtol=rtol, options=options)[-1]
     if solver not in FIXED_STEP:
         raise ValueError(f"solver {solver!r} is no ODE solver; there are: dopri5, {', '.join(FIXED_STEP)}")

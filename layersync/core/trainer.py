@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +28,13 @@ from layersync.core.checkpoint import (
     save_checkpoint,
 )
 from layersync.core.condition import batch_condition, drop_condition
-from layersync.core.device import take_own_device
+from layersync.core.device import float32_products, take_own_device
 from layersync.core.draws import module_seed, step_draws
 from layersync.core.ema import WeightAverage
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
 from layersync.core.latents import LatentCache, cache_key
+from layersync.core.parallel import PATIENCE
 from layersync.core.plugin import calling
 from layersync.core.probe import Probe, flow_loss
 from layersync.core.recipe import Recipe
@@ -43,7 +44,7 @@ from layersync.core.run import DataSummary, Run
 from layersync.core.text import TextEncoder, TextTable
 
 PROBE_SIZE = 256
-SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG")
 """What a launcher may be configured to, and is not supported: it changes who holds which weights."""
 CAPTIONS_LOOKED_FOR = 16
 """Samples that are read before any is tokenized, where the recipe wants texts."""
@@ -228,28 +229,23 @@ def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, st
     return (torch.bfloat16, f"{what} computes in bf16") if native else (torch.float32, f"{what} has no bf16")
 
 
-@contextmanager
-def tf32_products(wanted: bool) -> Iterator[None]:
-    """Whether CUDA multiplies float32 matrices in TF32 inside; outside, sampling and scores are as they were."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = wanted
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
-
-
 class Trainer:
     """Trains one recipe in one run directory; made by :func:`train`."""
 
     def __init__(self, recipe: Recipe, parts: Parts, *, fresh: bool = True, precision: str | None = None):
         """``precision`` is that of a run that goes on, where it is not to be chosen anew."""
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
         self.recipe, self.parts = recipe, parts
         # Without being told of the CPU, accelerate takes every process that torchrun starts there for the only one; and
-        # without being told of the precision, it takes its launcher's, inside of ours.
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="no")
+        # without being told of precision and compiler, it takes its launcher's, inside of ours.
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="no",
+            dynamo_backend="no",
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        )
         self.device: torch.device = self.accelerator.device
         self.dtype, self.precision_reason = choose_precision(self.device, recipe.train.precision)
         if precision is not None and precision != str(self.dtype).removeprefix("torch."):
@@ -314,10 +310,10 @@ class Trainer:
             t = self._times(draws.uniform_time).to(self.device)
             torch.manual_seed(module_seed(self.recipe.seed, step, rank, micro))
             last = micro == accumulate - 1
-            with tf32_products(train.precision == "tf32"):
+            with float32_products(tf32=train.precision == "tf32"):
                 with nullcontext() if last else self.accelerator.no_sync(self.model), self.autocast():
                     losses = self.model(x1, x0, t, condition, mask, step, self.ema_forward)
-                self.accelerator.backward((losses.flow + losses.regularizer) / accumulate)
+                ((losses.flow + losses.regularizer) / accumulate).backward()
             found = {"flow_loss": losses.flow, "regularizer_loss": losses.regularizer, **losses.logs}
             for name, value in found.items():
                 totals[name] = totals.get(name, 0.0) + value.detach() / accumulate

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from layersync.core.adapter import Example
+from layersync.core.device import float32_products
 from layersync.core.errors import InputError
 from layersync.core.features import Rows
 
@@ -49,6 +50,6 @@ def one_row_each(features: Tensor) -> list[Rows]:
 
 @contextmanager
 def exact_inference() -> Iterator[None]:
-    """Inference in float32 proper: cuDNN would run convolutions in TF32, with 10 bits of mantissa."""
-    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
+    """Inference in float32 proper: cuDNN would run convolutions in TF32."""
+    with torch.inference_mode(), float32_products():
         yield
