@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from strokes import Offsets, OffsetsConfig, Outline, Strokes
 
-from layersync.core.classifier import WINDOWS_AT_LEAST, Windows
+from layersync.core import classifier
+from layersync.core.classifier import WINDOWS_AT_LEAST, TrainingWindows, Windows
 from layersync.core.errors import InputError
 from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
@@ -41,3 +42,22 @@ def test_a_limit_picks_the_same_ones_from_everywhere() -> None:
     indices = [index for index, _, _ in windows[0].items]
     assert indices == [index for index, _, _ in windows[1].items] == sorted(set(indices))
     assert len(indices) == 20 and min(indices) < SIZE / 4 and max(indices) > 3 * SIZE / 4
+
+
+def test_every_excerpt_that_training_can_draw_is_among_the_windows_of_training() -> None:
+    """Of strokes longer than the window all cuts, of shorter ones the whole, once."""
+    strokes, offsets = Strokes(SIZE, "train"), Offsets(OffsetsConfig())
+    windows = {window.sample.tobytes() for window in TrainingWindows(strokes, offsets).read()}
+    for index in range(SIZE):
+        for position in np.random.default_rng(index).random(4):
+            assert offsets.window(strokes[index].sample, float(position)).tobytes() in windows
+    short = [index for index in range(SIZE) if len(strokes[index].sample) <= OffsetsConfig().num_frames]
+    assert short and len(TrainingWindows(strokes, offsets).read(short)) == len(short)
+
+
+def test_of_many_clips_there_are_fewer_windows_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classifier, "PLACES_IN_ALL", 3 * SIZE)
+    strokes = Strokes(SIZE, "train")
+    windows = TrainingWindows(strokes, Offsets(OffsetsConfig()))
+    long = [index for index in range(SIZE) if len(strokes[index].sample) > OffsetsConfig().num_frames]
+    assert windows.places == 3 and len(windows.read(long)) == 3 * len(long)

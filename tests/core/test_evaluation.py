@@ -17,7 +17,6 @@ from layersync import InputError, Run
 from layersync.core import classifier as classifier_module
 from layersync.core import evaluation
 from layersync.core.adapter import Split
-from layersync.core.classifier import Windows
 from layersync.core.evaluation import RunScorer
 from layersync.core.metric import parse_metric
 from layersync.core.parallel import Processes
@@ -25,6 +24,14 @@ from layersync.core.reference import RunData, examples_of
 
 Make = Callable[..., Any]
 GENERIC = ["fd-classifier", "label-agreement", "nearest-training"]
+
+
+def score_of(run: Run, examples: Any, processes: Processes) -> Any:
+    """``nearest-training`` of ``examples`` by number, scored beside the data of ``run``."""
+    model = layersync.load(run.path)
+    dataset = run.recipe.adapter.dataset(run.recipe.data, "train")
+    real = RunData(dataset, model.tokenizer, "digits", "train", processes)
+    return RunScorer(model, examples, real, {}, processes).score(parse_metric("image", "nearest-training"))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +144,21 @@ class TestConventions:
         assert copies("nearest-training").value == pytest.approx(0, abs=1e-6)
         in_parts = fresh("nearest-training")
         assert in_parts.value == pytest.approx(whole.value) and in_parts.reference == whole.reference
-        assert whole.reference.count == len(Windows(dataset, layersync.load(trained.path).tokenizer, at_most=None))
+        assert whole.reference.count == len(dataset)
+
+    def test_copies_of_flipped_images_show_as_copies(self, tiny: Make, tmp_path: Path) -> None:
+        run = layersync.train(tiny("train.steps=1", "data.flip=true"), tmp_path / "run")
+        dataset = run.recipe.adapter.dataset(run.recipe.data, "train")
+        flipped = [dataset.variant(dataset[index].sample, "flip") for index in range(100)]
+        found = score_of(run, examples_of(flipped, [0] * 100, [""] * 100), Processes())
+        assert found.value == pytest.approx(0, abs=1e-6) and found.details["windows"] == 2 * len(dataset)
+
+    def test_a_process_without_a_sample_of_its_own_waits_for_the_others(self, trained: Run) -> None:
+        class First(Processes):
+            def gather(self, local: list[Any]) -> list[Any]:
+                return [*local, np.array([0.5, 0.5])]
+
+        assert score_of(trained, {}, First(0, 2)).details["generated"] == 0.5
 
     def test_reference_split_matters(self, trained: Run, scorer: Make) -> None:
         real, labels = self.digits(trained, "test", 100)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 import layersync
 from layersync import InputError, Run
+from layersync.core import session
 from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel
 from layersync.core.parallel import Processes
@@ -94,6 +95,20 @@ def test_a_recipe_asks_for_stratified_labels(command: Make, trained: Run, tmp_pa
         counts[conditions] = torch.bincount(torch.tensor([e.label for e in examples.values()]), minlength=10)
     expected = 200 * torch.bincount(known, minlength=10) / len(known)
     assert (counts["stratified"] - expected).abs().max() <= 1 < (counts["train"] - expected).abs().max()
+
+
+@pytest.mark.parametrize("stratified", [True, False])
+def test_labels_of_more_examples_than_a_run_keeps_have_the_shares_of_all(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stratified: bool
+) -> None:
+    monkeypatch.setattr(session, "CONDITIONS_LIMIT", 400)
+    run = layersync.train(tiny("train.steps=1"), tmp_path / "run")
+    assert len(load_file(run.path / "conditions.safetensors")["label"]) == 400
+    dataset = run.recipe.adapter.dataset(run.recipe.data, "train")
+    shares = torch.bincount(torch.tensor([dataset[index].label for index in range(len(dataset))])) / len(dataset)
+    drawn = layersync.load(run.path).conditions(20_000, stratified=stratified).label
+    found = torch.bincount(drawn, minlength=10) / 20_000
+    assert (found - shares).abs().max() < (2 / 400 if stratified else 0.015)
 
 
 def test_labels_reach_the_network_and_num_classes_means_none(model: GenerativeModel) -> None:

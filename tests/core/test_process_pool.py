@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import pytest
 
 from layersync.core.experiment_run import Assignment
-from layersync.core.process_pool import Task, dealt, run_environment
+from layersync.core.process_pool import Task, dealt, run_environment, usable_cores
 
 NOTHING = Assignment(recipe="", seed=0, run="", result="", path="")
 
@@ -34,6 +35,7 @@ def test_every_run_of_a_launch_has_a_gpu_of_its_own(jobs: int, visible: str | No
         for slot in range(jobs):
             kept = run_environment(given, slot, jobs, gpus=len(names), cores=8)
             assert "RANK" not in kept and kept["HOME"] == "/h"
+            assert kept["OMP_NUM_THREADS"] == str(8 // (2 * jobs)), "a share of the cores too"
             found.append(kept["CUDA_VISIBLE_DEVICES"])
     assert sorted(found) == sorted(names)
 
@@ -54,3 +56,16 @@ def test_every_run_of_a_launch_has_a_gpu_of_its_own(jobs: int, visible: str | No
 def test_runs_share_the_cores(given: dict[str, str], jobs: int, threads: int) -> None:
     """As far as nobody said another number; torchrun says 1 where nobody has."""
     assert run_environment(given, 0, jobs, gpus=0, cores=16)["OMP_NUM_THREADS"] == str(threads)
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["RANK", "ACCELERATE_MIXED_PRECISION", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "PMIX_RANK"],
+)
+def test_a_run_does_not_take_itself_for_one_of_several(given: str) -> None:
+    assert given not in run_environment({given: "2", "HOME": "/h"}, 0, 1, gpus=0, cores=1)
+
+
+def test_cores_are_counted_where_the_system_has_no_affinity(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)  # as on macOS
+    assert usable_cores() == os.cpu_count()

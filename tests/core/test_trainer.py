@@ -279,12 +279,13 @@ def test_a_launch_that_shares_no_batch_may_be_of_any_size(tiny: Make, monkeypatc
     assert len(build_parts(tiny()).cache)
 
 
-def test_a_launchers_precision_is_not_the_recipes(
+def test_a_launchers_precision_compiler_and_accumulation_are_not_the_recipes(
     tiny_file: Path, tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make
 ) -> None:
-    """``accelerate launch`` tells its processes of the one in its configuration."""
+    """``accelerate launch`` tells its processes of those in its configuration."""
     command = [sys.executable, "-m", "layersync.cli", "train", str(tiny_file), "--out", str(tmp_path / "launched")]
-    environment = {**os.environ, "ACCELERATE_MIXED_PRECISION": "bf16"}
+    told = {"MIXED_PRECISION": "bf16", "DYNAMO_BACKEND": "EAGER", "GRADIENT_ACCUMULATION_STEPS": "4"}
+    environment = os.environ | {f"ACCELERATE_{name}": value for name, value in told.items()}
     subprocess.run(command, env=environment, check=True, capture_output=True)
     by_itself = layersync.train(tiny(), tmp_path / "run")
     assert identical(tensors_of(layersync.Run(tmp_path / "launched")), tensors_of(by_itself))
