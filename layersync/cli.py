@@ -155,6 +155,10 @@ def evaluate(
         f"{sampling.solver} in {sampling.steps} steps, guidance {sampling.guidance}, seed {sampling.seed}"
     )
     _print_scores(result, head, as_json)
+    for name, why in result.failed.items():
+        _say(f"error: metric {name}: {why.removeprefix(f'metric {name}: ')}")
+    if result.failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -36,7 +36,8 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
         before = [(place, "allow_tf32", place.allow_tf32) for place in (matmul, cudnn)]
         wanted: bool | str = tf32
     except RuntimeError:  # a program that has set torch's newer names must not read the older ones
-        before = [(place, "fp32_precision", place.fp32_precision) for place in (matmul, cudnn.conv, cudnn.rnn)]
+        places = (matmul, *(getattr(cudnn, part) for part in ("conv", "rnn")))
+        before = [(place, "fp32_precision", place.fp32_precision) for place in places]
         wanted = "tf32" if tf32 else "ieee"
     for place, name, _ in before:
         setattr(place, name, wanted)

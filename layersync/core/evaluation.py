@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,10 +21,10 @@ from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, extract, save_features
 from layersync.core.generation import GenerativeModel, KnownConditions, load, sampling_settings
-from layersync.core.latents import LatentCache
+from layersync.core.latents import LatentCache, cache_key
 from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
 from layersync.core.parallel import Processes
-from layersync.core.plugin import calling
+from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
@@ -182,8 +183,14 @@ def own_score(
 ) -> Score:
     """A modality's own score of generated samples: the mean of its values, and 1.96 sd / sqrt(n) around it."""
     own = adapter.metrics()[metric.name]
-    with calling(adapter, f"metrics()[{metric.name!r}]"):
-        local = own(list(examples.values())) if examples else np.zeros(0)
+    method = f"metrics()[{metric.name!r}]"
+    with calling(adapter, method):
+        local = np.asarray(own(list(examples.values())) if examples else [], dtype=np.float64)
+    if local.shape != (len(examples),):
+        raise InputError(
+            f"{class_of(adapter)}.{method}: expected a number for each of {len(examples)} samples, an array "
+            f"[{len(examples)}]; got {list(local.shape)}"
+        )
     values: NDArray[np.float64] = np.concatenate(processes.gather([local]))
     if not np.isfinite(values).all():
         raise InputError(f"metric {metric.name}: {int((~np.isfinite(values)).sum())} of {len(values)} are not finite")
@@ -239,7 +246,8 @@ def evaluate(
 
     Raises:
         InputError: for an unknown metric, fewer than 2 samples, a run that does not exist, weights that are missing,
-            or data without labels where a metric needs them.
+            data without labels where a metric needs them, and data of other classes than the run's. What one of
+            several metrics raises when it is counted is in ``failed`` of the result, and the others' scores are kept.
     """
     take_own_device()  # the network goes there
     processes = Processes.here()
@@ -255,12 +263,23 @@ def evaluate(
     wordy = any(metric.needs is Needs.TEXT for metric in chosen)
     known = conditions_of_split(model)
     found: list[dict[str, Score]] = []
+    failed: dict[str, str] = {}
     for number in range(replications):
         seed = recipe.evaluate.seed + number
         examples = draw(model, count, seed, processes, known=known, shown=shown)
         scorer = RunScorer(model, examples, real, made, processes, shown, wordy)
-        found.append({metric.name: scorer.score(metric) for metric in chosen})
-    scores = found[0] if replications == 1 else {name: combine([part[name] for part in found]) for name in found[0]}
+        found.append({})
+        for metric in [metric for metric in chosen if metric.name not in failed]:
+            try:
+                found[-1][metric.name] = scorer.score(metric)
+            except InputError as error:
+                if processes.count > 1 or len(chosen) == 1:  # processes have to go the same way
+                    raise
+                failed[metric.name] = str(error)
+    done = [metric.name for metric in chosen if metric.name not in failed]
+    if not done:
+        raise InputError(next(iter(failed.values())))
+    scores = {name: combine([part[name] for part in found]) if replications > 1 else found[0][name] for name in done}
     settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed, recipe.evaluate.conditions)
     said = {
         "reference": None if reference is None else str(reference),
@@ -268,9 +287,12 @@ def evaluate(
         "replications": replications if replications > 1 else None,
     }
     beside = {key: value for key, value in said.items() if value}
-    result = Evaluation(str(run), model.step, weights, settings, scores, package_versions(), beside)
+    result = Evaluation(str(run), model.step, weights, settings, scores, package_versions(), beside, failed)
     if processes.main:
-        model.run.append("evaluation.jsonl", result.to_mapping())
+        try:
+            model.run.append("evaluation.jsonl", result.to_mapping())
+        except OSError as error:
+            warnings.warn(f"{model.run.path}: the scores are not kept there ({error.strerror})", stacklevel=2)
     return result
 
 
@@ -320,6 +342,11 @@ def check_labels(
         raise InputError(
             f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
         )
+    if len(classes) == 1 and kinds.intersection(NEEDS_LABELS):
+        raise InputError(
+            f"{' and '.join(NEEDS_LABELS)} tell classes apart, and data {recipe.data.name} has one, {classes[0]!r}; "
+            f"give evaluate.metrics that need no labels"
+        )
     if "label-agreement" in kinds and not condition.num_classes and not condition.text_channels:
         raise InputError(
             "metric label-agreement: samples of this run are drawn for no label (condition.labels: ignored) and no "
@@ -356,6 +383,8 @@ def _real_side(
         needed.append("train")
     if reference is None:
         needed.append(recipe.evaluate.reference)
+    if needed:
+        _check_data(model)
     for split in dict.fromkeys(needed):
         if not len(recipe.adapter.dataset(recipe.data, split)):
             raise InputError(f"data {recipe.data.name}: split {split} is empty, {', '.join(names)} cannot be scored")
@@ -368,6 +397,19 @@ def _real_side(
     own = RunData(dataset, model.tokenizer, recipe.data.name, split, processes)
     own.check(metrics)
     return own
+
+
+def _check_data(model: GenerativeModel) -> None:
+    """Warn where the data is no longer what the run was trained on; InputError where its classes are others."""
+    recipe, run = model.recipe, model.run
+    dataset = recipe.adapter.dataset(recipe.data, recipe.data.split)
+    if not run.data.fingerprint or cache_key(dataset, model.tokenizer) == run.data.fingerprint:
+        return
+    changed = f"data {recipe.data.name} has changed since {run.path} was trained on it"
+    if tuple(dataset.classes) != run.data.classes:
+        classes = f"{len(run.data.classes)} classes then, {len(dataset.classes)} now, or others"
+        raise InputError(f"{changed}: {classes}; bring it back, or give --reference")
+    warnings.warn(f"{changed}: scores are taken against what it is now", stacklevel=3)
 
 
 def score_samples(

@@ -36,7 +36,7 @@ from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
-from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
+from layersync.core.run import atomic_write, differing_keys, outside_data, package_versions, writable_parent
 from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
 
 logger = logging.getLogger(__name__)
@@ -93,6 +93,8 @@ def compare(
         earlier = _earlier(directory, resume)
         if earlier is not None:
             _check_same(directory, arms, earlier)
+    for arm in arms:
+        outside_data(directory, arm.recipe.data, "--out")
     for message in dict.fromkeys(str(warning.message) for warning in caught):  # each once, not once a variant
         warnings.warn(message, stacklevel=2)
     count = _jobs(jobs)

@@ -82,7 +82,8 @@ def carry_out(assignment: Assignment) -> RunRecord:
                 f"{run.path}: the checkpoint of step {step} is gone; delete the folder to make the run again"
             )
         if step not in _scores(run):
-            evaluate(run.path, step=step)
+            for name, why in evaluate(run.path, step=step).failed.items():
+                raise InputError(f"metric {name}: {why}")
     maps = _similarity_maps(run)
     samples = Path(assignment.samples)
     if assignment.samples and not samples.exists():

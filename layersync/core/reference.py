@@ -16,6 +16,7 @@ from layersync.core.featureset import FeatureSet, extract, holds_statistics, loa
 from layersync.core.metric import MetricName, Needs
 from layersync.core.packaged import cache_directory
 from layersync.core.parallel import Processes
+from layersync.core.plugin import code_digest
 from layersync.core.results import Reference
 
 
@@ -45,7 +46,8 @@ class RunData:
     def __init__(self, dataset: ExampleDataset, tokenizer: Tokenizer, name: str, split: str, processes: Processes):
         self.windows, self.name, self.split, self.processes = Windows(dataset, tokenizer), name, split, processes
         self.once = Windows(dataset, tokenizer, at_least=1)
-        self._key = [dataset.fingerprint, tokenizer.fingerprint, list(tokenizer.latent.shape), split]
+        code = code_digest(dataset, tokenizer)
+        self._key = [dataset.fingerprint, tokenizer.fingerprint, list(tokenizer.latent.shape), split, code]
 
     def check(self, metrics: Sequence[MetricName]) -> None:
         """Raise :class:`InputError` for metrics of more clips than there are."""
@@ -126,7 +128,8 @@ def _kept(
     key: Sequence[object], extractor: FeatureExtractor, processes: Processes, make: Callable[[], FeatureSet]
 ) -> FeatureSet:
     """Features out of the cache; made and put there when they are missing."""
-    digest = hashlib.sha256(json.dumps([*key, identity(extractor)]).encode()).hexdigest()[:24]
+    parts = [*key, identity(extractor), code_digest(extractor)]
+    digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     path = cache_directory() / "features" / f"{digest}.npz"
     if all(processes.gather([path.is_file()])):
         return load_features(path, extractor)

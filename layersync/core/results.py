@@ -76,6 +76,8 @@ class Evaluation:
     versions: dict[str, str]
     beside_recipe: dict[str, Any] = field(default_factory=dict)
     """What the caller said that no recipe says: ``reference``, ``extractors``, ``replications``; empty for none."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Metrics without a score, and why."""
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from layersync.core.adapter import ConditionSpec, LatentSpec, Tokenizer
+from layersync.core.adapter import ConditionSpec, DataConfig, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.packaged import atomic_write, sync_path
 from layersync.core.recipe import Recipe
@@ -77,6 +77,15 @@ def writable_parent(path: Path, option: str) -> None:
         raise InputError(f"{option}: {path} cannot be made, {nearest} is a file")
     if not os.access(nearest, os.W_OK):
         raise InputError(f"{option}: {path} cannot be made, {nearest} is not writable")
+
+
+def outside_data(path: Path, data: DataConfig, option: str) -> None:
+    """Raise :class:`InputError` for a folder inside of the data's, where what is written would become data."""
+    given = getattr(data, "path", None)
+    if isinstance(given, str) and given:
+        folder = Path(os.path.expandvars(given)).expanduser()
+        if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{option}: {path} lies in data.path, {given}, and would be read as data; give another")
 
 
 class Run:

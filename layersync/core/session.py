@@ -27,7 +27,15 @@ from layersync.core.parallel import Processes
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
-from layersync.core.run import Run, atomic_write, differing_keys, environment, may_change_on_resume, writable_parent
+from layersync.core.run import (
+    Run,
+    atomic_write,
+    differing_keys,
+    environment,
+    may_change_on_resume,
+    outside_data,
+    writable_parent,
+)
 from layersync.core.trainer import Parts, Trainer, build_parts, check_launch
 
 logger = logging.getLogger(__name__)
@@ -63,6 +71,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         logger.info("%s has taken its %d steps already: nothing to do", path, recipe.train.steps)
         return Run(path)
     writable_parent(path, "--out")
+    outside_data(path, recipe.data, "--out")
     check_launch(recipe)
     fresh = run is None or not run.checkpoint_steps()
     parts = build_parts(recipe, fresh=fresh)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -256,3 +258,48 @@ def test_an_interval_narrows_with_samples(trained: Run) -> None:
         )
         widths.append(interval[1] - interval[0])
     assert widths[1] < widths[0]
+
+
+def pictures(folder: Path, classes: str, count: int = 20) -> Path:
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for n in range(count):
+            Image.fromarray(np.full((8, 8), (12 * n + ord(name)) % 256, np.uint8)).save(folder / name / f"{n}.png")
+    return folder
+
+
+def test_one_class_is_nothing_to_tell_apart(tiny: Make, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures", "a")
+    run = layersync.train(tiny("data.name=folder", f"data.path={folder}", "train.steps=1"), tmp_path / "run")
+    with pytest.raises(InputError, match="tell classes apart, and data folder has one, 'a'"):
+        layersync.evaluate(run.path, ["fd-classifier"], num_samples=8)
+
+
+def test_data_that_has_changed_is_not_taken_for_the_runs(tiny: Make, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures", "bc")
+    run = layersync.train(tiny("data.name=folder", f"data.path={folder}", "train.steps=1"), tmp_path / "run")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
+    (folder / "b" / "0.png").unlink()
+    with pytest.warns(UserWarning, match="data folder has changed since .* was trained on it"):
+        layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
+    pictures(folder, "a")  # which is the first label now
+    with pytest.raises(InputError, match="2 classes then, 3 now, or others; bring it back, or give --reference"):
+        layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
+
+
+def test_runs_do_not_become_data(tiny: Make, tmp_path: Path, command: Make) -> None:
+    folder = pictures(tmp_path / "pictures", "bc")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny("data.name=folder", f"data.path={folder}").to_yaml())
+    for words in (["train", recipe], ["compare", recipe]):
+        status, _, err = command(*words, "--out", folder / "runs" / "one")
+        assert status == 2 and "lies in data.path" in err and not (folder / "runs").exists()
+
+
+def test_scores_that_cannot_be_kept_are_given(trained: Run, tmp_path: Path) -> None:
+    run = shutil.copytree(trained.path, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation.jsonl"))
+    (run / "evaluation.jsonl").mkdir()  # nor may a colleague's run be written
+    with pytest.warns(UserWarning, match="the scores are not kept there"):
+        assert layersync.evaluate(run, ["nearest-training"], num_samples=8).metrics

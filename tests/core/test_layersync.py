@@ -240,6 +240,35 @@ def test_schedule_needs_a_step_and_t_range_needs_t() -> None:
         LayerSync([(1, 3)], t_range=(0, 0.5))(features())
 
 
+@pytest.mark.parametrize(
+    ("taps", "mask", "said"),
+    [
+        ({3: torch.zeros(3, 1, 16)}, None, r"pair \[1, 3\]: .*have to be the same"),
+        ({3: torch.zeros(1, 9, 16)}, None, r"pair \[1, 3\]: .*have to be the same"),
+        ({1: torch.zeros(3, 9, 2, 8), 3: torch.zeros(3, 9, 2, 8)}, None, r"\(batch, tokens, channels\)"),
+        ({}, torch.ones(3, 1, dtype=torch.bool), r"mask: \(3, 1\) is not \(batch, tokens\)"),
+    ],
+)
+def test_shapes_that_would_broadcast_are_refused(taps: dict[int, Tensor], mask: Tensor | None, said: str) -> None:
+    given = {number: torch.zeros(3, 9, 16) for number in (1, 3)} | taps
+    with pytest.raises(ValueError, match=said):
+        LayerSync([(1, 3)])(given, mask=mask)
+
+
+@pytest.mark.parametrize(
+    ("t", "said"),
+    [
+        (torch.tensor([10.0, 500.0, 999.0]), "10 to 999; times run from 0, noise, to 1"),
+        (torch.rand(3, 1), r"is \(3, 1\)"),
+        (0.5, "is float"),
+    ],
+)
+def test_times_that_would_count_wrongly_are_refused(t: Any, said: str) -> None:
+    """Timesteps, of which all would lie outside; and times that would broadcast."""
+    with pytest.raises(ValueError, match=said):
+        LayerSync([(1, 3)], t_range=(0, 0.5))(features(), t=t)
+
+
 def test_outside_of_t_range_there_is_no_loss_and_no_gradient() -> None:
     taps = {n: value.requires_grad_() for n, value in features().items()}
     t = torch.tensor([0.1, 0.5, 0.9])

@@ -17,8 +17,10 @@ from plugins import QUICK, STROKES, Installer
 from layersync import InputError, load_recipe, train
 from layersync.core.adapter import MODALITY_GROUP, load_adapter, protocol_members
 from layersync.core.catalogue import packaged_data
+from layersync.core.parallel import Processes
 from layersync.core.plugin import load_class
 from layersync.core.recipe_reading import shipped_recipes
+from layersync.core.reference import RunData
 from layersync.core.regularizer.base import REGULARIZER_GROUP, load_regularizer
 from layersync.core.schema import recipe_schema
 
@@ -356,10 +358,59 @@ class TestAMethodThatRaises:
     ) -> None:
         name = installer.strokes(change)
         train(load_recipe(f"{name}/quick", ["train.steps=1"]), tmp_path / "run")
-        status, out, err = command("evaluate", tmp_path / "run", "--metrics", "fod,reach,fd-classifier")
+        status, out, err = command(
+            "evaluate", tmp_path / "run", "--metrics", "fd-classifier" if "classifier_input" in said else "fod,reach"
+        )
         errors = [line for line in err.splitlines() if not line.startswith("warning: ")]
-        assert status == 2 and out == "" and len(errors) == 1
-        assert "package plugged" in errors[0] and said in errors[0]
+        assert status == (1 if out else 2) and errors
+        assert all("package plugged" in error for error in errors) and said in errors[0]
+
+    def test_what_fails_loses_nothing_of_the_others(
+        self, installer: Installer, command: Command, tmp_path: Path
+    ) -> None:
+        name = installer.strokes(("    return np.array([np.linalg", "    return np.nan * np.array([np.linalg"))
+        run = train(load_recipe(f"{name}/quick", ["train.steps=1"]), tmp_path / "run")
+        status, out, err = command("evaluate", run.path, "--metrics", "fod,reach", "--json")
+        assert status == 1 and err.splitlines()[-1] == "error: metric reach: 16 of 16 are not finite"
+        kept = run.records("evaluation.jsonl")[-1]
+        assert json.loads(out)["metrics"].keys() == kept["metrics"].keys() == {"fod"} and set(kept["failed"]) == {
+            "reach"
+        }
+
+    @pytest.mark.parametrize(("given", "got"), [("max()", "[]"), ("max()[None]", "[1]")])
+    def test_a_metric_gives_a_number_a_sample(
+        self, given: str, got: str, installer: Installer, command: Command, tmp_path: Path
+    ) -> None:
+        change = ("for example in examples], dtype=np.float64)", f"for example in examples], dtype=np.float64).{given}")
+        name = installer.strokes(change)
+        run = train(load_recipe(f"{name}/quick", ["train.steps=1"]), tmp_path / "run")
+        status, out, err = command("evaluate", run.path, "--metrics", "reach")
+        assert (status, out) == (2, "") and "package plugged" in err
+        assert f"metrics()['reach']: expected a number for each of 16 samples, an array [16]; got {got}" in err
+
+    @pytest.mark.parametrize("edited", [False, True])
+    def test_features_that_are_kept_are_those_of_its_code(self, edited: bool, installer: Installer) -> None:
+        """An extractor that is edited keeps its name; what was kept of the data is of the code before."""
+        adapter = load_adapter(installer.strokes())
+        module = sys.modules[type(adapter).__module__]
+        data, tokenizer, extractor = (
+            module.Strokes(96, "train"),
+            module.Offsets(module.OffsetsConfig()),
+            module.Outline(),
+        )
+
+        def mean() -> Any:
+            real = RunData(data, tokenizer, "strokes", "train", Processes())
+            return real.features(extractor, rows=True).per_sample(None).mean()
+
+        before, own = mean(), module.Outline.__call__
+        if edited:
+            source = Path(module.__file__)
+            source.write_text(source.read_text().replace("stroke.std(0),", "stroke.std(0) * 2,"))
+        module.Outline.__call__ = lambda self, examples: {
+            "features": [1 + rows for rows in own(self, examples)["features"]]
+        }
+        assert mean() == pytest.approx(before + edited)
 
 
 def test_a_data_name_that_two_modalities_have_stays_ours(installer: Installer) -> None:

@@ -134,8 +134,6 @@ class Attachment:
             self._dropped.clear()
         if mask is not None and mask.ndim > 2:
             mask = mask.flatten(1)
-        for student, teacher in self.sync.pairs if features else ():
-            _check_fit(student, teacher, features, mask)
         return self.sync(features, t=t, mask=mask, step=step)
 
     def remove(self) -> None:
@@ -374,17 +372,6 @@ def _flattened(number: int, features: Tensor, layout: str | None) -> Tensor:
         raise ValueError(f"block {number} gives {tuple(features.shape)}, {features.ndim} axes: {hint}")
     batch_first = features.movedim((layout.index("B"), layout.index("C")), (0, -1))
     return batch_first.flatten(1, -2)
-
-
-def _check_fit(student: int, teacher: int, features: Mapping[int, Tensor], mask: Tensor | None) -> None:
-    shapes = [tuple(features[number].shape) for number in (student, teacher)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"pair [{student}, {teacher}]: the blocks give {shapes[0]} and {shapes[1]} as (batch, tokens, channels), "
-            "which have to be the same; let select= drop text tokens, or choose another pair"
-        )
-    if mask is not None and tuple(mask.shape) != shapes[0][:2]:
-        raise ValueError(f"mask: {tuple(mask.shape)} is not (batch, tokens) of the blocks' outputs, {shapes[0][:2]}")
 
 
 def _without_gradient(number: int, recorded: bool) -> str:

@@ -169,6 +169,7 @@ class LayerSync(nn.Module):
             raise InputError(f"regularizer.t_range: {list(t_range)} is no range within [0, 1]")
         self.weight, self.t_range, self.similarity = float(weight), (low, high), similarity
         self.stop_gradient = stop_gradient
+        self._seen_times = False
         self.schedule = schedule if isinstance(schedule, WeightSchedule) else WeightSchedule(**(schedule or {}))
 
     def taps(self) -> tuple[int, ...]:
@@ -189,11 +190,14 @@ class LayerSync(nn.Module):
         """Loss and raw similarity of each pair.
 
         ``features`` maps block numbers to (batch, tokens, channels); ``t`` (batch,) in [0, 1]; ``mask`` (batch,
-        tokens) True on real tokens; ``step`` the training step, for the schedule. ValueError when ``t`` or ``step``
-        is missing although ``t_range`` or ``schedule`` needs it, KeyError when a block's features are.
+        tokens) True on real tokens; ``step`` the training step, for the schedule. ValueError for shapes that do not
+        fit each other, and when ``t`` or ``step`` is missing although ``t_range`` or ``schedule`` needs it; KeyError
+        when a block's features are.
         """
+        for student, teacher in self.pairs if self.weight else ():
+            _check_fit(student, teacher, features, mask)
         factor = self.weight * self._factor(step)
-        inside = self._inside(t)
+        inside = self._inside(t, features) if self.weight else None
         total: Tensor | None = None
         similarity: dict[Pair, Tensor] = {}
         for student, teacher in self.pairs if self.weight else ():
@@ -219,13 +223,31 @@ class LayerSync(nn.Module):
             raise ValueError("the weight has a schedule: pass step=")
         return self.schedule.factor(step)
 
-    def _inside(self, t: Tensor | None) -> Tensor | None:
+    def _inside(self, t: Tensor | None, features: Mapping[int, Tensor]) -> Tensor | None:
         low, high = self.t_range
         if (low, high) == (0.0, 1.0):
             return None
         if t is None:
             raise ValueError(f"t_range is {self.t_range}: pass t=")
+        batch = len(features[self.pairs[0][0]])
+        if not isinstance(t, Tensor) or tuple(t.shape) != (batch,):
+            got = tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__
+            raise ValueError(f"t: is {got}; t_range needs a tensor of the {batch} samples' times, shaped ({batch},)")
+        if not self._seen_times and bool((t < 0).any() | (t > 1).any()):
+            raise ValueError(f"t: {t.min():g} to {t.max():g}; times run from 0, noise, to 1, data: divide timesteps")
+        self._seen_times = True
         return ((t >= low) & (t <= high)).float()
+
+
+def _check_fit(student: int, teacher: int, features: Mapping[int, Tensor], mask: Tensor | None) -> None:
+    shapes = [tuple(features[number].shape) for number in (student, teacher)]
+    if shapes[0] != shapes[1] or len(shapes[0]) != 3:
+        raise ValueError(
+            f"pair [{student}, {teacher}]: the blocks give {shapes[0]} and {shapes[1]} as (batch, tokens, channels), "
+            "which have to be the same; of attached blocks let select= drop text tokens, or choose another pair"
+        )
+    if mask is not None and tuple(mask.shape) != shapes[0][:2]:
+        raise ValueError(f"mask: {tuple(mask.shape)} is not (batch, tokens) of the blocks' outputs, {shapes[0][:2]}")
 
 
 class LayerSyncConfig(RegularizerConfig):
