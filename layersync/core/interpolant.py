@@ -165,10 +165,7 @@ class VariancePreserving(Interpolant):
     """
 
     name = "variance-preserving"
-
-    def __init__(self, prediction: Prediction = "velocity", beta_min: float = 0.1, beta_max: float = 20.0):
-        super().__init__(prediction)
-        self.beta_min, self.beta_max = beta_min, beta_max
+    beta_min, beta_max = 0.1, 20.0
 
     @property
     def velocity_is_finite_at_data(self) -> bool:  # noqa: D102

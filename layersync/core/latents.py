@@ -167,9 +167,9 @@ class LatentCache:
         mask = torch.from_numpy(np.arange(window)[None] < length[:, None])
         return LatentBatch(self._laid_out(torch.from_numpy(out)), mask, label, captions)
 
-    def clips(self, limit: int = FIT_LIMIT) -> Iterable[Tensor]:
-        """Stored clips of all variants, evenly thinned to ``limit`` examples; can be walked again and again."""
-        return _Clips(self, limit)
+    def clips(self) -> Iterable[Tensor]:
+        """Stored clips of all variants, evenly thinned to :data:`FIT_LIMIT` examples; can be walked again and again."""
+        return _Clips(self)
 
 
 def drawn_caption(captions: Sequence[str], position: float) -> str:
@@ -178,11 +178,11 @@ def drawn_caption(captions: Sequence[str], position: float) -> str:
 
 
 class _Clips:
-    def __init__(self, cache: LatentCache, limit: int):
-        self.cache, self.limit = cache, limit
+    def __init__(self, cache: LatentCache):
+        self.cache = cache
 
     def __iter__(self) -> Iterator[Tensor]:
         count = len(self.cache)
-        for entry in np.unique(np.linspace(0, count - 1, min(count, self.limit)).astype(np.int64)):
+        for entry in np.unique(np.linspace(0, count - 1, min(count, FIT_LIMIT)).astype(np.int64)):
             for variant in range(self.cache.num_variants):
                 yield self.cache.stored(int(entry), variant)

@@ -44,23 +44,21 @@ Found = tuple[float, tuple[float, float] | None, dict[str, Any]]
 """Value, 95 % interval, what a reader needs beside them."""
 
 
-def score(
-    metric: MetricName, generated: FeatureSet, real: FeatureSet | None, reference: Reference | None, seed: int = 0
-) -> Score:
+def score(metric: MetricName, generated: FeatureSet, real: FeatureSet | None, reference: Reference | None) -> Score:
     """The score of one metric.
 
-    ``real`` and ``reference`` may be left out for metrics that need generated samples alone. ``seed`` picks subsets,
-    pairs and batches where a metric is defined by random ones. Raises :class:`InputError` for what a metric cannot
-    be computed from.
+    ``real`` and ``reference`` may be left out for metrics that need generated samples alone. Where a metric is defined
+    by random subsets, pairs or batches they are the same ones each time. Raises :class:`InputError` for what a metric
+    cannot be computed from.
     """
     try:
         if metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
             if real is None:
                 raise InputError(f"metric {metric.name} needs real samples")
             mine, theirs = generated.stream(metric.stream), real.stream(metric.stream)
-            value, interval, details = _against(metric, mine, theirs, seed)
+            value, interval, details = _against(metric, mine, theirs)
         else:
-            value, interval, details = _alone(metric, generated, seed)
+            value, interval, details = _alone(metric, generated)
             reference = None
     except ValueError as error:
         raise error if isinstance(error, InputError) else InputError(f"metric {metric.name}: {error}") from None
@@ -76,20 +74,20 @@ def score(
     )
 
 
-def _against(metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures, seed: int) -> Found:
+def _against(metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures) -> Found:
     if metric.kind == "fd":
         return _frechet(mine, theirs)
     if metric.kind == "fd-inf":
         rows = _rows(mine)
         smallest = min(INFINITY_SMALLEST, len(rows) // 4)
-        found = frechet_infinity(rows, theirs.statistics, smallest=smallest, seed=seed)
+        found = frechet_infinity(rows, theirs.statistics, smallest=smallest)
         return found.value, None, {"r_squared": found.r_squared, "rows": len(rows), "sizes": list(found.sizes)}
     if metric.kind == "fd-each":
         return _frechet_each(mine, theirs)
     x, y = _rows(mine), _rows(theirs)
     if metric.kind == "kd":
         enough = min(len(x), len(y)) >= KID_SUBSETS[1]
-        distance = kernel_distance(x, y, KID_SUBSETS if enough else None, seed=seed)
+        distance = kernel_distance(x, y, KID_SUBSETS if enough else None)
         if distance.std is None:
             return distance.value, None, {"subsets": "all samples at once"}
         return distance.value, None, {"subsets": list(KID_SUBSETS), "std_over_subsets": distance.std}
@@ -134,7 +132,7 @@ def _frechet_each(mine: StreamFeatures, theirs: StreamFeatures) -> Found:
     return float(np.median(values)), None, {"value_is": "median over samples", "each": values}
 
 
-def _alone(metric: MetricName, generated: FeatureSet, seed: int) -> Found:
+def _alone(metric: MetricName, generated: FeatureSet) -> Found:
     if metric.kind == "is":
         logits = _rows(generated.stream(metric.stream)).astype(np.float64)
         if len(logits) < IS_SPLITS * logits.shape[1]:
@@ -149,14 +147,14 @@ def _alone(metric: MetricName, generated: FeatureSet, seed: int) -> Found:
     if metric.kind == "diversity":
         pairs = min(DIVERSITY_PAIRS, len(features) // 2)
         value, interval, details = _replicated(
-            lambda number: diversity(features, pairs=pairs, seed=seed + number), "draws of pairs"
+            lambda number: diversity(features, pairs=pairs, seed=number), "draws of pairs"
         )
         return value, interval, {**details, "pairs": pairs}
     assert generated.texts is not None
     if metric.kind == "multimodality":
         repeats = _repeats(features, generated.texts)
         found_value, interval, details = _replicated(
-            lambda n: multimodality(repeats, pairs=min(MULTIMODALITY_PAIRS, repeats.shape[1] // 2), seed=seed + n),
+            lambda n: multimodality(repeats, pairs=min(MULTIMODALITY_PAIRS, repeats.shape[1] // 2), seed=n),
             "draws of pairs",
         )
         return found_value, interval, {**details, "texts": len(repeats), "samples_a_text": repeats.shape[1]}
@@ -174,9 +172,7 @@ def _alone(metric: MetricName, generated: FeatureSet, seed: int) -> Found:
         return matching_score(text, features), None, {}
     rank = int(metric.kind.rpartition("-")[2])
     found_value, interval, details = _replicated(
-        lambda n: float(
-            batched_r_precision(text, features, top_k=rank, batch_size=R_PRECISION_BATCH, seed=seed + n)[-1]
-        ),
+        lambda n: float(batched_r_precision(text, features, top_k=rank, batch_size=R_PRECISION_BATCH, seed=n)[-1]),
         "shuffles into batches",
     )
     return found_value, interval, {**details, "batch": R_PRECISION_BATCH}

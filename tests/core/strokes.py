@@ -151,11 +151,12 @@ def reach(examples: Sequence[Example]) -> NDArray[np.float64]:
 
 
 class OpenStrokes(ExampleDataset):
-    """What :meth:`StrokesAdapter.archive` wrote."""
+    """What :meth:`StrokesAdapter.archive` wrote, or a file like it that has ``texts`` too."""
 
     def __init__(self, path: Path):
         with np.load(path) as archive:
             self.values, self.lengths, self.labels = archive["values"], archive["lengths"], archive["labels"]
+            self.texts = archive.get("texts", ())
         self.path, self.fingerprint = path, str(path)
 
     def __len__(self) -> int:
@@ -163,6 +164,7 @@ class OpenStrokes(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         condition = {"label": int(self.labels[index])} if len(self.labels) else {}
+        condition |= {"text": str(self.texts[index])} if len(self.texts) else {}
         return Example(self.values[index, : self.lengths[index]], condition, f"{self.path} [{index}]")
 
 

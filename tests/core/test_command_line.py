@@ -232,7 +232,7 @@ def test_a_damaged_run_is_refused(command: Make, copied: Run, file: str, damage:
         path.write_bytes(path.read_bytes()[:7])
     status, out, err = command("sample", copied.path, "--num", "2")
     assert status == 2 and out == ""
-    assert one_error(err)
+    assert file in one_error(err) and str(copied.path) in err
 
 
 def test_a_state_cut_short_is_refused(command: Make, copied: Run, tiny: Make, tmp_path: Path) -> None:

@@ -126,6 +126,14 @@ def test_variants_lie_beside_each_other(tmp_path: Path) -> None:
     assert len(list(cache.clips())) == 6
 
 
+def test_clips_to_fit_on_are_thinned_evenly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = LatentCache.open(Clips((3,) * 9, ("original", "negative")), Frames(), directory=tmp_path)
+    assert len(list(cache.clips())) == 18
+    monkeypatch.setattr("layersync.core.latents.FIT_LIMIT", 5)
+    firsts = [float(clip[0, 0]) for clip in cache.clips()]
+    assert firsts == [sign * 100.0 * number for number in (0, 2, 4, 6, 8) for sign in (1, -1)]
+
+
 def test_the_key_changes_with_data_tokenizer_and_variants() -> None:
     digits = Digits(name="digits")
     keys = [

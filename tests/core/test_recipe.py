@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import pkgutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +18,9 @@ import layersync
 from layersync import InputError, load_recipe
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import shipped_recipes
+from layersync.core.regularizer.layersync import LayerSyncOutput
 from layersync.core.schema import recipe_schema
+from layersync.metrics import PrecisionRecall
 
 Make = Callable[..., Any]
 NAMES = sorted(shipped_recipes())
@@ -310,7 +314,74 @@ def test_commands_show_what_load_recipe_gives(command: Make) -> None:
     assert json.loads(out) == recipe_schema()
 
 
+PUBLIC = {
+    "layersync:LayerSync": (
+        "pairs='auto', weight=0.2, *, depth=None, schedule=None, t_range=(0.0, 1.0), similarity='cosine', "
+        "stop_gradient=True"
+    ),
+    "layersync:LayerSync.forward": "self, features, *, t=None, mask=None, step=None",
+    "layersync:attach": "blocks, pairs, weight, select=None, *, layout=None, **options",
+    "layersync.core.regularizer.attach:Attachment.loss": "self, t=None, mask=None, step=None",
+    "layersync.core.regularizer.attach:Attachment.remove": "self",
+    "layersync:load_recipe": "source, overrides=(), *, modality=None",
+    "layersync:train": "recipe, out, *, resume=False",
+    "layersync:load": "path, *, step=None, weights='ema', device=None",
+    "layersync.core.generation:GenerativeModel.sample": (
+        "self, n, *, labels=None, prompts=None, frames=None, noise=None, seed=0, **settings"
+    ),
+    "layersync:evaluate": (
+        "run, metrics=None, *, num_samples=None, step=None, weights='ema', reference=None, extractors=None, "
+        "replications=1, shown=False"
+    ),
+    "layersync:score_samples": (
+        "modality, generated, metrics, *, real=None, extractors=None, save_statistics=None, shown=False"
+    ),
+    "layersync:compare": (
+        "recipes, variants=('baseline', 'layersync'), seeds=3, *, out, overrides=(), jobs=None, resume=False, "
+        "shown=False"
+    ),
+    "layersync.core.interpolant:Linear": "prediction='velocity'",
+    "layersync.core.interpolant:Trigonometric": "prediction='velocity'",
+    "layersync.core.interpolant:VariancePreserving": "prediction='velocity'",
+    "layersync.core.interpolant:Interpolant.sample": "self, x1, x0, t",
+    "layersync.core.interpolant:Interpolant.velocity": "self, prediction, x_t, t",
+    "layersync.metrics:frechet_distance": "x, y",
+    "layersync.metrics:kernel_distance": "x, y, subsets=None, *, seed=0",
+    "layersync.metrics:precision_recall": "generated, real, k=3",
+    "layersync.metrics:inception_score": "probabilities, splits=10, *, shuffle=True, seed=0",
+    "layersync.metrics:r_precision": "text, motion, top_k=3",
+    "layersync.metrics:matching_score": "text, motion",
+    "layersync.metrics:diversity": "x, *, pairs=300, seed=0",
+    "layersync.metrics:multimodality": "x, *, pairs=10, seed=0",
+    "layersync.modalities.image:SiT": (
+        "input_size=32, patch_size=2, in_channels=4, hidden_size=1152, depth=28, num_heads=16, mlp_ratio=4.0, "
+        "num_classes=1000, learn_sigma=True, class_dropout_prob=0.1, qk_norm=False, dropout=0.0, text_channels=0"
+    ),
+    "layersync.modalities.motion:humanml3d_to_joints": "features",
+    "layersync.modalities.motion:joints_to_humanml3d": "joints, fps=20.0, *, target_offsets=None",
+}
+"""The stable names of the design, and what each takes: a name that goes, or a default that changes, breaks users."""
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_take_what_they_always_took(name: str) -> None:
+    parameters = list(inspect.signature(pkgutil.resolve_name(name)).parameters.values())
+    stars = ["**" if p.kind is p.VAR_KEYWORD else "" for p in parameters]
+    named = [
+        f"{star}{p.name}" if p.default is p.empty else f"{p.name}={p.default!r}"
+        for star, p in zip(stars, parameters, strict=True)
+    ]
+    first = next((n for n, p in enumerate(parameters) if p.kind is p.KEYWORD_ONLY), None)
+    assert ", ".join(named if first is None else [*named[:first], "*", *named[first:]]) == PUBLIC[name]
+
+
+def test_public_results_are_in_the_order_that_is_promised() -> None:
+    assert LayerSyncOutput._fields == ("loss", "similarity")
+    assert PrecisionRecall._fields == ("precision", "recall")
+
+
 def test_public_names_are_there() -> None:
+    assert {name for name in layersync.__all__ if f"layersync:{name}" not in PUBLIC} == {"InputError", "Recipe", "Run"}
     for name in layersync.__all__:
         assert getattr(layersync, name) is not None
     with pytest.raises(AttributeError):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from layersync import InputError, score_samples
-from layersync.core.metric import KINDS, Needs, parse_metric
+from layersync.core.metric import DOMAIN_METRICS, KINDS, Needs, parse_metric
 from layersync.metrics import frechet_distance
 from layersync.modalities.motion.features.kinetic import kinetic_features
 from layersync.modalities.motion.sample import JointMotion
@@ -222,7 +222,19 @@ def test_each_sample_by_itself_needs_rows_of_its_own(sets: dict[str, Path]) -> N
         score(sets, "quick", "fd-each-kinetic")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_has_a_name_of_its_own(kind: str) -> None:
-    found = parse_metric("motion", f"{kind}-kinetic.features")
-    assert (found.kind, found.extractor, found.stream) == (kind, "kinetic", "features")
+BETTER = {
+    "lower": {"fd", "fd-inf", "fd-each", "kd", "kad", "matching", "fd-classifier"},
+    "higher": {
+        "precision", "recall", "density", "coverage", "is", "similarity", "r-precision-1", "r-precision-2",
+        "r-precision-3", "label-agreement",
+    },
+    None: {"diversity", "multimodality", "nearest-training"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*KINDS, *DOMAIN_METRICS])
+def test_every_kind_has_a_name_of_its_own_and_a_way_to_improve(kind: str) -> None:
+    found = parse_metric("motion", kind if kind in DOMAIN_METRICS else f"{kind}-kinetic.features")
+    parts = (None, None) if kind in DOMAIN_METRICS else ("kinetic", "features")
+    assert (found.kind, found.extractor, found.stream) == (kind, *parts)
+    assert kind in BETTER[found.better]

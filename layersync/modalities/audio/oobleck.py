@@ -153,8 +153,9 @@ class Oobleck(Tokenizer):
         return -(-len(clip.waveform) // self.hop_length)
 
 
-def chunks(num_frames: int, reach: int, size: int = _CHUNK_FRAMES) -> list[tuple[int, int, int, int]]:
-    """``num_frames`` in parts of ``size``: first and last frame of each, and of what has to be seen for it."""
+def chunks(num_frames: int, reach: int) -> list[tuple[int, int, int, int]]:
+    """``num_frames`` in parts of 256: first and last frame of each, and of what has to be seen for it."""
+    size = _CHUNK_FRAMES
     return [
         (first, min(first + size, num_frames), max(first - reach, 0), min(first + size + reach, num_frames))
         for first in range(0, num_frames, size)

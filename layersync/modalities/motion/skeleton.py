@@ -77,18 +77,14 @@ STANDING_HEIGHT = float(-REST[:, 1].min()) + 0.02
 """Height of the pelvis over the floor when the generic skeleton stands: its toe joints are 2 cm above the floor."""
 
 
-def forward_kinematics(translation: Tensor, rotations: Tensor, rest: Tensor | None = None) -> Tensor:
-    """Joint positions (frames, 24, 3) in metres.
+def forward_kinematics(translation: Tensor, rotations: Tensor) -> Tensor:
+    """Joint positions (frames, 24, 3) of the generic skeleton, in metres.
 
-    ``translation`` (frames, 3) is where the pelvis is, ``rotations`` (frames, 24, 3, 3) are relative to the parent,
-    ``rest`` (24, 3) is the T-pose to move, the generic skeleton unless given; only its shape counts, not its place.
+    ``translation`` (frames, 3) is where the pelvis is, ``rotations`` (frames, 24, 3, 3) are relative to the parent.
     """
     from smplx.lbs import batch_rigid_transform
 
-    if rest is None:
-        rest = torch.tensor(REST)
-    rest = (rest - rest[:1]).to(rotations)
-    joints, _ = batch_rigid_transform(
-        rotations, rest.expand(len(rotations), -1, -1), torch.tensor(PARENTS, device=rotations.device), rotations.dtype
-    )
+    rest = torch.tensor(REST).to(rotations).expand(len(rotations), -1, -1)
+    parents = torch.tensor(PARENTS, device=rotations.device)
+    joints, _ = batch_rigid_transform(rotations, rest, parents, rotations.dtype)
     return joints + translation[:, None]

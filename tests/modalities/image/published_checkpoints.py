@@ -44,12 +44,12 @@ def sit_file(path: Path, **entries: Any) -> Path:
     return path
 
 
-def repa_file(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict) -> Path:
+def repa_file(path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict, **entries: Any) -> Path:
     """As REPA's train.py saves: no learned sigma, three layers for each projector, steps."""
     projector = {f"projectors.0.{n}.{kind}": torch.zeros(3) for n in (0, 2, 4) for kind in ("weight", "bias")}
     state = change(weights(1000, learn_sigma=False) | projector)
     settings = argparse.Namespace(path_type="linear", prediction="v", proj_coeff=0.5, num_classes=1000, encoder_depth=2)
-    torch.save({"model": state, "ema": state, "opt": {}, "args": settings, "steps": 70000}, path)
+    torch.save({"model": state, "ema": state, "opt": {}, "args": settings, "steps": 70000, **entries}, path)
     return path
 
 

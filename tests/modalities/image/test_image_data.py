@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import struct
 import warnings
 from collections.abc import Callable
@@ -16,10 +17,12 @@ from sklearn.datasets import load_digits
 
 from layersync import InputError, evaluate, load_recipe, train
 from layersync.core.adapter import ExampleDataset
+from layersync.core.latents import LatentCache
 from layersync.modalities.image.adapter import ImageAdapter
 from layersync.modalities.image.data import SOURCES
 from layersync.modalities.image.decoding import decode_image
 from layersync.modalities.image.samples import open_image_samples
+from layersync.modalities.image.tokenizer import Pixels, PixelsConfig
 
 ADAPTER = ImageAdapter()
 
@@ -122,6 +125,47 @@ def test_fingerprints_follow_contents_and_labels(tree: Path) -> None:
     assert dataset(name="folder", path=str(tree), labels=r"^(?P<label>.)").fingerprint == before  # same partition
     noise_image(99).save(tree / "cats" / "00.png")
     assert dataset(name="folder", path=str(tree)).fingerprint != before
+
+
+@pytest.mark.parametrize("streaming", [None, False, True])
+def test_the_recipe_says_what_a_fingerprint_is_of(
+    streaming: bool | None, tmp_path: Path, labelled_parquet: Callable[..., str]
+) -> None:
+    """A file that was touched is another one by ``stat`` alone."""
+    file = Path(labelled_parquet("data.parquet", words=["a", "b", "c"]))
+    section: dict[str, object] = {"name": "hf", "path": str(file), "streaming": streaming}
+    if streaming is None:
+        file = tmp_path / "images" / "a.png"
+        file.parent.mkdir()
+        noise_image(0).save(file)
+        section = {"name": "folder", "path": str(file.parent)}
+    before, after = {}, {}
+    for prints in (before, after):
+        for how in ("content", "stat", "auto"):
+            prints[how] = dataset(**section, fingerprint=how).fingerprint
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    assert after["content"] == before["content"] == before["auto"]
+    assert len({before["content"], before["stat"], after["stat"]}) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_that_hold_no_image_stop_or_are_skipped(
+    streaming: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import datasets
+
+    content = io.BytesIO()
+    noise_image(0).save(content, "PNG")
+    rows = [{"bytes": found, "path": None} for found in (content.getvalue(), b"no image", content.getvalue())]
+    table = datasets.Dataset.from_dict({"image": rows}, features=datasets.Features(image=datasets.Image()))
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    section: dict[str, object] = {"name": "hf", "path": str(tmp_path / "data.parquet"), "streaming": streaming}
+    tokenizer = Pixels(PixelsConfig(image_size=8))
+    with pytest.raises(InputError, match=r"data\.parquet\[1\]"):
+        LatentCache.open(dataset(**section), tokenizer, directory=tmp_path / "stops")
+    cache = LatentCache.open(dataset(**section, on_error="skip"), tokenizer, directory=tmp_path / "skips")
+    assert len(cache) == 2 and cache.examples.tolist() == [0, 2]
+    assert "1 of 3 samples could not be read and were skipped" in caplog.text
 
 
 def test_a_folder_that_looks_like_an_image_is_left_alone(tree: Path) -> None:
@@ -277,6 +321,20 @@ def test_local_parquet_is_read_by_feature_type(tmp_path: Path) -> None:
         dataset(name="hf", path=str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.parametrize("name", ["digits", "mnist5k", "idx", "folder", "tiles"])
+def test_flip_adds_a_variant_to_every_source(name: str, tmp_path: Path) -> None:
+    noise_image(0).save(tmp_path / "0.png")
+    for stem, array in (("images-idx3", np.zeros((3, 5, 4))), ("labels-idx1", np.zeros(3))):
+        (tmp_path / f"train-{stem}-ubyte").write_bytes(idx_bytes(array))
+    paths = {"idx": tmp_path, "folder": tmp_path, "tiles": tmp_path / "0.png"}
+    section = {"name": name} | ({"path": str(paths[name])} if name in paths else {})
+    section |= {"tile_size": 4} if name == "tiles" else {}
+    assert dataset(**section).variants == ("original",)
+    assert dataset(**section, flip=True).variants == ("original", "flip")
+    facts = [SOURCES[name].model_validate(section | flip).facts() for flip in ({}, {"flip": True})]
+    assert [of.num_variants for of in facts] == [1, 2]
+
+
 def test_flip_is_a_variant_that_is_its_own_inverse() -> None:
     found = dataset(name="digits", flip=True)
     sample = found[0].sample
@@ -315,6 +373,21 @@ def test_small_pictures_train_without_a_held_out_part(tmp_path: Path) -> None:
     assert run.records()[0]["held_out_split"] == "train"
     with pytest.raises(InputError, match="split test is empty"):
         evaluate(run.path)
+
+
+def test_of_a_run_on_the_held_out_split_nothing_is_held_out(tree: Path, tmp_path: Path) -> None:
+    recipe = {
+        "modality": "image",
+        "data": {"name": "folder", "path": str(tree), "split": "test"},
+        "tokenizer": {"name": "pixels", "image_size": 8},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 2},
+        "train": {"steps": 1, "batch_size": 2},
+    }
+    found = [
+        train(load_recipe(recipe, [f"data.split={split}"]), tmp_path / "runs" / split) for split in ("train", "test")
+    ]
+    assert [run.data.num_examples for run in found] == [22, 2]
+    assert [run.records()[0]["held_out_split"] for run in found] == ["test", "train"]
 
 
 def test_text_files_beside_images_are_their_captions(tree: Path) -> None:

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from published_checkpoints import HEADS, LABELS, latents, sit_file, weights
+from published_checkpoints import HEADS, LABELS, latents, save_vae, sit_file, weights
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 import layersync
@@ -26,6 +27,7 @@ from layersync.core.checkpoint import save_checkpoint
 from layersync.core.run import DataSummary
 from layersync.modalities.image.export import export_run
 from layersync.modalities.image.pretrained import import_checkpoint
+from layersync.modalities.image.tokenizer import scale_state
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -196,6 +198,7 @@ class TestDiffusers:
         ("safetensors", "weights", "'best' is unknown; there are: ema, model"),
         ("safetensors", "cut", "is cut short or no safetensors file"),
         ("diffusers", "vae", "no VAE can be loaded from"),
+        ("diffusers", "shift", "the VAE has shift_factor 0.1, which DiTPipeline leaves out"),
     ],
 )
 def test_what_cannot_be_exported(
@@ -209,7 +212,13 @@ def test_what_cannot_be_exported(
         file.write_bytes(file.read_bytes()[:1000])
     elif change:
         recipe = yaml.safe_load((run / "recipe.yaml").read_text())
-        recipe |= {"tokenizer": {"name": "vae", "path": str(tmp_path)}} if change == "vae" else yaml.safe_load(change)
+        if change == "shift":
+            save_vae(tmp_path / "vae", shift_factor=0.1)
+            save_file(scale_state(0.18215, 0.1), run / "tokenizer.safetensors")
+            recipe["tokenizer"]["path"] = str(tmp_path / "vae")
+        else:
+            other = {"tokenizer": {"name": "vae", "path": str(tmp_path)}}
+            recipe |= other if change == "vae" else yaml.safe_load(change)
         (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     before = {file: file.stat().st_mtime_ns for file in run.rglob("*")}
     status, _, err = command("export", run, "--to", to, *more)

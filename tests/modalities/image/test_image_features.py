@@ -19,12 +19,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from scipy.linalg import sqrtm
 from torch import Tensor, nn
 
-from layersync import InputError
+from layersync import InputError, score_samples
 from layersync.core.adapter import Example
 from layersync.core.features import FeatureExtractor, UrlWeights
+from layersync.core.metric import parse_metric
 from layersync.core.packaged import file_digest
+from layersync.metrics import precision_recall
 from layersync.modalities.image.adapter import ImageAdapter
 from layersync.modalities.image.features import inception
 
@@ -466,16 +469,65 @@ def test_a_sample_that_is_no_image_is_refused_by_its_source(name: str, request: 
         assert name in message and "bad.png" in message
 
 
-def test_aliases_lead_to_streams_that_there_are() -> None:
-    from layersync.core.metric import parse_metric
+NAMES = {
+    "fid": ("fd", "inception-v3", "pool", "lower"),
+    "sfid": ("fd", "inception-v3", "spatial", "lower"),
+    "is": ("is", "inception-v3", "logits", "higher"),
+    "kid": ("kd", "inception-v3", "pool", "lower"),
+    "precision": ("precision", "inception-v3", "pool", "higher"),
+    "recall": ("recall", "inception-v3", "pool", "higher"),
+    "density": ("density", "inception-v3", "pool", "higher"),
+    "coverage": ("coverage", "inception-v3", "pool", "higher"),
+    "clip-score": ("similarity", "clip", None, "higher"),
+}
 
-    for alias in ImageAdapter().aliases():
-        metric = parse_metric("image", alias)
-        extractor = FACTORIES[str(metric.extractor)]
-        assert metric.stream is None or metric.stream in extractor.streams  # type: ignore[attr-defined]
+
+def test_the_fields_names_are_these_scores_and_improve_this_way() -> None:
+    assert set(ImageAdapter().aliases()) == set(NAMES)
+    for name, expected in NAMES.items():
+        found = parse_metric("image", name)
+        assert (found.kind, found.extractor, found.stream, found.better) == expected
+        assert found.stream is None or found.stream in FACTORIES[found.extractor].streams
 
 
 # --- through the command line ---
+
+
+class Few(FeatureExtractor):
+    """Stands in for the Inception: streams of its names, 4 numbers each."""
+
+    name, preprocessing, streams = "inception-v3", "means of rows and columns", inception.InceptionV3.streams
+
+    def __init__(self, weights: str | None = None) -> None: ...
+
+    def __call__(self, examples: Any) -> dict[str, list[np.ndarray]]:
+        images = np.stack([example.sample for example in examples]).astype(np.float32) / 255
+        rows, columns = images.mean((2, 3)), images.mean((1, 3))
+        found = {"pool": rows[:, ::2], "spatial": columns[:, ::2], "logits": rows[:, 1::2]}
+        return {name: list(values[:, None]) for name, values in found.items()}
+
+
+def test_of_adms_file_each_score_takes_its_own_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FID ``mu`` and ``sigma``, sFID ``mu_s`` and ``sigma_s``, precision the images."""
+    monkeypatch.setattr(ImageAdapter, "features", lambda _: {"inception-v3": Few})
+    random = np.random.default_rng(0)
+    generated, real = (random.integers(low, 256, (40, 8, 8, 3), dtype=np.uint8) for low in (0, 8))
+    made = {name: random.normal(size=(4, 4)) for name in ("sigma", "sigma_s")}
+    given = {name: 0.01 * (root @ root.T) for name, root in made.items()}
+    given |= {"mu": np.linspace(0.3, 0.5, 4), "mu_s": np.linspace(0.9, 0.6, 4)}
+    np.save(tmp_path / "generated.npy", generated)
+    np.savez(tmp_path / "adm.npz", arr_0=real, **given)
+    names = ["fid", "sfid", "precision"]
+    found = score_samples("image", [tmp_path / "generated.npy"], names, real=tmp_path / "adm.npz").metrics
+    mine, theirs = (Few()(examples(*images)) for images in (generated, real))
+    for name, stream, suffix in (("fid", "pool", ""), ("sfid", "spatial", "_s")):
+        x, mean, covariance = column(mine, stream), given[f"mu{suffix}"], given[f"sigma{suffix}"]
+        own = np.cov(x, rowvar=False)
+        expected = ((x.mean(0) - mean) ** 2).sum() + np.trace(own + covariance - 2 * sqrtm(own @ covariance).real)
+        assert found[name].value == pytest.approx(expected, rel=1e-5)
+        assert found[name].reference.split == "statistics"
+    precision = precision_recall(column(mine, "pool"), column(theirs, "pool")).precision
+    assert found["precision"].value == pytest.approx(precision) and 0 < precision < 1
 
 
 def test_a_run_is_scored_under_the_fields_names(

@@ -38,7 +38,7 @@ from layersync.core.generation import GenerativeModel
 from layersync.core.guidance import GuidedPrediction
 from layersync.core.interpolant import Linear
 from layersync.core.solver import solve_ode, solve_sde
-from layersync.modalities.image import SiT
+from layersync.modalities.image import SiT, published
 from layersync.modalities.image.pretrained import import_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]
@@ -120,6 +120,78 @@ def test_forward_pass_and_repas_time_and_sign(imported: Run, repa: Run, golden: 
         assert np.abs(found.numpy() + golden["repa_forward"]).max() < TOLERANCE
 
 
+WRITTEN: dict[str, dict[str, Any]] = {
+    "data": {"name": "folder", "path": "$IMAGENET", "flip": True, "orientation": "stored"},
+    "tokenizer": {"name": "vae", "path": "stabilityai/sd-vae-ft-ema", "image_size": 64, "rounding": "nearest"},
+    "backbone": {
+        "name": "sit", "depth": 4, "hidden_size": 64, "num_heads": 4, "patch_size": 2, "mlp_ratio": 4.0,
+        "learn_sigma": True, "qk_norm": False, "dropout": 0.0,
+    },
+    "objective": {"interpolant": "linear", "prediction": "velocity", "time": "uniform", "shift": 1.0},
+    "regularizer": {"name": "none"},
+    "optimizer": {
+        "name": "adamw", "lr": 1e-4, "betas": [0.9, 0.999], "weight_decay": 0.0, "warmup": 0, "schedule": "constant",
+        "clip": None,
+    },
+    "train": {
+        "steps": 400_000, "batch_size": 256, "condition_dropout": 0.1, "ema_decay": 0.9999, "ema_ramp": False,
+    },
+    "sample": {
+        "solver": "euler-maruyama", "steps": 250, "guidance": 1.0, "guidance_interval": [0.0, 1.0],
+        "guidance_channels": None, "diffusion": "sigma", "diffusion_scale": 1.0, "last_step": "mean",
+        "last_step_size": 0.04,
+    },
+    "evaluate": {"metrics": ["fid", "sfid", "is", "precision", "recall"], "num_samples": 50_000, "reference": "train"},
+}  # fmt: skip
+"""The recipe of a checkpoint of SiT's layout that says nothing of itself (docs/checkpoints.md)."""
+REPAS = {"tokenizer.rounding": "truncate", "optimizer.clip": 1.0, "backbone.learn_sigma": False}
+"""Where one of REPA's layout has another."""
+TAKEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("sit", {}, {}),
+    (
+        "sit",
+        {"path_type": "GVP", "prediction": "noise", "vae": "mse", "global_batch_size": 64},
+        {
+            "objective.interpolant": "trigonometric", "objective.prediction": "noise", "train.batch_size": 64,
+            "tokenizer.path": "stabilityai/sd-vae-ft-mse",
+        },
+    ),
+    (
+        "sit",
+        {"path_type": "VP", "prediction": "score", "vae": "ema", "loss_type": "layer_sync", "encoder_depth": 1,
+         "gt_encoder_depth": 4},
+        {
+            "objective.interpolant": "variance-preserving", "objective.prediction": "score",
+            "regularizer": {"name": "layersync", "pairs": [[1, 4]], "weight": 0.2},
+        },
+    ),
+    (
+        "sit",
+        {"loss_type": "multiple_sync", "multi_blocks_match": [(1, 2), (2, 4)], "reg_weight": 0.5},
+        {"regularizer": {"name": "layersync", "pairs": [[2, 4]], "weight": 0.5}},
+    ),
+    ("repa", {"path_type": "linear", "prediction": "v", "batch_size": 128}, {"train.batch_size": 128}),
+    ("repa", {"path_type": "cosine", "prediction": "v"}, {"objective.interpolant": "trigonometric"}),
+]  # fmt: skip
+"""``args`` of a file, and what they change."""
+
+
+@pytest.mark.parametrize(("layout", "settings", "changes"), TAKEN)
+def test_the_recipe_is_what_args_say_and_else_the_published_one(
+    layout: str, settings: dict[str, Any], changes: dict[str, Any], tmp_path: Path
+) -> None:
+    args = argparse.Namespace(**settings)
+    steps = {"opt": {}} if layout == "sit" else {"steps": 0}
+    file = (repa_file if layout == "repa" else sit_file)(tmp_path / "a.pt", args=args, **steps)
+    found = import_checkpoint(layout, file, tmp_path / "run", [HEADS]).recipe.to_mapping()
+    expected = {section: dict(keys) for section, keys in WRITTEN.items()}
+    for path, value in (changes | (REPAS if layout == "repa" else {})).items():
+        section, _, key = path.partition(".")
+        expected[section] = {**expected[section], key: value} if key else value
+    for section, keys in expected.items():
+        assert {key: found[section][key] for key in keys} == keys, section
+
+
 SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
 
 
@@ -137,6 +209,10 @@ def test_names_and_shapes_are_those_of_the_published_classes(size: str, golden: 
             assert found == json.loads(str(golden["shapes_sit"]))[f"SiT-{size}/{patch} {learn_sigma}"]
             if not learn_sigma and size != "S":  # REPA's S has a last layer of 768 channels after blocks of 384
                 assert found == json.loads(str(golden["shapes_repa"]))[f"SiT-{size}/{patch} False"]
+
+
+def test_heads_are_those_of_the_published_sizes() -> None:
+    assert {width: heads for _, width, heads in SIZES.values()} == published.HEADS
 
 
 class TestWhatIsInferredAndWritten:
@@ -273,6 +349,7 @@ def test_training_starts_from_an_imported_run(
         ({"latent_channels": 3}, 16, "makes latents of 3x8x8, {} needs 4x8x8"),
         ({}, 32, "makes latents of 4x16x16, {} needs 4x8x8"),
         ({"scaling_factor": 0.3611}, 16, "has scaling_factor 0.3611, the run's latents were made with 0.18215"),
+        ({"shift_factor": 0.1}, 16, "has shift_factor 0.1, the run's latents were made with 0: another VAE"),
     ],
 )
 def test_another_vae_is_refused(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from published_checkpoints import save_vae
 
 from layersync import InputError, load, load_recipe, train
 from layersync.modalities.image.render import render_images
@@ -106,6 +107,30 @@ def test_vae_stores_moments_and_draws_from_them(vae_folder: Path) -> None:
     with torch.no_grad():
         decoded = vae.decode(expected / 0.18215).sample
     assert (tokenizer.decode(expected)[0] == to_bytes(decoded, "nearest")[0]).all()
+
+
+@torch.no_grad()
+def test_a_vae_rounds_as_the_recipe_says(vae_folder: Path) -> None:
+    tokenizer = Vae(VaeConfig(path=str(vae_folder), image_size=16, rounding="truncate"))
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    decoded = tokenizer.vae.decode(latents / 0.18215).sample
+    found = np.stack(tokenizer.decode(latents))
+    assert (found == to_bytes(decoded, "truncate")).all() and (found != to_bytes(decoded, "nearest")).mean() > 0.3
+
+
+@torch.no_grad()
+def test_a_shift_is_taken_off_before_the_scale_and_added_again(tmp_path: Path) -> None:
+    tokenizer = Vae(VaeConfig(path=str(save_vae(tmp_path, shift_factor=0.1)), image_size=16))
+    stored, noise = torch.stack(tokenizer.encode([photo(16, 16)])), torch.randn(1, 4, 8, 8)
+    mean, deviation = stored.chunk(2, dim=1)
+    latents = tokenizer.latents(stored)
+    torch.testing.assert_close(latents, (mean - 0.1) * 0.18215)
+    torch.testing.assert_close(tokenizer.latents(stored, noise), (mean + deviation * noise - 0.1) * 0.18215)
+    back = to_bytes(tokenizer.vae.decode(mean).sample, "nearest")[0].astype(int)
+    assert np.abs(tokenizer.decode(latents)[0] - back).max() <= 1  # a float32's last digit may turn a byte
+    assert {name: float(value) for name, value in tokenizer.state().items()} == pytest.approx(
+        {"scaling_factor": 0.18215, "shift_factor": 0.1}
+    )
 
 
 def test_vae_fingerprint_follows_its_weights(vae_folder: Path, tmp_path: Path) -> None:

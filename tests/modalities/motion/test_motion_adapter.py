@@ -10,6 +10,7 @@ from layersync.core.errors import InputError
 from layersync.core.metric import parse_metric
 from layersync.modalities.motion.adapter import MotionAdapter
 from layersync.modalities.motion.io.amass import read_amass
+from layersync.modalities.motion.render import draw_motions
 from layersync.modalities.motion.sample import JointMotion, Motion
 from layersync.modalities.motion.skeleton import STANDING_HEIGHT
 
@@ -40,15 +41,29 @@ def test_the_backbone_takes_the_latents_and_a_mask(make_motion):
     assert output.features[2].shape == (2, 4, 32)
 
 
-def test_aliases_stand_for_scores_on_extractors_that_there_are():
+NAMES = {
+    "motion-fid": ("fd", "text-motion", "lower"),
+    "r-precision-1": ("r-precision-1", "text-motion", "higher"),
+    "r-precision-2": ("r-precision-2", "text-motion", "higher"),
+    "r-precision-3": ("r-precision-3", "text-motion", "higher"),
+    "matching": ("matching", "text-motion", "lower"),
+    "diversity": ("diversity", "text-motion", None),
+    "multimodality": ("multimodality", "text-motion", None),
+    "fd-kinetic": ("fd", "kinetic", "lower"),
+    "fd-geometric": ("fd", "geometric", "lower"),
+    "foot-skating": ("foot-skating", None, "lower"),
+    "jitter": ("jitter", None, None),
+    "floor-penetration": ("floor-penetration", None, "lower"),
+}
+
+
+def test_the_fields_names_are_these_scores_and_improve_this_way():
     adapter = MotionAdapter()
-    assert adapter.aliases()["motion-fid"] == "fd-text-motion"
-    assert adapter.aliases()["r-precision-3"] == "r-precision-3-text-motion"
-    for name in adapter.aliases():
-        metric = parse_metric("motion", name)
-        assert metric.extractor == "text-motion"
-    assert {parse_metric("motion", f"fd-{name}").extractor for name in adapter.features()} == set(adapter.features())
-    assert {parse_metric("motion", name).extractor for name in adapter.metrics()} == {None}
+    assert {*adapter.aliases(), *adapter.metrics(), "fd-kinetic", "fd-geometric"} == set(NAMES)
+    assert set(adapter.features()) == {"kinetic", "geometric", "text-motion"}
+    for name, expected in NAMES.items():
+        found = parse_metric("motion", name)
+        assert (found.kind, found.extractor, found.better) == expected and found.stream is None
 
 
 def test_classifier_input_takes_motions_with_rotations_only(make_motion):
@@ -97,3 +112,10 @@ def test_render_writes_a_moving_picture_and_files_that_open_again(make_motion, t
     for motion, path in zip(motions, paths[1:], strict=True):
         np.testing.assert_allclose(read_amass(path).joints()[:, :22], motion.joints()[:, :22], atol=1e-4)
     assert MotionAdapter().render([], tmp_path / "none") == []
+
+
+def test_a_title_stands_above_its_own_motion(make_motion):
+    motions = [make_motion(frames=4, seed=seed) for seed in range(2)]
+    plain, titled = (np.array(draw_motions(motions, titles)[0], dtype=int) for titles in ((), ("", "a person walks")))
+    rows, columns = np.nonzero((plain != titled).any(axis=2))
+    assert len(rows) > 20 and rows.max() < plain.shape[0] / 4 and columns.min() >= plain.shape[1] / 2

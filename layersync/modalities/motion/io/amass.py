@@ -96,7 +96,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
         yield archive
 
 
-def write_amass(path: Path, motion: Motion, *, pelvis: Sequence[float] | None = None) -> Path:
+def write_amass(path: Path, motion: Motion) -> Path:
     """Write ``motion`` as AMASS does: SMPL-H's 156 values with resting hands, Z up, no betas.
 
     SMPL's two hand joints have no place in it; they carry no finger and move no joint.
@@ -107,8 +107,7 @@ def write_amass(path: Path, motion: Motion, *, pelvis: Sequence[float] | None = 
     vectors = Rotation.from_matrix(rotations[:, :BODY_JOINTS].reshape(-1, 3, 3)).as_rotvec().reshape(frames, -1)
     poses = np.zeros((frames, 156))
     poses[:, : BODY_JOINTS * 3] = vectors
-    rest = PELVIS_AT_REST if pelvis is None else np.asarray(pelvis)
-    trans = motion.translation.astype(np.float64) @ _Z_UP_TO_Y_UP - rest
+    trans = motion.translation.astype(np.float64) @ _Z_UP_TO_Y_UP - PELVIS_AT_REST
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         path,
