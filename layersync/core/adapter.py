@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from torch import Tensor, nn
 
 from layersync.core.errors import InputError
@@ -127,6 +127,13 @@ class DataConfig(Section, ABC):
     packaged: ClassVar[str] = ""
     """For data that ships in a package: what it is, in one line for ``layersync data list``. Empty for user's data."""
     split: Split = "train"
+
+    @field_validator("path", check_fields=False)
+    @classmethod
+    def _names_something(cls, path: str | None) -> str | None:
+        if isinstance(path, str) and not path.strip():
+            raise ValueError("names nothing; a file or folder is wanted")
+        return path
 
     @abstractmethod
     def build(self, split: Split) -> ExampleDataset:

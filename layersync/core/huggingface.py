@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError, nearest
-from layersync.core.paths import HELD_OUT_EVERY, Fingerprint, fingerprint_files
+from layersync.core.paths import HELD_OUT_EVERY, Fingerprint, expanded, fingerprint_files
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -76,7 +76,8 @@ class Stream:
 
     def __init__(self, rows: IterableDataset, count: int, held_out: Split | None, path: str):
         self.features = rows.features or {}
-        self._rows, self._count, self._held_out, self._path = rows, count, held_out, path
+        self.path = path
+        self._rows, self._count, self._held_out = rows, count, held_out
         self._iterator: Iterator[dict[str, Any]] = iter(())
         self._next, self._at, self._row = 0, -1, dict[str, Any]()
 
@@ -94,7 +95,7 @@ class Stream:
                 row = next(self._iterator)
                 self._next += 1
         except StopIteration:
-            raise InputError(f"data.num_examples: {self._path!r} ends before row {place + 1}") from None
+            raise InputError(f"data.num_examples: {self.path!r} ends before row {place + 1}") from None
         self._at, self._row = index, row
         return row
 
@@ -107,36 +108,39 @@ class Stream:
     def labels(self, column: str, num_classes: int | None) -> tuple[StreamedLabels, list[str]]:
         """The labels in ``column``, each read with its row, and the class names; as :func:`table_labels`.
 
-        A column of bare numbers does not say how many classes there are: ``num_classes`` has to. One of strings does
-        not say which, and is refused with :class:`InputError`.
+        A column of bare numbers does not say how many classes there are: ``num_classes`` has to, and numbers are from
+        0. One of strings does not say which, and is refused with :class:`InputError`.
         """
         feature = self.features[column]
         if type(feature).__name__ == "ClassLabel":
-            return StreamedLabels(self, column, len(feature.names)), list(feature.names)
+            return StreamedLabels(self, column, len(feature.names), UNLABELLED), list(feature.names)
+        if holds_truths(feature):
+            return StreamedLabels(self, column, len(TRUTHS)), list(TRUTHS)
         if holds_strings(feature):
             raise InputError(
-                f"data.streaming: the labels of {self._path!r}, {column}, are strings, and a stream does not say which "
+                f"data.streaming: the labels of {self.path!r}, {column}, are strings, and a stream does not say which "
                 f"there are; set it to false, or give a column of type ClassLabel"
             )
         if num_classes is None:
-            raise InputError(f"data.num_classes: the labels of {self._path!r} are numbers; say how many there are")
+            raise InputError(f"data.num_classes: the labels of {self.path!r} are numbers; say how many there are")
         return StreamedLabels(self, column, num_classes), [str(label) for label in range(num_classes)]
 
 
 class StreamedLabels(Sequence[int]):
-    """One column of a :class:`Stream`. InputError for a label that is none of the classes."""
+    """One column of a :class:`Stream`. InputError for a label that is none of the classes, from ``least`` on."""
 
-    def __init__(self, stream: Stream, column: str, num_classes: int):
-        self._stream, self._column, self._num_classes = stream, column, num_classes
+    def __init__(self, stream: Stream, column: str, num_classes: int, least: int = 0):
+        self._stream, self._column, self._num_classes, self._least = stream, column, num_classes, least
 
     def __len__(self) -> int:
         return len(self._stream)
 
     def __getitem__(self, index: Any) -> Any:
         label = self._stream[index][self._column]
-        if label is None or not 0 <= label < self._num_classes:
-            raise InputError(f"row {index}: its label {label} is none of the {self._num_classes} classes")
-        return label
+        if label is None or not self._least <= label < self._num_classes:
+            where = f"{self._stream.path}[{index}]"
+            raise InputError(f"{where}: its label {label} is none of the {self._num_classes} classes")
+        return int(label)
 
 
 def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
@@ -144,7 +148,7 @@ def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
-    local = Path(os.path.expandvars(path)).expanduser()
+    local = expanded(path, "data.path")
     source = str(local) if local.exists() else path
     try:
         if local.is_file() and local.suffix == ".parquet":
@@ -182,7 +186,7 @@ def _print_of_files(local: Path, how: Fingerprint) -> str:
 def _data_files(path: str, split: str) -> list[str]:
     from datasets import load_dataset_builder
 
-    local = Path(os.path.expandvars(path)).expanduser()
+    local = expanded(path, "data.path")
     if local.is_file():
         return [str(local)]
     builder = load_dataset_builder(str(local) if local.exists() else path)
@@ -211,42 +215,92 @@ def column_of_type(table: Dataset | Stream, kind: str, path: str) -> str:
     return found[0]
 
 
-def label_column(features: Mapping[str, Any], given: str | None, path: str) -> str | None:
-    """The column of labels: ``given``, the one of type ``ClassLabel``, or one of strings or integers called ``label``.
+UNLABELLED = -1
+"""What ``datasets`` writes into a column of type ``ClassLabel`` for a row without a label."""
+TRUTHS = (str(False), str(True))
+"""The classes of a column of booleans."""
+LABELS = "strings, integers or booleans"
 
-    Raises :class:`InputError` for a column that is not there or holds none of these, and for several ``ClassLabel``.
+
+def label_column(features: Mapping[str, Any], given: str | None, path: str) -> str | None:
+    """The column of labels: ``given``, the one of type ``ClassLabel``, or one called ``label``.
+
+    Labels are strings, integers or booleans. Warns of a column called ``label`` that holds none. Raises
+    :class:`InputError` for a given column that is not there or holds none, and for several ``ClassLabel``.
     """
     if given is not None:
-        if not _holds_labels(features.get(given)):
-            known = nearest(given, features)
-            raise InputError(f"data.label_column: {given!r} is no column of strings or integers in {path!r}; {known}")
+        if given not in features:
+            raise InputError(f"data.label_column: {given!r} is no column in {path!r}; {nearest(given, features)}")
+        if not _holds_labels(features[given]):
+            kind = _kind(features[given])
+            raise InputError(f"data.label_column: {given!r} is no column of {LABELS} in {path!r}; it holds {kind}")
         return given
     found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     if len(found) > 1:
         raise InputError(f"data.path: {path!r} has several columns of labels; set data.label_column to one of {found}")
-    return found[0] if found else "label" if _holds_labels(features.get("label")) else None
+    if found or "label" not in features:
+        return found[0] if found else None
+    if not _holds_labels(features["label"]):
+        kind = _kind(features["label"])
+        warnings.warn(f"data.path: label of {path!r} holds {kind}, and no labels: those are {LABELS}", stacklevel=2)
+        return None
+    return "label"
 
 
 def _holds_labels(feature: Any) -> bool:
     kind, dtype = type(feature).__name__, str(getattr(feature, "dtype", ""))
-    return kind == "ClassLabel" or (kind == "Value" and (holds_strings(feature) or "int" in dtype))
+    return kind == "ClassLabel" or (
+        kind == "Value" and (holds_strings(feature) or holds_truths(feature) or "int" in dtype)
+    )
 
 
-def table_labels(table: Dataset, splits: DatasetDict, column: str) -> tuple[list[int | None], list[str]]:
+def _kind(feature: Any) -> str:
+    return str(feature.dtype) if type(feature).__name__ == "Value" else type(feature).__name__
+
+
+def holds_truths(feature: Any) -> bool:
+    """Whether a column of this feature holds booleans."""
+    return getattr(feature, "dtype", None) == "bool"
+
+
+def table_labels(
+    table: Dataset, splits: DatasetDict, column: str, num_classes: int | None = None
+) -> tuple[list[int | None], list[str]]:
     """Class numbers of the rows, ``None`` where there is none, and the class names.
 
-    Names are those of a ``ClassLabel``; of strings, their different values in all ``splits``, sorted; of integers, 0 to
-    the highest.
+    Names are those of a ``ClassLabel``, in which -1 is no label; of booleans, False and True; of others, their
+    different values in all ``splits``, sorted. Integers that lie within ``num_classes`` are class numbers themselves.
+    Warns of a -1 among integers from 0 on.
     """
     values, feature = table[column][:], table.features[column]
     if type(feature).__name__ == "ClassLabel":
         return values, list(feature.names)
-    known = {value for rows in splits.values() for value in rows.unique(column)} - {None}
+    if holds_truths(feature):
+        return [None if value is None else int(value) for value in values], list(TRUTHS)
+    known = sorted({value for rows in splits.values() for value in rows.unique(column)} - {None})
     if not holds_strings(feature):
-        return values, [str(label) for label in range(max(known, default=-1) + 1)]
-    classes = sorted(known)
-    number = {name: index for index, name in enumerate(classes)}
-    return [number.get(value) for value in values], classes
+        if num_classes is not None and known and known[0] >= 0 and known[-1] < num_classes:
+            known = list(range(num_classes))
+        elif known[:2] == [UNLABELLED, 0]:
+            warnings.warn(
+                f"data.label_column: -1 in {column} is a class like others; rows without a label are empty there, or "
+                f"-1 in a column of type ClassLabel",
+                stacklevel=2,
+            )
+    number = {value: index for index, value in enumerate(known)}
+    return [number.get(value) for value in values], [str(value) for value in known]
+
+
+def print_of_labels(column: str, feature: Any, classes: Sequence[str], *, named: bool) -> str:
+    """What to add to the fingerprint of a source for where labels come from and how they are numbered.
+
+    ``named``: whether the column was chosen. Nothing for ``ClassLabel`` and for integers that are class numbers.
+    """
+    if type(feature).__name__ == "ClassLabel":
+        return f"-label:{column}" if named else ""
+    integers = not holds_strings(feature) and not holds_truths(feature)
+    renumbered = integers and classes != [str(number) for number in range(len(classes))]
+    return (f"-label:{column}" if named or not integers else "") + ("-renumbered" if renumbered else "")
 
 
 CAPTION_COLUMNS = ("caption", "captions", "text")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 import os
 import re
+import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from pathlib import Path, PurePath
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -20,18 +22,64 @@ HELD_OUT_NAMES = ("test", "val")
 CONTENT_LIMIT = 4 * 2**30
 Fingerprint = Literal["auto", "content", "stat"]
 FINGERPRINT = "What tells that files changed: their content, or size and time. auto: content up to 4 GiB in all."
+UNREADABLE = "unreadable"
+"""What stands in fingerprints for the content of a file that cannot be read and is skipped."""
+
+Read = TypeVar("Read")
+
+
+def expanded(path: str, key: str) -> Path:
+    """``path`` with ``~`` and ``$VARIABLES`` expanded. InputError naming ``key`` when nothing is left of it."""
+    if not (text := os.path.expandvars(path)).strip():
+        raise InputError(f"{key}: {path!r} names nothing; a file or folder is wanted")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # no such user
+        return Path(text)
 
 
 def expand(path: str, key: str) -> Path:
-    """``path`` with ``~`` and ``$VARIABLES`` expanded. InputError naming ``key`` when nothing is there."""
+    """:func:`expanded`. InputError naming ``key`` when nothing is there."""
+    found = expanded(path, key)
     try:
-        expanded = Path(os.path.expandvars(path)).expanduser()
-        exists = expanded.exists()
-    except (RuntimeError, OSError):  # no such user; a name that is too long
+        exists = found.exists()
+    except OSError:  # a name that is too long
         exists = False
     if not exists:
         raise InputError(f"{key}: {path!r} does not exist")
-    return expanded
+    return found
+
+
+def as_text(name: str) -> str:
+    """A file's or folder's name as text: bytes that are no UTF-8 stand as ``\\xe9`` in it."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def name_bytes(text: str) -> bytes:
+    """``text``, which may hold names of files, as bytes to be hashed, whatever encoding the names are in."""
+    return text.encode("utf-8", "surrogateescape")
+
+
+def read_file(file: Path) -> bytes:
+    """The content of ``file``. InputError naming it when it cannot be read."""
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _unreadable(file, error) from None
+
+
+def read_or_skip(read: Callable[[Path], Read], file: Path, skip: bool) -> Read | None:
+    """What ``read`` makes of ``file``. One that cannot be read gives ``None`` with ``skip``, else InputError."""
+    try:
+        return read(file)
+    except OSError as error:
+        if skip:
+            return None
+        raise _unreadable(file, error) from None
+
+
+def _unreadable(path: object, error: OSError) -> InputError:
+    return InputError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def held_out_folder(names: Iterable[str]) -> str | None:
@@ -68,8 +116,10 @@ def labelled_files(
     split: Split,
     pattern: str | None = None,
     group: Callable[[Path], Hashable] | None = None,
+    *,
+    skip: bool = False,
 ) -> LabelledFiles:
-    """Find the files of ``split`` below ``root`` and their labels.
+    """Find the files of ``split`` below ``root``, as :func:`files_below` does, and their labels.
 
     Labels are the group ``label`` of the regular expression ``pattern`` on the relative path, else the folder that
     holds a file, else none (all files in ``root`` itself). Splits are the subfolders ``train`` and ``test`` (or
@@ -85,7 +135,7 @@ def labelled_files(
     held_out = next((name for name in HELD_OUT_NAMES if (root / name).is_dir()), None)
     own_splits = held_out is not None and (root / "train").is_dir()
     bases = [root / "train", root / str(held_out)] if own_splits else [root]
-    found = [(base, file) for base in bases for file in _files_below(base, tuple(extensions))]
+    found = [(base, file) for base in bases for file in files_below(base, tuple(extensions), skip=skip)]
     files = [file for _, file in found]
     if not files:
         raise InputError(f"data.path: nothing readable in {str(root)!r}; looked for {', '.join(extensions)}")
@@ -108,29 +158,69 @@ def labelled_files(
     return LabelledFiles(kept, labels[rows].tolist() if classes else None, [str(name) for name in classes])
 
 
-def _files_below(base: Path, extensions: tuple[str, ...]) -> list[Path]:
-    """Files with one of these endings, by path; nothing hidden, no linked folders. No file is looked at one by one."""
+def files_below(base: Path, extensions: tuple[str, ...], *, skip: bool = False) -> list[Path]:
+    """Files with one of these endings, by path; nothing hidden. Only links are looked at one by one.
+
+    Linked folders are read as others are, but each folder once, so that a link that leads back ends there: where it
+    lies itself, else by the first link to it; links to what is read already are warned of. With ``skip`` folders that
+    cannot be read are left out with a warning; else they are an :class:`InputError`.
+    """
     found: list[Path] = []
-    folders = [base]
-    while folders:
-        with os.scandir(folders.pop()) as entries:
+    again: list[str] = []
+    read: set[Path] = set()
+    links = [str(base)]
+    while links:
+        link = heapq.heappop(links)
+        folders = [(Path(link), Path(link).resolve())]
+        if folders[0][1] in read:
+            again.append(link)
+        while folders:
+            folder, real = folders.pop()
+            if real in read:
+                continue
+            read.add(real)
+            if (entries := read_or_skip(_visible, folder, skip)) is None:
+                warnings.warn(f"data.path: {folder} cannot be read, and is left out", stacklevel=2)
+                continue
             for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(Path(entry.path))
-                elif entry.name.lower().endswith(extensions) and entry.is_file():
+                linked = Path(entry.path) if entry.is_symlink() else None
+                if linked is not None and read_or_skip(Path.is_dir, linked, skip):
+                    heapq.heappush(links, entry.path)
+                elif linked is None and entry.is_dir():
+                    folders.append((Path(entry.path), real / entry.name))
+                elif entry.name.lower().endswith(extensions) and (
+                    entry.is_file() if linked is None else read_or_skip(Path.is_file, linked, skip)
+                ):
                     found.append(Path(entry.path))
+    if again:
+        more = f" and {len(again) - 1} more" if len(again) > 1 else ""
+        warnings.warn(f"data.path: links to folders that are read already are left out: {again[0]}{more}", stacklevel=2)
     return sorted(found)
+
+
+def _visible(folder: Path) -> list[os.DirEntry[str]]:
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 def _label_name(base: Path, file: Path, pattern: re.Pattern[str] | None) -> str | None:
     if pattern is None:
-        return None if file.parent == base else file.parent.name
-    match = pattern.search(file.relative_to(base).as_posix())
+        return None if file.parent == base else as_text(file.parent.name)
+    match = pattern.search(as_text(file.relative_to(base).as_posix()))
     if match is None:
         raise InputError(f"data.labels: {pattern.pattern!r} does not fit {file}")
     return match["label"]
+
+
+def label_in_name(pattern: str, name: str) -> str | None:
+    """What the group ``label`` of ``pattern`` finds in a file's name, none of it in the ending; ``None`` if nothing.
+
+    It is searched in the name without its ending first, then, for patterns that name the ending, with it.
+    """
+    name = as_text(name)
+    stem = PurePath(name).stem
+    match = re.search(pattern, stem) or re.search(pattern, name)
+    return match["label"] or None if match is not None and match.end("label") <= len(stem) else None
 
 
 def label_pattern(pattern: str) -> re.Pattern[str]:
@@ -145,40 +235,55 @@ def label_pattern(pattern: str) -> re.Pattern[str]:
 
 
 def fingerprint_files(
-    root: Path, files: Sequence[Path], labels: Sequence[int] | None, how: Fingerprint = "content"
+    root: Path,
+    files: Sequence[Path],
+    labels: Sequence[int] | None,
+    how: Fingerprint = "content",
+    *,
+    skip: bool = False,
 ) -> str:
-    """Hash of names, contents and labels, in order.
+    """Hash of names, contents and labels, in order. With ``skip`` files that cannot be read stop nothing.
 
     ``how="stat"`` takes size and time of change of a file for its content: a file that is written again gives another
     fingerprint, and so does a copy of the tree that did not keep times. ``auto`` reads contents of up to
     :data:`CONTENT_LIMIT` bytes in all, and takes ``stat`` above: 150 GB are not read to find out that nothing changed.
     """
-    stats = None if how == "content" else [file.stat() for file in files]
-    if how == "auto" and stats is not None and sum(stat.st_size for stat in stats) <= CONTENT_LIMIT:
+    stats = None if how == "content" else [read_or_skip(_size_and_time, file, skip) or (0, 0) for file in files]
+    if how == "auto" and stats is not None and sum(size for size, _ in stats) <= CONTENT_LIMIT:
         stats = None
     digest = hashlib.blake2b(digest_size=16)
     prefix = len(root.parts)
     for index, file in enumerate(files):
         label = "" if labels is None else labels[index]
         if stats is None:
-            with file.open("rb") as stream:
-                content = hashlib.file_digest(stream, "blake2b").hexdigest()
+            content = read_or_skip(_content_digest, file, skip) or UNREADABLE
         else:
-            content = f"{stats[index].st_size}-{stats[index].st_mtime_ns}"
-        digest.update(f"{'/'.join(file.parts[prefix:])}\0{label}\0{content}\n".encode())
+            content = "{}-{}".format(*stats[index])
+        digest.update(name_bytes(f"{'/'.join(file.parts[prefix:])}\0{label}\0{content}\n"))
     return digest.hexdigest()
 
 
-def caption_files(root: Path, files: Sequence[Path]) -> dict[Path, Path]:
+def _size_and_time(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _content_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "blake2b").hexdigest()
+
+
+def caption_files(files: Sequence[Path]) -> dict[Path, Path]:
     """Text files with the names of ``files``, ``walk.txt`` beside ``walk.bvh``, by the file that they are about."""
-    texts = {text.with_suffix(""): text for text in root.rglob("*.txt")}
-    return {file: texts[file.with_suffix("")] for file in files if file.with_suffix("") in texts} if texts else {}
+    folders = {file.parent for file in files}
+    texts = {text for folder in folders for text in folder.iterdir() if text.suffix == ".txt"}
+    return {file: text for file in files if (text := file.with_suffix(".txt")) in texts} if texts else {}
 
 
 def read_captions(text: Path) -> tuple[str, ...]:
     """The lines of a text file that are not empty, each a caption. InputError for what is no UTF-8."""
     try:
-        return tuple(line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip())
+        return tuple(line.strip() for line in text.read_text(encoding="utf-8-sig").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{text}: cannot be read as captions in UTF-8 ({error})") from None
 

@@ -25,14 +25,18 @@ from layersync.core.run import writable_parent
 
 
 def read_noise(path: Path) -> Tensor:
-    """Initial noise from a ``.npy`` file. InputError when it is missing, a pickle or no array of numbers."""
+    """Initial noise from a ``.npy`` file. InputError when it is missing, a pickle or no array of finite numbers."""
     try:
         array = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"--noise: {path} cannot be read as .npy ({error})") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind != "f":
         raise InputError(f"--noise: {path} holds no floating-point array")
-    return torch.from_numpy(array.astype(np.float32))
+    with np.errstate(over="ignore"):
+        noise = array.astype(np.float32)
+    if not np.isfinite(noise).all():
+        raise InputError(f"--noise: {path} holds values that are not finite in float32")
+    return torch.from_numpy(noise)
 
 
 def write_samples(

@@ -145,6 +145,8 @@ def test_noise_file_sets_count_and_start(command: Make, trained: Run, model: Gen
     [
         (np.zeros((2, 1, 8, 9), np.float32), r"is \[2, 1, 8, 9\], the run needs \[2, 1, 8, 8\]"),
         (np.zeros((2, 1, 8, 8), np.int64), "no floating-point array"),
+        (np.full((2, 1, 8, 8), np.nan, np.float32), "holds values that are not finite"),
+        (np.full((2, 1, 8, 8), 1e300), "holds values that are not finite"),
         (np.array([{"a": 1}], dtype=object), "cannot be read as .npy"),
     ],
 )

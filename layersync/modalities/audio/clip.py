@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ def read_clip(source: Path | bytes, name: str, middle: float | None = None) -> C
     import soundfile
 
     try:
-        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else source) as file:
+        with soundfile.SoundFile(io.BytesIO(source) if isinstance(source, bytes) else os.fsencode(source)) as file:
             sample_rate, expected = int(file.samplerate), int(file.frames)
             wanted = -1  # all
             if middle is not None and round(middle * sample_rate) < expected:
@@ -99,7 +100,7 @@ def check_header(file: Path) -> None:
     import soundfile
 
     try:
-        num_samples = soundfile.info(file).frames
+        num_samples = soundfile.info(os.fsencode(file)).frames
     except (soundfile.SoundFileError, OSError) as error:
         raise InputError(f"{file}: cannot be read as audio ({_reason(error)})") from None
     if num_samples == 0:

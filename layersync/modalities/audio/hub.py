@@ -11,7 +11,7 @@ from pydantic import Field
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.huggingface import caption_column, captions_of
-from layersync.core.paths import expand
+from layersync.core.paths import expand, expanded
 from layersync.modalities.audio.clip import read_clip
 from layersync.modalities.audio.data import OnError, chosen_by_hash
 
@@ -130,7 +130,7 @@ def _opened(config: HubConfig) -> DatasetDict:
     import datasets
 
     looks_local = config.path.startswith((".", "/", "~", "$")) or config.path.count("/") > 1
-    path = expand(config.path, "data.path") if looks_local else Path(config.path)
+    path = expand(config.path, "data.path") if looks_local else expanded(config.path, "data.path")
     try:
         if path.is_file():
             opened = datasets.load_dataset("parquet", config.subset, data_files=str(path))

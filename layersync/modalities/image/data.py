@@ -21,12 +21,14 @@ from layersync.core.packaged import WheelData
 from layersync.core.paths import (
     FINGERPRINT,
     Fingerprint,
+    as_text,
     caption_files,
     expand,
     fingerprint_files,
     held_out_rows,
     labelled_files,
     read_captions,
+    read_file,
 )
 from layersync.modalities.image.decoding import EXTENSIONS, LEFT_OUT, decode_image, read_idx
 from layersync.modalities.image.medical import SCANS, MedicalConfig, Scans, is_scan
@@ -108,14 +110,14 @@ class ImageDataset(ExampleDataset):
         fingerprint: str,
         *,
         size: int,
+        source: Callable[[int], str],
         classes: Sequence[str] = (),
-        sources: Sequence[str] | None = None,
         flip: bool = False,
         on_error: Literal["stop", "skip"] = "stop",
         captions: Callable[[int], tuple[str, ...]] | None = None,
     ):
         self._captions = captions
-        self._read, self._labels, self._size, self._sources = read, labels, size, sources
+        self._read, self._labels, self._size, self._source = read, labels, size, source
         self.fingerprint, self.classes, self.on_error = fingerprint, tuple(classes), on_error
         self.variants = ("original", "flip") if flip else ("original",)
 
@@ -124,10 +126,10 @@ class ImageDataset(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         condition: dict[str, int | str | tuple[str, ...]] = {}
-        source = str(index) if self._sources is None else self._sources[index]
+        source = self._source(index)
         if self._labels is not None:
             if (label := self._labels[index]) is None:
-                raise InputError(f"row {source}: has no label")
+                raise InputError(f"{source}: has no label")
             condition["label"] = int(label)
         if self._captions is not None and (texts := self._captions(index)):
             condition["text"] = texts
@@ -144,14 +146,13 @@ def _from_arrays(
     digest = hashlib.sha256(np.ascontiguousarray(images).data)
     if labels is not None:
         digest.update(np.ascontiguousarray(labels.astype(np.int64)).data)
-    sources = [f"{source}[{index}]" for index in range(len(images))]
     return ImageDataset(
         images.__getitem__,
         None if labels is None else labels.tolist(),
         digest.hexdigest(),
         size=len(images),
+        source=lambda index: f"{source}[{index}]",
         classes=classes,
-        sources=sources,
         flip=flip,
     )
 
@@ -210,8 +211,11 @@ class Idx(ImageData):
         prefix = "train" if split == "train" else "t10k"
         images = read_idx(_idx_file(folder, f"{prefix}-images"))
         labels = read_idx(_idx_file(folder, f"{prefix}-labels")).astype(np.int64)
-        if images.ndim != 3 or len(images) != len(labels):
-            raise InputError(f"{folder}: {prefix}-images is {list(images.shape)}, {prefix}-labels {list(labels.shape)}")
+        if images.ndim != 3 or labels.shape != images.shape[:1] or not images.size:
+            raise InputError(
+                f"{folder}: {prefix}-images is {list(images.shape)}, {prefix}-labels {list(labels.shape)}; "
+                f"[images, rows, columns] and [images] are wanted, none of them 0"
+            )
         classes = [str(label) for label in range(int(labels.max()) + 1)]
         return _from_arrays(images[..., None], labels, classes, str(self.path), self.flip)
 
@@ -236,12 +240,13 @@ class Folder(LargeImageData):
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         root = expand(self.path, "data.path")
-        scans = Scans(self.medical, skip=self.on_error == "skip")
-        tree = labelled_files(root, (*EXTENSIONS, *SCANS), split, self.labels, scans.group)
+        skip = self.on_error == "skip"
+        scans = Scans(self.medical, skip=skip)
+        tree = labelled_files(root, (*EXTENSIONS, *SCANS), split, self.labels, scans.group, skip=skip)
         files = tree.files
-        texts = caption_files(root, files)
+        texts = caption_files(files)
         captions = {file: read_captions(text) for file, text in texts.items()}
-        told = fingerprint_files(root, files, tree.labels, self.fingerprint)
+        told = fingerprint_files(root, files, tree.labels, self.fingerprint, skip=skip)
         if texts:
             told = f"{told}-{fingerprint_files(root, sorted(texts.values()), None)}"
         rows, slices = scans.expand(files)
@@ -258,18 +263,19 @@ class Folder(LargeImageData):
 
         def read(index: int) -> np.ndarray:
             file = files[rows[index]]
-            return scans.read(file, slices[index]) if is_scan(file) else decode(file.read_bytes(), str(file))
+            return scans.read(file, slices[index]) if is_scan(file) else decode(read_file(file), str(file))
+
+        def source(index: int) -> str:
+            file = files[rows[index]]
+            return as_text(f"{file}[{slices[index]}]" if is_scan(file) else str(file))
 
         dataset = ImageDataset(
             read,
             None if tree.labels is None else [tree.labels[row] for row in rows],
             told,
             size=len(rows),
+            source=source,
             classes=tree.classes,
-            sources=[
-                f"{files[row]}[{number}]" if is_scan(files[row]) else str(files[row])
-                for row, number in zip(rows, slices, strict=True)
-            ],
             flip=self.flip,
             on_error=self.on_error,
             captions=(lambda index: captions.get(files[rows[index]], ())) if captions else None,
@@ -304,6 +310,8 @@ class Tiles(ImageData):
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         prepared = self.prepare()
         file = prepared / "bmng.jpg" if prepared else expand(str(self.path), "data.path")
+        if file.is_dir():
+            raise InputError(f"data.path: {str(file)!r} is a folder; tiles are cut from one picture, an image file")
         picture = _read_picture(file)
         height, width = picture.shape[:2]
         border = int(width * 0.9)
@@ -326,27 +334,28 @@ class Tiles(ImageData):
             labels,
             f"{content}-{split}-{size}-{step}" + (f"-{bands}" if bands else ""),
             size=len(corners),
+            source=lambda index: as_text(f"{file.name}@{corners[index][1]},{corners[index][0]}"),
             classes=[f"band {number} of {bands}" for number in range(1, bands + 1)] if bands else (),
-            sources=[f"{file.name}@{x},{y}" for y, x in corners],
             flip=self.flip,
         )
 
 
 @lru_cache(maxsize=1)
 def _read_picture(file: Path) -> np.ndarray:
-    return np.ascontiguousarray(decode_image(file.read_bytes(), str(file)))
+    return np.ascontiguousarray(decode_image(read_file(file), str(file)))
 
 
 class HuggingFace(LargeImageData):
     """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
 
-    The image column is the one of type ``Image``; the label column the one of type ``ClassLabel``, else one of strings
-    or integers called ``label``; that of captions one called caption, captions or text: ``label_column`` and
+    The image column is the one of type ``Image``; the label column the one of type ``ClassLabel``, else one of strings,
+    integers or booleans called ``label``, whose different values are the classes (of integers that lie within
+    ``num_classes``, 0 to that); that of captions one called caption, captions or text: ``label_column`` and
     ``caption_column`` choose otherwise. Without a split of its own, every tenth is held out.
     """
 
     name: Literal["hf"] = "hf"
-    label_column: str | None = Field(None, description="Column of labels: of type ClassLabel, of strings or integers.")
+    label_column: str | None = Field(None, description="Column of labels: ClassLabel, strings, integers, booleans.")
     caption_column: str | None = Field(None, description="Column of texts, one or a list of them a row.")
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     streaming: bool = Field(
@@ -359,10 +368,10 @@ class HuggingFace(LargeImageData):
             caption_column,
             captions_of,
             column_of_type,
-            holds_strings,
             label_column,
             load_table,
             open_stream,
+            print_of_labels,
             table_labels,
         )
 
@@ -380,10 +389,10 @@ class HuggingFace(LargeImageData):
             image = column_of_type(table, "Image", self.path)
             label = label_column(table.features, self.label_column, self.path)
             if label is not None:
-                labels, classes = table_labels(table, splits, label)
+                labels, classes = table_labels(table, splits, label, self.num_classes)
             rows = table
-        if label is not None and (self.label_column is not None or holds_strings(rows.features[label])):
-            fingerprint = f"{fingerprint}-label:{label}"
+        if label is not None:
+            fingerprint += print_of_labels(label, rows.features[label], classes, named=self.label_column is not None)
         column = caption_column(rows.features, self.caption_column, self.path)
         decode = self.decoder()
         fingerprint = self.oriented(fingerprint)
@@ -392,6 +401,7 @@ class HuggingFace(LargeImageData):
             labels,
             fingerprint if column is None else f"{fingerprint}-{column}",
             size=len(rows),
+            source=lambda index: f"{self.path}[{index}]",
             classes=classes,
             flip=self.flip,
             on_error=self.on_error,

@@ -129,7 +129,7 @@ def _open_folder(root: Path) -> ImageSamples:
     if not files:
         raise InputError(f"{root}: there is no image in it; looked for {', '.join(EXTENSIONS)}")
     _check_headers(root, files)
-    beside = caption_files(root, files)
+    beside = caption_files(files)
     texts = {file: first_caption(text) for file, text in beside.items()}
     return ImageSamples(
         lambda index: decode_image(_content(files[index]), str(files[index])),

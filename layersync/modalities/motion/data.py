@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import re
 import warnings
 from abc import abstractmethod
@@ -19,7 +18,16 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
-from layersync.core.paths import caption_files, held_out_folder, read_captions
+from layersync.core.paths import (
+    as_text,
+    caption_files,
+    expanded,
+    files_below,
+    held_out_folder,
+    label_in_name,
+    name_bytes,
+    read_captions,
+)
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
@@ -51,12 +59,13 @@ class Record(NamedTuple):
 class MotionFolderConfig(DataConfig):
     """What every folder of motion files has.
 
-    ``labels``: a regular expression with a group ``label``, searched in the file name; without it the parent folder is
-    the label, and files that all lie in ``path`` itself have none. ``min_clips``: labels with fewer files are left out
-    (a label needs two, one for each split). ``test_files``, a regular expression that is searched in the file name,
-    chooses the test split; without it, it is ``path``'s folder ``test`` (or ``val``, where there is no ``test``) if
-    motions lie below it and below ``train``, and files elsewhere are left out; else ``test_fraction`` of each label's
-    files, chosen by a hash of the name. A file directly in a split's folder has no label.
+    ``labels``: a regular expression with a group ``label``, searched in the file name, of whose ending the label has
+    nothing; without it the parent folder is the label, and files that all lie in ``path`` itself have none.
+    ``min_clips``: labels with fewer files are left out (a label needs two, one for each split). ``test_files``, a
+    regular expression that is searched in the file name, chooses the test split; without it, it is ``path``'s folder
+    ``test`` (or ``val``, where there is no ``test``) if motions lie below it and below ``train``, and files elsewhere
+    are left out; else ``test_fraction`` of each label's files, chosen by a hash of the name. A file directly in a
+    split's folder has no label.
     ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label or a text names a side.
     ``captions``: rules that make texts of file names (see :mod:`layersync.modalities.motion.captions`), a file or
     ``bandai-namco``; without them, a text file of the same name beside a motion holds its captions, one a line.
@@ -106,11 +115,11 @@ class MotionFolderConfig(DataConfig):
         """The motions of ``split``. Raises :class:`InputError` for a folder that is missing or holds nothing
         readable.
         """
-        root = Path(os.path.expandvars(self.path)).expanduser()
+        root = expanded(self.path, "data.path")
         rules = None if self.captions is None else read_rules(self.captions)
         if not root.is_dir():
             raise InputError(f"data.path: {root} is no folder")
-        paths = sorted(path for path in root.rglob("*") if path.suffix.lower() == self.suffix and path.is_file())
+        paths = files_below(root, (self.suffix,), skip=self.on_error == "skip")
         if not paths:
             raise InputError(f"data.path: there is no {self.suffix} file in {root}")
         held_out = self._held_out_folder(paths, root, split)
@@ -125,9 +134,9 @@ class MotionFolderConfig(DataConfig):
             unlabelled = {root} if all(path.parent == root for path in readers) else set()
         records = [Record(path, self._label(path, unlabelled), (), read) for path, read in readers.items()]
         kept = self._frequent(records, root)
-        texts = caption_files(root, [record.path for record in kept]) if rules is None else {}
+        texts = caption_files([record.path for record in kept]) if rules is None else {}
         if rules is not None:
-            kept = [record._replace(captions=rules.captions(record.path.name)) for record in kept]
+            kept = [record._replace(captions=rules.captions(as_text(record.path.name))) for record in kept]
         kept = [
             record._replace(captions=read_captions(texts[record.path])) if record.path in texts else record
             for record in kept
@@ -136,11 +145,14 @@ class MotionFolderConfig(DataConfig):
 
     def _held_out_folder(self, paths: Sequence[Path], root: Path, split: Split) -> str | None:
         """The folder of the test split where the tree comes split and no pattern splits it otherwise."""
+        default = MotionFolderConfig.model_fields["test_fraction"].default
+        given = split == "train" and self.test_fraction != default
         if self.test_files is not None:
+            if given:
+                warnings.warn("data.test_fraction has no effect: data.test_files chooses the test split", stacklevel=3)
             return None
         held_out = held_out_folder(path.relative_to(root).as_posix() for path in paths)
-        default = MotionFolderConfig.model_fields["test_fraction"].default
-        if held_out is not None and split == "train" and self.test_fraction != default:
+        if held_out is not None and given:
             warnings.warn(
                 f"data.test_fraction has no effect: {self.path} has folders train and {held_out}", stacklevel=3
             )
@@ -148,11 +160,10 @@ class MotionFolderConfig(DataConfig):
 
     def _label(self, path: Path, unlabelled: Collection[Path]) -> str | None:
         if self.labels is None:
-            return None if path.parent in unlabelled else path.parent.name
-        found = re.search(self.labels, path.name)
-        if found is None:
-            raise InputError(f"data.labels: {self.labels!r} does not match the file name {path.name}")
-        return found["label"]
+            return None if path.parent in unlabelled else as_text(path.parent.name)
+        if (label := label_in_name(self.labels, path.name)) is None:
+            raise InputError(f"data.labels: {self.labels!r} finds no label in the file name {path.name}")
+        return label
 
     def _frequent(self, records: list[Record], root: Path) -> list[Record]:
         counts = Counter(record.label for record in records)
@@ -308,7 +319,7 @@ class MotionFolder(ExampleDataset):
         digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split", "captions"}).encode())
         for record in self._records:
             name = record.path.relative_to(root)
-            digest.update(f"{name} {record.label} {record.captions} {file_digest(record.path)}".encode())
+            digest.update(name_bytes(f"{name} {record.label} {record.captions} {file_digest(record.path)}"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -321,7 +332,7 @@ class MotionFolder(ExampleDataset):
             condition["label"] = self.classes.index(record.label)
         if record.captions:
             condition["text"] = record.captions
-        return Example(record.read(), condition, str(record.path.relative_to(self._root)))
+        return Example(record.read(), condition, as_text(str(record.path.relative_to(self._root))))
 
     def variant(self, sample: Motion, name: str) -> Motion:
         """``sample``, or with left and right exchanged for ``mirror``."""
@@ -344,7 +355,7 @@ class MotionFolder(ExampleDataset):
         test: set[Path] = set()
         for label in {record.label for record in records}:
             own = [record.path for record in records if record.label == label]
-            own.sort(key=lambda path: hashlib.sha256(str(path.relative_to(self._root)).encode()).digest())
+            own.sort(key=lambda path: hashlib.sha256(name_bytes(str(path.relative_to(self._root)))).digest())
             count = max(1, round(len(own) * config.test_fraction)) if len(own) > 1 else 0
             test.update(own[:count])
         return [record for record in records if (record.path in test) == (split == "test")]

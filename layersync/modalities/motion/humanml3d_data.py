@@ -10,7 +10,6 @@ import hashlib
 import io
 import logging
 import math
-import os
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -18,6 +17,7 @@ import numpy as np
 
 from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
+from layersync.core.paths import expanded
 from layersync.modalities.motion.humanml3d import NUM_FEATURES, HumanML3DFeatures
 from layersync.modalities.motion.kit import NUM_FEATURES as KIT_FEATURES
 from layersync.modalities.motion.kit import KitFeatures
@@ -70,7 +70,7 @@ class HumanML3DConfig(DataConfig):
 
         Raises :class:`InputError` for folders or lists that are missing, and a split without a motion that counts.
         """
-        root = Path(os.path.expandvars(self.path)).expanduser()
+        root = expanded(self.path, "data.path")
         if not root.is_dir():
             raise InputError(f"data.path: {root} is no folder")
         for folder in ("new_joint_vecs", "texts"):
@@ -171,7 +171,7 @@ class HumanML3DFolder(ExampleDataset):
 def read_captions(path: Path) -> list[Caption]:
     """Lines ``caption#tokens#start#end``, times in seconds, nan for 0. InputError for another format."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no readable text ({error})") from None
     captions = []

@@ -53,6 +53,10 @@ def resampled_joints(joints: np.ndarray, fps: float, to_fps: float) -> np.ndarra
     return resampled
 
 
+RATES = (0.1, 1e5)
+"""Frames a second of the files that are read. At a far lower rate a motion at 30 fps would fill the memory."""
+
+
 @dataclass(frozen=True)
 class Motion:
     """A pose sequence on SMPL's skeleton.

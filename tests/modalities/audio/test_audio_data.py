@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -314,3 +315,76 @@ def test_a_column_of_texts_is_read_with_its_row(
         assert [data[index].captions for index in range(3)] == [("a low tone",), (), (last,)]
         prints.append(data.fingerprint)
     assert prints[0] != prints[1]
+
+
+def test_linked_folders_and_their_captions_are_read(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    before = FolderConfig(path=str(tree), test_fraction=0).build("train")
+    outside = tmp_path_factory.mktemp("outside") / "reed"
+    (tree / "reed").rename(outside)
+    (outside / "r0.txt").write_text("a reed")
+    (tree / "reed").symlink_to(outside)
+    found = FolderConfig(path=str(tree), test_fraction=0).build("train")
+    assert (found.classes, sources(found)) == (before.classes, sources(before))
+    assert ("a reed",) in [found[index].captions for index in range(len(found))]
+
+
+def test_the_label_is_no_part_of_the_ending(write_audio: Write, tmp_path: Path) -> None:
+    for name in ("0.wav", "1.flac"):
+        write_audio(name)
+
+    def classes(labels: str) -> tuple[str, ...]:
+        return FolderConfig(path=str(tmp_path), labels=labels, test_fraction=0).build("train").classes
+
+    for fitting in (r"(?P<label>.*)", r"(?P<label>\d)$", r"^(?P<label>\d)\.(wav|flac)$"):
+        assert classes(fitting) == ("0", "1"), fitting
+    with pytest.raises(InputError, match=r"0\.wav: data\.labels .* finds no label in the file name"):
+        classes("(?P<label>[a-z])")
+
+
+def test_names_that_are_no_utf8_are_read_and_become_text(tree: Path) -> None:
+    (tree / "bell" / "b0.wav").rename(tree / "bell" / os.fsdecode(b"caf\xe9.wav"))
+    (tree / "horn").rename(tree / os.fsdecode(b"caf\xe9"))
+    found = FolderConfig(path=str(tree)).build("train")
+    assert found.classes == ("bell", r"caf\xe9", "reed")
+    examples = [found[index] for index in range(len(found))]
+    assert all(found.classes[example.label] in example.source for example in examples)
+    named = FolderConfig(path=str(tree), labels="(?P<label>caf.+|.)", test_fraction=0).build("train")
+    assert named.classes == ("b", r"caf\xe9", "h", "r")
+
+
+def test_an_unreadable_sound_is_named_or_skipped(write_audio: Write, tmp_path: Path) -> None:
+    write_audio("a.wav")
+    (tmp_path / "b.wav").symlink_to("/proc/self/mem")  # which nobody reads at its start
+    with pytest.raises(InputError, match=r"b\.wav: cannot be read"):
+        FolderConfig(path=str(tmp_path), test_fraction=0).build("train")
+    found = FolderConfig(path=str(tmp_path), test_fraction=0, on_error="skip").build("train")
+    assert found[0].sample.seconds > 0
+    with pytest.raises(InputError, match=r"b\.wav: cannot be read"):
+        found[1]
+
+
+def test_settings_of_the_test_split_without_effect_are_said(tree: Path) -> None:
+    with pytest.warns(UserWarning, match=r"data\.test_fraction has no effect: data\.test_files chooses the test split"):
+        FolderConfig(path=str(tree), test_files="b0", test_fraction=0.5).build("train")
+    with pytest.warns(UserWarning, match=r"data\.test_files: 'nothing' is in no file name: nothing is held out"):
+        assert len(FolderConfig(path=str(tree), test_files="nothing").build("train")) == 15
+
+
+def test_the_fingerprint_of_ordinary_names_stays(tmp_path: Path) -> None:
+    """Caches are kept under it."""
+    for name in ("a/ä.wav", "b/日.wav"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(name.encode())
+    found = FolderConfig(path=str(tmp_path), test_fraction=0, on_error="skip").build("train")
+    assert found.fingerprint == "audio-folder-f2e9954e6358dfdaf5ab1601c8d1df78"
+
+
+@pytest.mark.parametrize("config", [FolderConfig, HubConfig])
+def test_an_empty_path_is_refused(
+    monkeypatch: pytest.MonkeyPatch, config: type[FolderConfig] | type[HubConfig]
+) -> None:
+    with pytest.raises(ValidationError, match="names nothing; a file or folder is wanted"):
+        config(path="")
+    monkeypatch.setenv("NOTHING", "")
+    with pytest.raises(InputError, match=r"data\.path: '\$NOTHING' names nothing"):
+        config(path="$NOTHING").build("train")

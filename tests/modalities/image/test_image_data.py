@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageOps
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from layersync import InputError, evaluate, load_recipe, train
 from layersync.core.adapter import ExampleDataset
 from layersync.core.latents import LatentCache
+from layersync.core.paths import fingerprint_files
 from layersync.modalities.image.adapter import ImageAdapter
 from layersync.modalities.image.data import SOURCES
 from layersync.modalities.image.decoding import decode_image
@@ -443,7 +445,7 @@ def test_another_column_is_the_label_where_it_is_named(labelled_parquet: Callabl
     assert found.fingerprint != dataset(**section).fingerprint
     with pytest.raises(InputError, match=r"data\.label_column: 'grades' is no column.*did you mean 'grade'"):
         dataset(**section, label_column="grades")
-    with pytest.raises(InputError, match=r"data\.label_column: 'image' is no column of strings or integers"):
+    with pytest.raises(InputError, match=r"'image' is no column of strings, integers or booleans.*holds Image$"):
         dataset(**section, label_column="image")
 
 
@@ -463,7 +465,7 @@ def test_several_label_columns_are_refused_unless_one_is_named(
 def test_a_row_without_a_label_is_named(labelled_parquet: Callable[..., str]) -> None:
     found = dataset(name="hf", path=labelled_parquet("data.parquet", label=["a", None, "b"]))
     assert found[0].label == 0 and found[2].label == 1
-    with pytest.raises(InputError, match="row 1: has no label"):
+    with pytest.raises(InputError, match=r"data\.parquet\[1\]: has no label"):
         found[1]
 
 
@@ -489,3 +491,168 @@ def test_a_column_of_texts_is_found_by_name_or_named(tmp_path: Path, streaming: 
         dataset(**section, caption_column="word")
     with pytest.raises(InputError, match=r"data\.caption_column: 'label' is no column of texts"):
         dataset(**section, caption_column="label")
+
+
+def labels_of(found: ExampleDataset) -> list[int]:
+    return [found[index].label for index in range(len(found))]
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        ([20190002, 20190000, 20190001], ("20190000", "20190001", "20190002")),
+        ([-1, 1, -1], ("-1", "1")),
+        ([True, False, True], ("False", "True")),
+        ([True, True, True], ("False", "True")),
+    ],
+)
+def test_different_values_are_the_classes(
+    labelled_parquet: Callable[..., str], values: list[int], classes: tuple[str, ...]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dataset(name="hf", path=labelled_parquet("data.parquet", label=values))
+        others = dataset(name="hf", path=labelled_parquet("data.parquet", other=values))
+    assert found.classes == classes and not others.classes
+    assert [found.classes[label] for label in labels_of(found)] == [str(value) for value in values]
+
+
+def test_integers_within_the_number_of_classes_are_class_numbers(labelled_parquet: Callable[..., str]) -> None:
+    path = labelled_parquet("data.parquet", label=[4, 1, 1])
+    own, given = dataset(name="hf", path=path), dataset(name="hf", path=path, num_classes=5)
+    assert (own.classes, labels_of(own)) == (("1", "4"), [1, 0, 0])
+    assert (given.classes, labels_of(given)) == (("0", "1", "2", "3", "4"), [4, 1, 1])
+    assert own.fingerprint != given.fingerprint, "caches hold labels"
+    with pytest.raises(InputError, match=r"data\.num_classes: 3, .* has 2"):
+        dataset(name="hf", path=path, num_classes=3)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_minus_one_is_unlabelled_in_class_labels_alone(labelled_parquet: Callable[..., str], streaming: bool) -> None:
+    from datasets import ClassLabel
+
+    path = labelled_parquet("named.parquet", ClassLabel(names=["a", "b"]), label=[-1, 0, 1])
+    found = dataset(name="hf", path=path, streaming=streaming)
+    assert (found.classes, labels_of(found)) == (("a", "b"), [-1, 0, 1])
+    path = labelled_parquet("bare.parquet", label=[-1, 0, 1])
+    if streaming:
+        with pytest.raises(InputError, match=r"bare\.parquet\[0\]: its label -1 is none of the 2 classes"):
+            labels_of(dataset(name="hf", path=path, streaming=True, num_classes=2))
+        return
+    with pytest.warns(UserWarning, match="-1 in label is a class like others"):
+        found = dataset(name="hf", path=path)
+    assert (found.classes, labels_of(found)) == (("-1", "0", "1"), [0, 1, 2])
+
+
+def test_a_column_called_label_that_holds_none_is_said(labelled_parquet: Callable[..., str]) -> None:
+    path = labelled_parquet("data.parquet", label=[0.0, 0.5, 1.0])
+    with pytest.warns(UserWarning, match=r"label of .* holds float64, and no labels: those are strings, integers or"):
+        assert dataset(name="hf", path=path).classes == ()
+    with pytest.raises(
+        InputError, match=r"'label' is no column of strings, .* in '.*data\.parquet'; it holds float64$"
+    ):
+        dataset(name="hf", path=path, label_column="label")
+
+
+def sources_of(found: ExampleDataset) -> set[str]:
+    return {Path(found[index].source).name for index in range(len(found))}
+
+
+def test_linked_folders_are_read_once_and_loops_end(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    before = dataset(name="folder", path=str(tree))
+    outside = tmp_path_factory.mktemp("outside")
+    (tree / "dogs").rename(outside / "kept")
+    (tree / "dogs").symlink_to(outside / "kept")
+    (outside / "kept" / "00.txt").write_text("a dog")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = dataset(name="folder", path=str(tree))
+    assert found.classes == ("cats", "dogs") and len(found) == len(before)
+    assert [found[index].captions for index in range(len(found))].count(("a dog",)) == 1
+    (outside / "kept" / "up").symlink_to(tree)
+    (tree / "self").symlink_to(tree / "self")
+    (tree / "cats" / "gone.png").symlink_to(tree / "gone.png")
+    (tree / "first").symlink_to(outside / "kept")
+    with pytest.warns(UserWarning, match=r"links to folders .* are left out: .*dogs/up and 1 more$"):
+        again = dataset(name="folder", path=str(tree))
+    assert sorted(sources_of(again)) == sorted(sources_of(found))
+
+
+UNREADABLE = Path("/proc/self/mem")  # by nobody, at its start
+
+
+@pytest.mark.parametrize("how", ["content", "stat", "auto"])
+def test_an_unreadable_image_is_named_or_skipped(tree: Path, how: str) -> None:
+    section = {"name": "folder", "path": str(tree), "fingerprint": how}
+    before = dataset(**section, on_error="skip").fingerprint
+    (tree / "cats" / "03.png").unlink()
+    (tree / "cats" / "03.png").symlink_to(UNREADABLE)
+    with pytest.raises(InputError, match=r"03\.png: cannot be read \(Input/output error\)$"):
+        found = dataset(**section)
+        [found[index] for index in range(len(found))]
+    found = dataset(**section, on_error="skip")
+    assert found.fingerprint != before
+    with pytest.raises(InputError, match=r"03\.png: cannot be read"):
+        found[3]
+
+
+def test_an_unreadable_folder_is_named_or_left_out(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir = os.scandir
+
+    def refusing(folder: Path) -> object:
+        if Path(folder) == tree / "dogs":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError, match=r"dogs: cannot be read \(Permission denied\)$"):
+        dataset(name="folder", path=str(tree))
+    with pytest.warns(UserWarning, match=r"data\.path: .*dogs cannot be read, and is left out"):
+        assert dataset(name="folder", path=str(tree), on_error="skip").classes == ("cats",)
+
+
+def test_names_that_are_no_utf8_are_read_and_become_text(tree: Path) -> None:
+    (tree / "cats" / "00.png").rename(tree / "cats" / os.fsdecode(b"caf\xe9.png"))
+    (tree / "dogs").rename(tree / os.fsdecode(b"caf\xe9"))
+    found = dataset(name="folder", path=str(tree))
+    assert found.classes == (r"caf\xe9", "cats") and r"caf\xe9.png" in sources_of(found)
+    [(found.classes[found[index].label].encode(), found[index].source.encode()) for index in range(len(found))]
+    assert dataset(name="folder", path=str(tree), labels="(?P<label>.+)/").classes == found.classes
+
+
+def test_fingerprints_of_ordinary_names_stay(tmp_path: Path) -> None:
+    """Caches and reference statistics are kept under them."""
+    for name in ("a/ä.png", "b/日.png"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(name.encode())
+    files = [tmp_path / "a" / "ä.png", tmp_path / "b" / "日.png"]
+    assert fingerprint_files(tmp_path, files, [0, 1]) == "7d88206be27fc5d44e0db192a485fc3e"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(tree: Path) -> None:
+    (tree / "cats" / "00.txt").write_bytes("\ufeffa cat\n".encode())
+    assert dataset(name="folder", path=str(tree))[0].captions == ("a cat",)
+
+
+def test_tiles_of_a_folder_are_refused(tree: Path) -> None:
+    with pytest.raises(InputError, match=r"data\.path: .* is a folder; tiles are cut from one picture"):
+        dataset(name="tiles", path=str(tree))
+
+
+@pytest.mark.parametrize(("images", "labels"), [((0, 4, 4), (0,)), ((3, 4, 4), (3, 1)), ((3, 0, 4), (3,))])
+def test_idx_files_of_other_shapes_are_refused(
+    tmp_path: Path, images: tuple[int, ...], labels: tuple[int, ...]
+) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(np.zeros(images)))
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(labels)))
+    with pytest.raises(InputError, match=r"train-images is \[.*\], train-labels \[.*\]; .* are wanted"):
+        dataset(name="idx", path=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["folder", "hf", "idx", "tiles"])
+def test_an_empty_path_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(ValidationError, match="names nothing; a file or folder is wanted"):
+        dataset(name=name, path=" ")
+    monkeypatch.setenv("NOTHING", "")
+    with pytest.raises(InputError, match=r"data\.path: '\$NOTHING' names nothing"):
+        dataset(name=name, path="$NOTHING")

@@ -115,6 +115,10 @@ def test_z_up_and_y_up_say_the_same(tmp_path):
         ({"poses": np.zeros((4, 72)), "trans": np.zeros((5, 3)), "mocap_framerate": 30}, r"\(5, 3\)"),
         ({"poses": np.full((4, 72), np.nan), "trans": np.zeros((4, 3)), "mocap_framerate": 30}, "finite"),
         ({"poses": np.zeros((4, 72)), "trans": np.zeros((4, 3)), "mocap_framerate": 0}, "rate"),
+        ({"poses": np.zeros((4, 72)), "trans": np.zeros((4, 3)), "mocap_framerate": np.nan}, "rate of nan"),
+        ({"poses": np.zeros((4, 72)), "trans": np.zeros((4, 3)), "mocap_framerate": np.inf}, "rate of inf"),
+        ({"poses": np.zeros((4, 72)), "trans": np.zeros((4, 3)), "mocap_framerate": 1e-12}, r"from 0\.1 to 100000 a"),
+        ({"poses": np.zeros(()), "trans": np.zeros((4, 3)), "mocap_framerate": 30}, r"shape \(\)"),
         ({"poses": np.array([{}]), "trans": np.zeros((1, 3)), "mocap_framerate": 30}, "npz"),
     ],
 )

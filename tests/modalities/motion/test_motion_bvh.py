@@ -83,6 +83,7 @@ def test_position_channels_of_inner_joints_replace_their_offset(tmp_path):
         (lambda text: "", "no BVH file"),
         (lambda text: re.sub(r"Frame Time: \S+", "Frame Time: 0.0.3", text), "Frame Time"),
         (lambda text: re.sub(r"Frame Time: \S+", "Frame Time: 1e999", text), "no motion"),
+        (lambda text: re.sub(r"Frame Time: \S+", "Frame Time: 1e12", text), "no motion"),
         (lambda text: text.rsplit(" ", 1)[0] + " 1-2\n", "no number"),
         (lambda text: text.rsplit(" ", 1)[0] + " 1e999\n", "not finite"),
     ],

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from pydantic import ValidationError
 
 from layersync.core.errors import InputError
 from layersync.modalities.motion.data import AmassConfig, BvhConfig
+from layersync.modalities.motion.humanml3d_data import HumanML3DConfig
 from layersync.modalities.motion.io.amass import write_amass
 
 
@@ -202,3 +205,61 @@ def test_a_broken_bvh_file_stops_or_is_skipped(make_motion, write_body_bvh, tmp_
     skipping = BvhConfig(path=str(tmp_path / "tree"), on_error="skip")
     assert len(skipping.build("train")) + len(skipping.build("test")) == 3
     assert "1 of 4" in caplog.text
+
+
+def test_linked_folders_are_read_and_hidden_names_are_not(amass_tree, tmp_path_factory):
+    config = AmassConfig(path=str(amass_tree))
+    before = [config.build(split).fingerprint for split in ("train", "test")]
+    outside = tmp_path_factory.mktemp("outside") / "walk"
+    (amass_tree / "walk").rename(outside)
+    (amass_tree / "walk").symlink_to(outside)
+    (outside / "._walk_0.npz").write_bytes(b"\0\5\x16\7")
+    (amass_tree / ".trash").mkdir()
+    for number in range(2):
+        shutil.copy(outside / "walk_0.npz", amass_tree / ".trash" / f"{number}.npz")
+    assert config.build("train").classes == ("jump", "walk")
+    digests = [str(config.build(split).fingerprint) for split in ("train", "test")]
+    assert digests == before
+
+
+def test_names_that_are_no_utf8_are_read_and_become_text(amass_tree):
+    (amass_tree / "walk" / "walk_0.npz").rename(amass_tree / "walk" / os.fsdecode(b"caf\xe9.npz"))
+    (amass_tree / "jump").rename(amass_tree / os.fsdecode(b"caf\xe9"))
+    config = AmassConfig(path=str(amass_tree))
+    found = {split: config.build(split) for split in ("train", "test")}
+    assert found["train"].classes == (r"caf\xe9", "walk")
+    named = set().union(*(sources(config, split) for split in found))
+    assert len(named) == 12 and r"walk/caf\xe9.npz" in named and r"caf\xe9/jump_0.npz" in named
+
+
+def test_the_label_is_no_part_of_the_ending(amass_tree):
+    flat = str(amass_tree / "walk")
+    for fitting in (r"^(?P<label>.{4})", r"(?P<label>walk)_\d\.npz$", r"(?P<label>[a-z]+)"):
+        assert AmassConfig(path=flat, labels=fitting).build("train").classes == ("walk",)
+    (amass_tree / "walk" / "walk_0.npz").rename(amass_tree / "walk" / "0.npz")
+    with pytest.raises(InputError, match=r"finds no label in the file name 0\.npz"):
+        AmassConfig(path=flat, labels=r"(?P<label>[a-z]+)").build("train")
+
+
+def test_a_fraction_beside_a_pattern_of_test_files_is_said(amass_tree):
+    with pytest.warns(UserWarning, match=r"data\.test_fraction has no effect: data\.test_files chooses the test split"):
+        AmassConfig(path=str(amass_tree), test_files="_0", test_fraction=0.5).build("train")
+
+
+def test_an_unreadable_bvh_file_stops_or_is_skipped(make_motion, write_body_bvh, tmp_path):
+    for index in range(2):
+        write_body_bvh(f"tree/good_{index}.bvh", make_motion(frames=10, seed=index))
+    (tmp_path / "tree" / "bad.bvh").symlink_to("/proc/self/mem")  # which nobody reads at its start
+    with pytest.raises(InputError, match=r"bad\.bvh: cannot be read"):
+        BvhConfig(path=str(tmp_path / "tree")).build("train")
+    skipping = BvhConfig(path=str(tmp_path / "tree"), on_error="skip")
+    assert len(skipping.build("train")) + len(skipping.build("test")) == 2
+
+
+@pytest.mark.parametrize("config", [AmassConfig, BvhConfig, HumanML3DConfig])
+def test_an_empty_path_is_refused(monkeypatch, config):
+    with pytest.raises(ValidationError, match="names nothing; a file or folder is wanted"):
+        config(path="")
+    monkeypatch.setenv("NOTHING", "")
+    with pytest.raises(InputError, match=r"data\.path: '\$NOTHING' names nothing"):
+        config(path="$NOTHING").build("train")

@@ -132,7 +132,7 @@ def test_damaged_folders_are_refused_in_one_line(folder, damage, said):
 
 
 def test_times_of_captions_are_read_as_they_stand(tmp_path):
-    (tmp_path / "x.txt").write_text("a#a/DET#nan#2.5\n\nb#b/X#0.0#0.0\n")
+    (tmp_path / "x.txt").write_text("\ufeffa#a/DET#nan#2.5\n\nb#b/X#0.0#0.0\n")
     assert [(line.text, line.start, line.stop) for line in read_captions(tmp_path / "x.txt")] == [
         ("a", 0.0, 2.5),
         ("b", 0.0, 0.0),

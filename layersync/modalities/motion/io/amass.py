@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from layersync.core.archive import opened_npz
 from layersync.core.errors import InputError
-from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.sample import RATES, Motion
 from layersync.modalities.motion.skeleton import NUM_JOINTS
 
 PELVIS_AT_REST = np.array([-0.0018, -0.2233, 0.0282])
@@ -46,15 +46,17 @@ def read_amass(path: Path, *, up: Literal["y", "z"] = "z", pelvis: Sequence[floa
     in T-pose, in metres. Raises :class:`InputError`, naming the file, for anything that is no such file.
     """
     poses, trans, fps = _arrays(path)
-    frames = len(poses)
-    if poses.ndim != 2 or frames < 1 or poses.shape[1] not in (72, 156, 165, BODY_JOINTS * 3):
+    if poses.ndim != 2 or len(poses) < 1 or poses.shape[1] not in (72, 156, 165, BODY_JOINTS * 3):
         raise InputError(
             f"{path}: poses have shape {poses.shape}; expected (frames, 72), (frames, 156) or (frames, 165)"
         )
+    frames = len(poses)
     if trans.shape != (frames, 3):
         raise InputError(f"{path}: trans has shape {trans.shape}; expected ({frames}, 3) as poses have {frames} frames")
-    if not (np.isfinite(poses).all() and np.isfinite(trans).all() and fps > 0):
-        raise InputError(f"{path}: poses, trans or frame rate hold values that are not finite, or no rate above 0")
+    if not (np.isfinite(poses).all() and np.isfinite(trans).all()):
+        raise InputError(f"{path}: poses or trans hold values that are not finite")
+    if not RATES[0] <= fps <= RATES[1]:
+        raise InputError(f"{path}: a frame rate of {fps:g}; from {RATES[0]:g} to {RATES[1]:g} a second are read")
     joints = NUM_JOINTS if poses.shape[1] == 72 else BODY_JOINTS
     vectors = np.zeros((frames, NUM_JOINTS, 3))
     vectors[:, :joints] = poses[:, : joints * 3].reshape(frames, joints, 3)

@@ -10,7 +10,9 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from layersync.core.errors import InputError
+from layersync.core.paths import read_file
 from layersync.modalities.motion.retarget import SourceMotion
+from layersync.modalities.motion.sample import RATES
 
 _POSITIONS = {"Xposition": 0, "Yposition": 1, "Zposition": 2}
 _ROTATIONS = {"Xrotation": "X", "Yrotation": "Y", "Zrotation": "Z"}
@@ -95,7 +97,7 @@ def read_bvh(path: Path) -> BvhFile:
     Raises :class:`InputError`, naming the file, for a broken hierarchy, a wrong count of values, or other text among
     the values.
     """
-    content = path.read_bytes()
+    content = read_file(path)
     head, found, rest = content.partition(b"MOTION")
     frames = re.match(rb"\s*Frames:\s*(\d+)\s*Frame Time:\s*([0-9.eE+-]+)[^\n]*\n?", rest)
     if not found or frames is None:
@@ -105,7 +107,7 @@ def read_bvh(path: Path) -> BvhFile:
         num_frames, frame_time, body = int(frames[1]), float(frames[2]), rest[frames.end() :]
     except ValueError:
         raise InputError(f"{path}: Frame Time {frames[2].decode()!r} is no number") from None
-    if num_frames < 1 or not 0 < frame_time < np.inf:
+    if num_frames < 1 or not 1 / RATES[1] <= frame_time <= 1 / RATES[0]:
         raise InputError(f"{path}: {num_frames} frames of {frame_time} s are no motion")
     if strange := body.translate(None, _NUMERIC):
         raise InputError(f"{path}: the frames hold {strange[:20].decode(errors='replace')!r} where numbers belong")
