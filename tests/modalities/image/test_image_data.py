@@ -377,7 +377,10 @@ def test_small_pictures_train_without_a_held_out_part(tmp_path: Path) -> None:
         evaluate(run.path)
 
 
-def test_of_a_run_on_the_held_out_split_nothing_is_held_out(tree: Path, tmp_path: Path) -> None:
+def test_of_a_run_on_the_held_out_split_nothing_is_held_out(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    runs = tmp_path_factory.mktemp("runs")
     recipe = {
         "modality": "image",
         "data": {"name": "folder", "path": str(tree), "split": "test"},
@@ -385,9 +388,7 @@ def test_of_a_run_on_the_held_out_split_nothing_is_held_out(tree: Path, tmp_path
         "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 2},
         "train": {"steps": 1, "batch_size": 2},
     }
-    found = [
-        train(load_recipe(recipe, [f"data.split={split}"]), tmp_path / "runs" / split) for split in ("train", "test")
-    ]
+    found = [train(load_recipe(recipe, [f"data.split={split}"]), runs / split) for split in ("train", "test")]
     assert [run.data.num_examples for run in found] == [22, 2]
     assert [run.records()[0]["held_out_split"] for run in found] == ["test", "train"]
 
