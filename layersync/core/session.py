@@ -264,7 +264,8 @@ class _Session:
             return
         from torch.utils.tensorboard import SummaryWriter
 
-        with SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.start + 1) as board:
+        purged = self.start + 1 if self.start else 0  # a start anew measures before its first step once more
+        with SummaryWriter(str(self.run.path / "tensorboard"), purge_step=purged) as board:
 
             def write(record: dict[str, Any]) -> None:
                 self.run.append("metrics.jsonl", record)

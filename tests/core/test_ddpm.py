@@ -19,10 +19,12 @@ from layersync.core.errors import InputError
 from layersync.core.interpolant import DdpmCosine, discrete_step, step_time
 from layersync.core.probe import flow_loss
 from layersync.core.solver import solve_ddpm, spaced_steps
+from layersync.core.trainer import Trainer, build_parts
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "core_ddpm.npz"
 SHAPE = (3, 6, 1, 5)
 DDPM = ("objective.interpolant=ddpm-cosine", "objective.prediction=data", "sample.solver=ddpm")
+SHORT = (*DDPM, "objective.num_timesteps=40", "sample.steps=5", "train.steps=2", "sample.batch_size=3")
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +120,30 @@ def test_num_timesteps_of_a_continuous_path_is_said_to_do_nothing(tiny_mapping):
         load_recipe(tiny_mapping, ("objective.num_timesteps=10",))
 
 
-def test_a_run_samples_ancestrally_and_not_by_the_batch(tiny, tmp_path):
-    recipe = tiny(*DDPM, "objective.num_timesteps=40", "sample.steps=5", "train.steps=2", "sample.batch_size=3")
-    run = train(recipe, out=tmp_path / "run")
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    return train(tiny(*SHORT), out=tmp_path_factory.mktemp("ddpm") / "run")
+
+
+def test_training_times_are_those_of_the_steps_that_the_recipe_says(tiny, seen):
+    recipe = tiny(*SHORT)
+    trainer = Trainer(recipe, build_parts(recipe))
+    for step in range(3):
+        trainer.train_step(step)
+    t = torch.cat([time for _, time, *_ in seen])
+    steps = discrete_step(t, 40)
+    assert torch.equal(t, step_time(steps, 40)) and len(t) == 48
+    assert 20 < len(steps.unique()) <= 40
+
+
+def test_sampling_visits_the_steps_that_the_recipe_says(run, seen):
+    load(run.path).sample(2)
+    visited = torch.stack([time for _, time, *_ in seen])
+    wanted = step_time(torch.tensor(spaced_steps(40, 5)[::-1]), 40)
+    assert torch.equal(visited, wanted[:, None].expand(5, 2))
+
+
+def test_a_run_samples_ancestrally_and_not_by_the_batch(run):
     model = load(run.path)
     conditions = model.conditions(4, seed=1)
     together, _ = model.sample_latents(conditions, seed=1, settings=model.settings(batch_size=4))

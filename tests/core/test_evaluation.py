@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 import layersync
 from layersync import InputError, Run
@@ -176,6 +177,74 @@ def test_replications_draw_other_samples_and_give_the_published_interval(trained
     assert len(set(values)) == 3 and values[0] == pytest.approx(once.value)
     half = 1.96 * np.std(values) / np.sqrt(3)
     assert often.interval == pytest.approx((np.mean(values) - half, np.mean(values) + half))
+
+
+@pytest.fixture
+def settled(trained: Run, tiny: Make, tmp_path: Path) -> Callable[..., Run]:
+    """``settled("evaluate.seed=5")``: a copy of the run with other settings of what may change when it is done."""
+
+    def make(*overrides: str) -> Run:
+        path = shutil.copytree(trained.path, tmp_path / f"copy-{len(list(tmp_path.iterdir()))}")
+        return layersync.train(tiny("train.steps=40", *overrides), path, resume=True)
+
+    return make
+
+
+def starts(seen: list[Any]) -> tuple[Tensor, Tensor]:
+    """Noise and labels of the samples that were drawn: what networks were given at t = 0."""
+    first = [(x_t, condition["label"]) for x_t, t, condition in seen if not t.any()]
+    return torch.cat([noise for noise, _ in first]), torch.cat([label for _, label in first])
+
+
+def test_the_recipe_says_how_many_samples_and_with_which_seed(
+    settled: Callable[..., Run], tiny: Make, tmp_path: Path, seen: list[Any]
+) -> None:
+    """Another ``evaluate.seed`` draws other samples; runs with other seeds are scored on the same noise and labels."""
+    runs = {
+        "one": settled("evaluate.num_samples=12"),
+        "other": settled("evaluate.num_samples=12", "evaluate.seed=5"),
+        "trained": layersync.train(tiny("seed=1", "train.steps=1", "evaluate.num_samples=12"), tmp_path / "seed-1"),
+    }
+    drawn, said, values = {}, {}, {}
+    for name, run in runs.items():
+        seen.clear()
+        found = layersync.evaluate(run.path, ["nearest-training"])
+        drawn[name] = starts(seen)
+        said[name] = (found.sampling.num_samples, found.sampling.seed)
+        values[name] = found.metrics["nearest-training"].value
+    assert said == {"one": (12, 0), "other": (12, 5), "trained": (12, 0)}
+    assert all(len(noise) == len(labels) == 12 for noise, labels in drawn.values())
+    assert all(torch.equal(*pair) for pair in zip(drawn["one"], drawn["trained"], strict=True))
+    assert not any(torch.equal(*pair) for pair in zip(drawn["one"], drawn["other"], strict=True))
+    assert values["one"] != values["other"]
+
+
+def test_samples_are_drawn_for_each_example_of_the_split_that_the_recipe_names(
+    settled: Callable[..., Run], seen: list[Any]
+) -> None:
+    run = settled("evaluate.conditions=test", "sample.batch_size=64", "sample.steps=1")
+    dataset = run.recipe.adapter.dataset(run.recipe.data, "test")
+    layersync.evaluate(run.path, ["nearest-training"], num_samples=len(dataset))
+    wanted = [dataset[index].label for index in range(len(dataset))]
+    assert sorted(starts(seen)[1].tolist()) == sorted(wanted)
+
+
+def test_the_recipe_says_what_samples_are_compared_with(settled: Callable[..., Run], result: Any) -> None:
+    run = settled("evaluate.reference=test")
+    score = layersync.evaluate(run.path, ["fd-classifier"], num_samples=64).metrics["fd-classifier"]
+    assert score.reference.split == "test" and score.value != result.metrics["fd-classifier"].value
+
+
+def test_a_run_learns(tiny: Make, tmp_path: Path) -> None:
+    """Held-out loss falls at every time, and samples are of the digit that was asked for more often than by chance."""
+    network = ("backbone.depth=3", "backbone.hidden_size=64", "backbone.patch_size=4")
+    training = ("train.steps=200", "train.batch_size=32", "optimizer.lr=0.003", "train.ema_decay=0.97")
+    sampling = ("sample.solver=heun", "sample.steps=6", "sample.batch_size=64", "sample.guidance=2")
+    run = layersync.train(tiny(*network, *training, *sampling, "train.log_every=100"), tmp_path / "run")
+    first, last = (record["held_out_loss_by_t"] for record in run.records() if "held_out_loss_by_t" in record)
+    assert len(first) == 8 and all(after < 0.9 * before for before, after in zip(first, last, strict=True))
+    agreement = layersync.evaluate(run.path, ["label-agreement"], num_samples=128).metrics["label-agreement"]
+    assert agreement.value > 0.5 and agreement.details["chance"] == pytest.approx(0.1)
 
 
 def test_a_run_is_scored_against_anybodys_samples(trained: Run, tmp_path: Path, command: Make) -> None:

@@ -47,6 +47,16 @@ def test_samples_do_not_depend_on_the_batch(model: GenerativeModel, solver: str,
     assert torch.allclose(fewer, all_at_once[:3], atol=1e-5)
 
 
+def test_batch_size_is_how_many_samples_the_network_gets_at_once(model: GenerativeModel, seen: list[Any]) -> None:
+    for settings, sizes in (({"batch_size": 2}, [2, 2, 1]), ({}, [5]), ({"batch_size": 5}, [5])):
+        seen.clear()
+        latents(model, count=5, steps=1, **settings)
+        assert [len(x_t) for x_t, *_ in seen] == sizes
+    seen.clear()
+    latents(model, count=9, steps=1)
+    assert [len(x_t) for x_t, *_ in seen] == [8, 1], "the recipe says 8"
+
+
 def test_samples_differ_among_themselves_and_among_seeds(model: GenerativeModel) -> None:
     found = latents(model, labels=(3,))
     assert len({tuple(row.flatten().tolist()) for row in found}) == len(found)

@@ -13,11 +13,14 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
 import layersync
 from layersync import InputError, load_recipe
+from layersync.core.adapter import SECTIONS, load_adapter
 from layersync.core.recipe import Recipe
-from layersync.core.recipe_reading import shipped_recipes
+from layersync.core.recipe_reading import PLUGGED, shipped_recipes
+from layersync.core.regularizer.base import installed_regularizers
 from layersync.core.regularizer.layersync import LayerSyncOutput
 from layersync.core.schema import recipe_schema
 from layersync.metrics import PrecisionRecall
@@ -291,12 +294,40 @@ class TestSchema:
             assert not valid({**tiny_mapping, section: {**tiny_mapping[section], key: 1}}), section
 
     def test_every_key_is_in_it(self) -> None:
-        properties = recipe_schema()["properties"]
-        assert set(properties) == set(Recipe.model_fields)
-        assert set(properties["train"]["properties"]) == set(Recipe.model_fields["train"].annotation.model_fields)
-        assert properties["train"]["additionalProperties"] is False
-        names = {option["properties"]["name"]["const"] for option in properties["regularizer"]["anyOf"]}
-        assert {"none", "layersync"} <= names
+        """Of every section, of every kind that a section can be of, of every modality."""
+        schema = recipe_schema()
+        properties = schema["properties"]
+        assert set(properties) == set(Recipe.model_fields) and schema["additionalProperties"] is False
+        sections = {name: field.annotation for name, field in Recipe.model_fields.items() if name not in PLUGGED}
+        core = {name: kind for name, kind in sections.items() if isinstance(kind, type) and issubclass(kind, BaseModel)}
+        assert set(core) == {"condition", "objective", "optimizer", "train", "sample", "evaluate"}
+        found = [(properties[name], kind) for name, kind in core.items()]
+        kinds = {name: kind.Config for name, kind in installed_regularizers()[0].items()}
+        found += self.kinds(properties["regularizer"], kinds)
+        rules = {rule["if"]["properties"]["modality"]["const"]: rule["then"]["properties"] for rule in schema["allOf"]}
+        assert {"image", "audio", "motion"} <= set(rules)
+        for modality, described in rules.items():
+            assert set(described) == set(SECTIONS)
+            for section in SECTIONS:
+                found += self.kinds(described[section], load_adapter(modality).sections[section])
+        inner = 0
+        for described, kind in found:
+            assert set(described["properties"]) == set(kind.model_fields), kind
+            assert described["additionalProperties"] is False, kind
+            for key, field in kind.model_fields.items():
+                if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                    reference = described["properties"][key]
+                    name = (reference.get("$ref") or reference["allOf"][0]["$ref"]).removeprefix("#/$defs/")
+                    assert set(schema["$defs"][name]["properties"]) == set(field.annotation.model_fields), name
+                    inner += 1
+        assert len(found) > 25 and inner >= 2, "the weight's schedule, scans of patients"
+
+    @staticmethod
+    def kinds(described: dict, kinds: Any) -> list[tuple[dict, Any]]:
+        """What the schema says of each kind of a section, beside its class."""
+        options = {option["properties"]["name"]["const"]: option for option in described["anyOf"]}
+        assert set(options) == set(kinds)
+        return [(options[name], kind) for name, kind in kinds.items()]
 
     def test_references_lead_somewhere(self) -> None:
         schema = recipe_schema()

@@ -96,6 +96,43 @@ def test_resume_at_every_checkpoint_equals_a_straight_run(
         assert logged(resumed) == logged(straight)
 
 
+def flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    """Every number of a record by its place in it."""
+    found: dict[str, float] = {}
+    for name, value in record.items():
+        if isinstance(value, dict | list):
+            found |= flat(dict(enumerate(value)) if isinstance(value, list) else value, f"{prefix}{name}/")
+        elif not isinstance(value, str) and name != "step":
+            found[f"{prefix}{name}"] = value
+    return found
+
+
+def shown(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads of a run: step and value of every curve."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_what_was_logged_and_no_step_twice(tiny: Make, tmp_path: Path) -> None:
+    """Of a run as it is, and resumed from its first checkpoint or from none."""
+    recipe = tiny("train.steps=3", "train.checkpoint_every=2")
+    whole = layersync.train(recipe, tmp_path / "whole")
+    for kept in (3, 2, 0):
+        run = Run(shutil.copytree(whole.path, tmp_path / f"from-{kept}"))
+        for step in run.checkpoint_steps():
+            if step > kept:
+                shutil.rmtree(run.checkpoint(step))
+        layersync.train(recipe, run.path, resume=True)
+        wanted: dict[str, list[Any]] = {}
+        for record in run.records():
+            for name, value in flat(record).items():
+                wanted.setdefault(name, []).append((record["step"], pytest.approx(value, rel=1e-6)))
+        assert {"loss", "similarity/1-3", "held_out_loss_by_t/7", "held_out_similarity/1-3/centred"} <= set(wanted)
+        assert [step for step, _ in wanted["loss"]] == [1, 2, 3] and shown(run) == wanted
+
+
 def test_more_steps_may_be_asked_for(tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make) -> None:
     long = layersync.train(tiny("train.steps=6"), tmp_path / "long")
     layersync.train(tiny("train.steps=3"), tmp_path / "run")

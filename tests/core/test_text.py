@@ -21,12 +21,14 @@ from torch import Tensor
 import layersync
 from layersync import InputError, Run, load_recipe, train
 from layersync.core.adapter import load_adapter
+from layersync.core.draws import step_draws
 from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel, KnownConditions
 from layersync.core.latents import LatentCache
 from layersync.core.packaged import cache_directory
 from layersync.core.parallel import Processes
 from layersync.core.text import TextEncoder, TextTable
+from layersync.core.trainer import Trainer, build_parts
 
 Command = Callable[..., tuple[int, str, str]]
 TEXTS = ("a person walks", "an old person waves with the left hand", "walk")
@@ -292,8 +294,33 @@ def test_labels_are_left_to_scores_where_text_is_read(model: GenerativeModel) ->
     assert set(by_chance.captions) > {by_chance.captions[0]} and bool((by_chance.label >= 0).all())
 
 
+@pytest.mark.parametrize("dropout", [0.5, 1.0])
+def test_texts_and_labels_are_dropped_together(dropout: float, seen: list[Any]) -> None:
+    recipe = load_recipe(RECIPE, ["condition.labels=required", f"train.condition_dropout={dropout}"])
+    parts = build_parts(recipe)
+    Trainer(recipe, parts).train_step(0)
+    ((_, _, condition),) = seen
+    dropped = step_draws(0, 0, 16, slice(0, 16), len(parts.cache), parts.data.latent).drop < dropout
+    assert bool(dropped.all()) if dropout == 1 else 0 < int(dropped.sum()) < 16
+    assert torch.equal(condition["label"] == len(parts.data.classes), dropped)
+    assert torch.equal(~condition["text_mask"].any(1), dropped)
+
+
+@pytest.mark.filterwarnings("ignore:.* longer than condition.max_tokens")
+def test_pooling_and_length_of_texts_are_the_recipes(clip: Path) -> None:
+    """The projection of this CLIP has half as many channels as its tokens."""
+    for settings, shape in (
+        (["condition.text_pooling=tokens", "condition.max_tokens=7"], (7, 24)),
+        (["condition.text_pooling=pooled"], (1, 12)),
+    ):
+        parts = build_parts(load_recipe(RECIPE, [f"condition.text_encoder={clip}", *settings]))
+        caption = parts.cache.captions[0][0]
+        assert parts.texts is not None and parts.texts.read([caption])["text"].shape == (1, *shape)
+        assert parts.data.text_channels == shape[1]
+
+
 def test_texts_and_labels_together(tmp_path: Path) -> None:
-    """Both are dropped together, so that one without the other is nothing the network has seen."""
+    """They are dropped together, so that one without the other is nothing the network has seen."""
     recipe = load_recipe(RECIPE, ["condition.labels=required", "train.steps=1"])
     both = layersync.load(train(recipe, tmp_path / "run").path)
     assert both.condition.num_classes == len(both.classes) and both.condition.text_channels == 384

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 import layersync
-from layersync.core.draws import StepDraws
+from layersync import load_recipe
+from layersync.core.draws import StepDraws, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.latents import LatentBatch, LatentCache
 from layersync.core.probe import flow_loss
@@ -24,19 +26,25 @@ from layersync.core.trainer import Trainer, build_parts, choose_precision
 Make = Callable[..., Any]
 
 
-def one_step(recipe: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Losses and gradients of one step on weights everywhere (at initialisation most gradients are 0)."""
+def with_weights(recipe: Any) -> Trainer:
+    """A trainer of a network with weights everywhere: at initialisation most outputs and gradients are 0."""
     trainer = Trainer(recipe, build_parts(recipe))
     torch.manual_seed(1)
     for parameter in trainer.names:
         nn.init.normal_(parameter, std=0.1)
+    trainer.model.train()
+    return trainer
+
+
+def one_step(recipe: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Losses and gradients of one step on such weights."""
+    trainer = with_weights(recipe)
     gradients: dict[str, Tensor] = {}
 
     def note(optimizer: Any, *_: Any) -> None:
         gradients.update({name: p.grad.clone() for p, name in trainer.names.items() if p.grad is not None})
 
     trainer.optimizer.register_step_pre_hook(note)
-    trainer.model.train()
     losses = trainer.train_step(3)
     return {name: float(value) for name, value in losses.items()}, gradients
 
@@ -65,6 +73,29 @@ def assert_equal_steps(found: tuple, plain: tuple) -> None:
 )
 def test_equal_loss_and_gradients(tiny: Make, plain: tuple, changes: list[str]) -> None:
     assert_equal_steps(one_step(tiny(*changes)), plain)
+
+
+def test_checkpointing_computes_each_block_twice(tiny: Make) -> None:
+    for on, times in (("false", 1), ("true", 2)):
+        trainer = with_weights(tiny(f"train.gradient_checkpointing={on}"))
+        calls: list[str] = []
+        trainer.backbone.blocks[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append("block"))
+        trainer.train_step(3)
+        assert len(calls) == times
+
+
+def test_accumulation_gives_the_network_a_part_at_a_time(tiny: Make, seen: list[Any]) -> None:
+    for accumulate, sizes in ((1, [16]), (2, [8, 8]), (4, [4, 4, 4, 4])):
+        trainer = with_weights(tiny(f"train.accumulate={accumulate}"))
+        seen.clear()
+        trainer.train_step(3)
+        assert [len(x_t) for x_t, *_ in seen] == sizes
+
+
+def test_with_dropout_another_accumulation_is_another_training(tiny: Make) -> None:
+    """Dropout is drawn for a micro-batch, as the documentation says."""
+    whole, parts = (one_step(tiny("backbone.dropout=0.3", f"train.accumulate={n}"))[0] for n in (1, 2))
+    assert whole["flow_loss"] != pytest.approx(parts["flow_loss"], rel=1e-4)
 
 
 def test_equal_loss_and_gradients_when_traced(tiny: Make, plain: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,43 +128,90 @@ def test_bf16_trains_close_to_float32_with_a_float32_loss(tiny: Make, plain: tup
     assert all(g.dtype == torch.float32 for g in gradients.values())
 
 
-def test_precision_is_chosen_once_and_explained() -> None:
-    assert choose_precision(torch.device("cpu"), "bf16") == (torch.bfloat16, "the recipe says so")
-    assert choose_precision(torch.device("cpu"), "float32")[0] == torch.float32
-    dtype, reason = choose_precision(torch.device("cpu"), "auto")
-    assert "this processor" in reason and (dtype == torch.bfloat16) == ("computes in bf16" in reason)
+@pytest.mark.parametrize(
+    ("hardware", "dtype", "reason"),
+    [
+        ((True, False), torch.bfloat16, "this processor computes in bf16"),
+        ((False, True), torch.bfloat16, "this processor computes in bf16"),
+        ((False, False), torch.float32, "this processor has no bf16"),
+    ],
+    ids=["avx512", "amx", "neither"],
+)
+def test_precision_of_a_processor(
+    hardware: tuple[bool, bool], dtype: torch.dtype, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, there in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), hardware, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda there=there: there)
+    cpu = torch.device("cpu")
+    assert choose_precision(cpu, "auto") == (dtype, reason)
+    assert choose_precision(cpu, "bf16") == (torch.bfloat16, "the recipe says so")
+    assert choose_precision(cpu, "float32") == (torch.float32, "the recipe says so")
+    assert choose_precision(cpu, "tf32") == (torch.float32, "TF32 is for CUDA devices alone")
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_precision_of_a_gpu_is_what_it_computes_in_not_what_it_emulates(
+    native: bool, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Accelerator 9000")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
+    found, reason = choose_precision(torch.device("cuda"), "auto")
+    assert found == dtype and reason.startswith("Accelerator 9000 ")
+
+
+def test_the_network_computes_in_the_precision_that_was_chosen(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    for native, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        trainer = with_weights(tiny("train.precision=auto"))
+        found: list[torch.dtype] = []
+        trainer.backbone.blocks[0].mlp.fc1.register_forward_hook(
+            lambda module, given, out, found=found: found.append(out.dtype)
+        )
+        trainer.train_step(3)
+        assert found == [dtype]
 
 
 class TestPadding:
-    """A trainer whose latents are cut short by a mask, as audio and motion latents are."""
+    """Motions, some of which are shorter than the window that is trained on."""
+
+    @pytest.fixture
+    def recipe(self, tiny_mapping: dict) -> Callable[..., Any]:
+        motions: dict[str, Any] = {
+            "modality": "motion",
+            "data": {"name": "mocap-clips"},
+            "tokenizer": {"name": "smpl6d", "num_frames": 96},
+            "backbone": {**tiny_mapping["backbone"], "name": "transformer", "patch_size": 4},
+        }
+        return lambda *overrides: load_recipe({**tiny_mapping, **motions}, overrides)
 
     def step(self, recipe: Any, filling: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, Any]:
+        """One step with ``filling`` where zeros pad the clips that are too short."""
         whole = LatentCache.read
 
         def read(cache: LatentCache, draws: StepDraws) -> LatentBatch:
             batch = whole(cache, draws)
-            frames = torch.from_numpy(4 + 2 * (draws.indices % 3))
-            mask = torch.arange(8)[None] < frames[:, None]
-            return LatentBatch(
-                torch.where(mask[:, None, None, :], batch.stored, filling), mask, batch.label, batch.captions
-            )
+            assert batch.mask is not None and len(set(batch.mask.sum(1).tolist())) > 1
+            padding = ~batch.mask[..., None]
+            assert not batch.stored[padding.expand_as(batch.stored)].any()
+            return dataclasses.replace(batch, stored=batch.stored.masked_fill(padding, filling))
 
         with monkeypatch.context() as patch:
             patch.setattr(LatentCache, "read", read)
             return one_step(recipe)
 
     def test_contents_of_padding_change_neither_loss_nor_gradients(
-        self, tiny: Make, monkeypatch: pytest.MonkeyPatch
+        self, recipe: Make, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for similarity in ("cosine", "centred"):
-            recipe = tiny(f"regularizer.similarity={similarity}")
-            first, second = (self.step(recipe, filling, monkeypatch) for filling in (0.0, 50.0))
+            one = recipe(f"regularizer.similarity={similarity}")
+            first, second = (self.step(one, filling, monkeypatch) for filling in (0.0, 50.0))
             assert first[0] == second[0]
             assert all(torch.equal(first[1][name], second[1][name]) for name in first[1])
 
-    def test_unequal_lengths_do_not_disturb_accumulation(self, tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_unequal_lengths_do_not_disturb_accumulation(self, recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
         """Means go over a sample's own frames first, so micro-batches with fewer frames weigh no less."""
-        found = [self.step(tiny(f"train.accumulate={n}"), 0.0, monkeypatch) for n in (2, 1)]
+        found = [self.step(recipe(f"train.accumulate={n}"), 0.0, monkeypatch) for n in (2, 1)]
         assert_equal_steps(*found)
 
 
@@ -149,10 +227,47 @@ def test_flow_loss_is_a_mean_over_real_elements_then_samples() -> None:
     assert flow_loss(prediction.bfloat16(), target.bfloat16(), None, 2).dtype == torch.float32
 
 
+def losses_by_hand(trainer: Trainer, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Flow loss and similarity of each sample, its t, and whether it lost its label, on the linear path."""
+    cache, dropout = trainer.parts.cache, trainer.recipe.train.condition_dropout
+    draws = step_draws(0, step, 16, slice(0, 16), len(cache), trainer.parts.data.latent)
+    x1, x0 = torch.stack([cache.stored(int(index)) for index in draws.indices]), draws.noise
+    t = draws.uniform_time
+    time = t[:, None, None, None]
+    dropped = draws.drop < dropout
+    label = torch.from_numpy(cache.labels[draws.indices])
+    label[dropped] = 10
+    with torch.no_grad():
+        out = trainer.backbone((1 - time) * x0 + time * x1, t, {"label": label}, taps=(1, 3))
+    student, teacher = out.features[1], out.features[3]
+    cosine = (student * teacher).sum(2) / student.norm(dim=2) / teacher.norm(dim=2)
+    return ((out.prediction - (x1 - x0)) ** 2).mean((1, 2, 3)), cosine.mean(1), t, dropped
+
+
+@pytest.mark.parametrize(("dropout", "most"), [(0.0, 0), (0.1, 8), (1.0, 16)])
+def test_a_step_is_what_the_definitions_give(dropout: float, most: int, tiny: Make) -> None:
+    trainer = with_weights(tiny(f"train.condition_dropout={dropout}"))
+    flow, similarity, _, dropped = losses_by_hand(trainer, 3)
+    assert min(1, most) <= int(dropped.sum()) <= most
+    losses = trainer.train_step(3)
+    assert float(losses["flow_loss"]) == pytest.approx(float(flow.mean()), abs=1e-6)
+    assert float(losses["similarity/1-3"]) == pytest.approx(float(similarity.mean()), abs=1e-6)
+    assert float(losses["regularizer_loss"]) == pytest.approx(-0.3 * float(similarity.mean()), abs=1e-6)
+
+
+def test_t_range_is_about_the_times_of_the_samples(tiny: Make) -> None:
+    trainer = with_weights(tiny("regularizer.t_range=[0.2, 0.6]"))
+    flow, similarity, t, _ = losses_by_hand(trainer, 3)
+    inside = (t >= 0.2) & (t <= 0.6)
+    assert 0 < inside.sum() < 16 and not torch.equal(inside, (1 - t >= 0.2) & (1 - t <= 0.6))
+    losses = trainer.train_step(3)
+    assert float(losses["flow_loss"]) == pytest.approx(float(flow.mean()), abs=1e-6)
+    assert float(losses["similarity/1-3"]) == pytest.approx(float(similarity.mean()), abs=1e-6)
+    assert float(losses["regularizer_loss"]) == pytest.approx(-0.3 * float((similarity * inside).mean()), abs=1e-6)
+
+
 def test_the_first_loss_is_what_the_definitions_give(tiny: Make) -> None:
     """A network that starts by predicting 0: the flow loss is the mean square of the velocity, similarity is 1."""
-    from layersync.core.draws import step_draws
-
     recipe = tiny()
     parts = build_parts(recipe)
     losses = Trainer(recipe, parts).train_step(0)

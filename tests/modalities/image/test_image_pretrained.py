@@ -43,6 +43,8 @@ from layersync.modalities.image.pretrained import import_checkpoint
 
 Command = Callable[..., tuple[int, str, str]]
 TOLERANCE = 1e-4
+ADAPTIVE_TOLERANCE = 3e-5
+"""An rtol of 1e-3 instead of 1e-6 moves dopri5's samples by 8e-5."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +81,7 @@ SAMPLERS: dict[str, dict[str, Any]] = {
 def test_samples_are_the_published_codes(name: str, imported: Run, repa: Run, golden: Mapping[str, np.ndarray]) -> None:
     layout = "repa" if name.startswith("repa") else "sit"
     found = latents(repa if layout == "repa" else imported, LABELS[layout], steps=5, **SAMPLERS[name])
-    assert np.abs(found - golden[name]).max() < TOLERANCE
+    assert np.abs(found - golden[name]).max() < (ADAPTIVE_TOLERANCE if "dopri5" in name else TOLERANCE)
     others = [other for other in SAMPLERS if other.split("_")[1] != name.split("_")[1] and other.startswith(layout)]
     assert all(
         np.abs(found - golden[other]).max() > 10 * TOLERANCE for other in others if "dopri5" not in (name + other)
