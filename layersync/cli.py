@@ -32,7 +32,22 @@ app.add_typer(data_app, name="data", rich_help_panel=None)
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """click's ``UsageError``: of click itself, or of the copy that newer versions of typer carry."""
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="section.key=value; may be given again.")]
+
+
+def _last_counts(overrides: list[str] | None) -> list[str] | None:
+    given: dict[str, str] = {}
+    for override in overrides or ():
+        key = override.partition("=")[0].strip()
+        if key in given:
+            warnings.warn(f"--set {given[key]}: has no effect, {override} comes after it", stacklevel=2)
+        given[key] = override
+    return overrides
+
+
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", callback=_last_counts, help="section.key=value; may be given again, for another key."),
+]
 ExtractorOption = Annotated[
     list[str] | None,
     typer.Option(help="NAME=PATH or NAME=HUB-ID: weights of a feature extractor; may be given again."),
@@ -57,6 +72,8 @@ def train(
 
     chosen = load_recipe(recipe, overrides or (), modality=modality)
     if dry_run:
+        if out or resume:
+            warnings.warn("--out and --resume have no effect with --dry-run, which leaves nothing behind", stacklevel=2)
         needs = estimate(chosen)
         _say(
             f"{needs.parameters:,} parameters on {needs.device} in {needs.precision}: "
@@ -441,11 +458,13 @@ def _seeds(text: str) -> int | list[int]:
 def _weights(options: list[str] | None) -> dict[str, str]:
     from layersync.core.errors import InputError
 
-    found = {}
+    found: dict[str, str] = {}
     for option in options or ():
         name, equals, where = option.partition("=")
         if not (name and equals and where):
             raise InputError(f"--extractor {option!r}: is not NAME=PATH, such as vggish=weights/vggish.pth")
+        if name in found:
+            raise InputError(f"--extractor {option!r}: {name} is given twice, as {found[name]} before")
         found[name] = where
     return found
 
@@ -471,8 +490,17 @@ def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -
         _say(f"warning: {' '.join(str(message).split())}")
 
 
+def _of_storage(error: Exception) -> str:
+    logging.getLogger("layersync").debug("could not read or write", exc_info=True)
+    path, reason = getattr(error, "filename", None), getattr(error, "strerror", None)
+    said = f"{path}: {reason}" if path and reason else str(error)
+    return " ".join(said.split()) or type(error).__name__
+
+
 def main() -> None:
     """Run the command line; the console script's entry."""
+    from safetensors import SafetensorError
+
     from layersync.core.errors import InputError, Interrupted, TrainingError
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
@@ -488,6 +516,9 @@ def main() -> None:
         status = 1
     except Interrupted as stop:
         _say(str(stop))
+        status = 1
+    except (OSError, SafetensorError) as error:  # a full disk, or one that may not be written to
+        _say(f"error: {_of_storage(error)}")
         status = 1
     except typer.Exit as leave:
         status = leave.exit_code

@@ -247,3 +247,14 @@ def test_a_disk_that_fills_up_leaves_nothing_behind(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     refused((done.returncode, done.stdout, done.stderr), "cannot be written", "File too large")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_formula_does_not_read_are_refused(importable: str) -> None:
+    shape = importlib.import_module(f"{importable}.features").Shape
+    with pytest.raises(InputError, match=r"--extractor shape=a\.pth: shape is a formula, it takes no weights"):
+        shape("a.pth")
+
+
+def test_what_it_says_of_clips_is_what_latents_are(package: Path) -> None:
+    text = " ".join((package / "layersync_wrist_motion" / "tokenizer.py").read_text().split())
+    assert "clips ``LatentSpec(3, (height, width, frames))``" in text

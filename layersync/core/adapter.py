@@ -17,19 +17,32 @@ one sample through an adapter::
 from __future__ import annotations
 
 import inspect
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, field_validator, model_validator
 from torch import Tensor, nn
 
 from layersync.core.errors import InputError
-from layersync.core.plugin import FAILURES, GROUPS, Plugin, load_class, reason, registered, reported, signature
+from layersync.core.plugin import (
+    FAILURES,
+    GROUPS,
+    Plugin,
+    PluginError,
+    calling,
+    class_of,
+    load_class,
+    reason,
+    registered,
+    reported,
+    signature,
+)
 
 if TYPE_CHECKING:
     from layersync.core.features import FeatureExtractorFactory, Metric
@@ -43,10 +56,34 @@ SECTIONS = ("data", "tokenizer", "backbone")
 Split = Literal["train", "test"]
 
 
-class Section(BaseModel):
-    """A part of a recipe: typed, complete, without surplus keys. ``name`` chooses what the part configures."""
+class Settings(BaseModel):
+    """Keys of a recipe: typed, complete, none to spare."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _no_truth_for_numbers(cls, content: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """YAML's yes and true are no numbers, although Python counts them as 1."""
+        made = handler(content)
+        for name, value in content.items() if isinstance(content, dict) else ():
+            if _counted(value, getattr(made, name, value)):
+                raise ValueError(f"{name}: input should be a number or a word, not {value}")
+        return made
+
+
+def _counted(given: object, made: object) -> bool:
+    """Whether a truth value in ``given`` has become a number."""
+    if isinstance(given, bool):
+        return isinstance(made, int | float) and not isinstance(made, bool)
+    if isinstance(given, list) and isinstance(made, list | tuple):
+        return any(map(_counted, given, made))
+    return False
+
+
+class Section(Settings):
+    """A part of a recipe whose ``name`` chooses what the part configures."""
+
     name: str
 
     def latent_spec(self) -> LatentSpec | None:
@@ -80,8 +117,15 @@ class Example:
 
     @property
     def label(self) -> int:
-        """Its label; -1 where it has none."""
-        return int(self.condition.get("label", -1))  # type: ignore[arg-type]
+        """Its label; -1 where it has none. Raises :class:`InputError` for one that is no integer."""
+        given = self.condition.get("label", -1)
+        try:
+            return operator.index(given)  # type: ignore[arg-type]
+        except TypeError:
+            raise InputError(
+                f"{self.source or 'an example'}: has the label {given!r}; a label is an integer, an index into the "
+                f"classes, or -1 for none"
+            ) from None
 
 
 class ExampleDataset(ABC):
@@ -465,6 +509,29 @@ def _check_sections(plugin: Plugin, sections: object) -> None:
                 raise InputError(f"{where}: {section} has the name {name!r}; a name is a string, as recipes write it")
             if not (isinstance(kind, type) and issubclass(kind, parent)):
                 raise InputError(f"{where}: {section}.{name} is {kind!r}, which is no subclass of {parent.__name__}")
+
+
+def read_example(dataset: ExampleDataset, index: int) -> Example | None:
+    """An example; ``None`` for one that cannot be read, where the data set says to skip such."""
+    try:
+        with calling(dataset, "__getitem__"):
+            return dataset[index]
+    except InputError as error:
+        if dataset.on_error != "skip" or isinstance(error, PluginError):  # which is no matter of the sample
+            raise
+        return None
+
+
+def fingerprint_of(thing: ExampleDataset | Tokenizer) -> str:
+    """Its ``fingerprint``. Raises :class:`InputError` where it has none."""
+    with calling(thing, "fingerprint"):
+        found = getattr(thing, "fingerprint", None)
+    if not isinstance(found, str) or not found:
+        raise InputError(
+            f"{class_of(thing)}.fingerprint is {'missing' if found is None else repr(found)}; a text that changes "
+            f"whenever what it stands for does: what is encoded is kept under it"
+        )
+    return found
 
 
 def to_device(condition: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layersync.core.adapter import Tokenizer
-from layersync.core.errors import InputError
+from layersync.core.errors import InputError, TrainingError
 from layersync.core.packaged import sync_path
 from layersync.core.paths import expand
 from layersync.core.run import CHECKPOINT_PREFIX, Run
@@ -30,21 +30,18 @@ def save_checkpoint(
 ) -> None:
     """Write ``NAME.safetensors`` for each entry of ``tensors``, and ``state.json``, as one atomic step.
 
-    A checkpoint of the same step is replaced. ``keep`` leaves only that many newest checkpoints.
+    A checkpoint of the same step is replaced. ``keep`` leaves only that many newest checkpoints. Nothing is left of one
+    that fails; TrainingError where it cannot be written.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
     partial = directory.parent / f".{directory.name}"
-    if partial.exists():
-        shutil.rmtree(partial)
-    partial.mkdir()
-    for name, content in tensors.items():
-        save_file(
-            {key: value.detach().contiguous().cpu() for key, value in content.items()}, partial / f"{name}.safetensors"
-        )
-    (partial / "state.json").write_text(json.dumps(state) + "\n")
-    for path in partial.iterdir():
-        sync_path(path)
-    sync_path(partial)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        _fill(partial, tensors, state)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, OSError | SafetensorError):
+            raise TrainingError(f"{directory}: cannot be written ({error}); checkpoints so far are kept") from error
+        raise
     if directory.exists():
         shutil.rmtree(directory)
     partial.rename(directory)
@@ -52,6 +49,20 @@ def save_checkpoint(
     if keep is not None:
         for old in sorted(directory.parent.glob(f"{CHECKPOINT_PREFIX}*"))[:-keep]:
             shutil.rmtree(old)
+
+
+def _fill(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:
+    """Make ``folder`` anew, with all that a checkpoint holds safe on disk in it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir()
+    for name, content in tensors.items():
+        save_file(
+            {key: value.detach().contiguous().cpu() for key, value in content.items()}, folder / f"{name}.safetensors"
+        )
+    (folder / "state.json").write_text(json.dumps(state) + "\n")
+    for path in (*folder.iterdir(), folder):
+        sync_path(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -21,12 +21,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tokenizer
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tokenizer, fingerprint_of, read_example
 from layersync.core.draws import generator
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams
-from layersync.core.packaged import cache_directory, file_digest
-from layersync.core.plugin import calling
+from layersync.core.packaged import cache_folder, file_digest
+from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
 
@@ -120,12 +120,10 @@ class Windows:
         """Windows of an example; none of one that cannot be read, where the data says to skip it."""
         if index not in self._read:
             self._read.clear()
-            try:
-                self._read[index] = self.dataset[index]
-            except InputError:
-                if self.dataset.on_error != "skip":
-                    raise
+            found = read_example(self.dataset, index)
+            if found is None:
                 return []
+            self._read[index] = found
         example = self._read[index]
         with calling(self.dataset, "variant"):
             sample = self.dataset.variant(example.sample, variant)
@@ -186,7 +184,7 @@ class DomainClassifier(FeatureExtractor):
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> Streams:
         """Features (64) and logits (classes), one row a sample."""
-        x, mask = self.adapter.classifier_input([example.sample for example in examples])
+        x, mask = classifier_input(self.adapter, examples)
         channels = self.network.channels
         if x.shape[1] != channels:
             raise InputError(
@@ -203,15 +201,15 @@ def domain_classifier(
     tokenizer: Tokenizer,
 ) -> DomainClassifier:
     """The classifier of this data set, trained when it is not in the cache yet."""
+    first = _first_readable(train)
     with calling(tokenizer, "window"):
-        window = tokenizer.window(_first_readable(train), 0.5)
-    seen, _ = adapter.classifier_input([window])
+        window = replace(first, sample=tokenizer.window(first.sample, 0.5))
+    seen, _ = classifier_input(adapter, [window])
     reads = hashlib.sha256(seen.numpy().tobytes()).hexdigest()  # changes when what the classifier reads does
-    splits = [train.fingerprint, held_out.fingerprint if held_out else ""]
+    splits = [fingerprint_of(train), fingerprint_of(held_out) if held_out else ""]
     parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint, list(tokenizer.latent.shape)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    path = cache_directory() / "classifiers" / f"{key}.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = cache_folder("classifiers") / f"{key}.safetensors"
     with FileLock(path.with_suffix(".lock")):  # runs of a comparison come here at the same time, and must agree
         if not path.is_file():
             network, settings = _train(adapter, train, tokenizer)
@@ -226,13 +224,21 @@ def domain_classifier(
     return DomainClassifier(adapter, network, json.loads(metadata["accuracy"]), file_digest(path))
 
 
-def _first_readable(dataset: ExampleDataset) -> Any:
+def classifier_input(adapter: ModalityAdapter, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:
+    """What :class:`ClassifierNetwork` reads of ``examples``. Raises :class:`InputError` for what it cannot."""
+    x, mask = adapter.classifier_input([example.sample for example in examples])
+    if not isinstance(x, Tensor) or x.ndim not in (3, 4):
+        raise InputError(
+            f"{class_of(adapter)}.classifier_input: expected a tensor (batch, channels, *grid) with a 1-D or 2-D grid; "
+            f"got {list(x.shape) if isinstance(x, Tensor) else type(x).__name__}"
+        )
+    return x, mask
+
+
+def _first_readable(dataset: ExampleDataset) -> Example:
     for index in range(len(dataset)):
-        try:
-            return dataset[index].sample
-        except InputError:
-            if dataset.on_error != "skip":
-                raise
+        if (found := read_example(dataset, index)) is not None:
+            return found
     raise InputError("data: nothing could be read")
 
 
@@ -240,7 +246,7 @@ def _train(
     adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> tuple[ClassifierNetwork, dict[str, Any]]:
     examples = Windows(dataset, tokenizer).read()
-    x, mask = adapter.classifier_input([example.sample for example in examples])
+    x, mask = classifier_input(adapter, examples)
     labels = labels_of(examples)
     labelled = torch.from_numpy(labels >= 0)
     x, mask = x[labelled], None if mask is None else mask[labelled]

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from layersync.core.adapter import BackboneOutput, ConditionSpec, DataFacts, LatentSpec
 from layersync.core.errors import InputError
 from layersync.core.recipe import Recipe
-from layersync.core.regularizer.base import load_regularizer
+from layersync.core.regularizer.base import load_regularizer, wanted_taps
 from layersync.core.text import TextEncoder
 
 TEXT_CHANNELS = {"minilm": 384, "openai/clip-vit-base-patch32": 512}
@@ -213,7 +213,8 @@ def _backbone(
             given["text"] = torch.zeros(1, length, condition.text_channels)
             given["text_mask"] = torch.ones(1, length, dtype=torch.bool)
         mask = torch.ones(1, latent.num_frames, dtype=torch.bool) if latent.num_frames else None
-        out: BackboneOutput = backbone(x_t, t, given, taps=regularizer.taps(recipe.train.steps - 1), mask=mask)
+        taps = wanted_taps(regularizer, recipe.train.steps - 1, depth)
+        out: BackboneOutput = backbone(x_t, t, given, taps=taps, mask=mask)
         return out
 
     return backbone, run

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 
 class InputError(ValueError):
@@ -27,3 +31,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}there are: {', '.join(known) or 'none'}"
+
+
+def complaint(error: ErrorDetails) -> str:
+    """What one of pydantic's errors says, and of what value; of a whole section the message itself names the key."""
+    problem = error["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
+    return f"{problem[:1].lower()}{problem[1:]}{given}"

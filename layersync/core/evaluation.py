@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layersync.core.adapter import ConditionSpec, Example, ExampleDataset, ModalityAdapter, Split, load_adapter
-from layersync.core.classifier import DomainClassifier, TrainingWindows, Windows, domain_classifier, labels_of
+from layersync.core.classifier import (
+    DomainClassifier,
+    TrainingWindows,
+    Windows,
+    classifier_input,
+    domain_classifier,
+    labels_of,
+)
 from layersync.core.device import take_own_device
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
@@ -174,7 +181,7 @@ class RunScorer:
     def _masked(self, examples: Sequence[Example]) -> Tensor:
         if not examples:
             return torch.zeros(0, 1)
-        x, mask = self.recipe.adapter.classifier_input([example.sample for example in examples])
+        x, mask = classifier_input(self.recipe.adapter, examples)
         return x if mask is None else x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
 
 

@@ -159,6 +159,10 @@ def _seeds(seeds: int | Sequence[int], arms: Sequence[Arm]) -> tuple[int, ...]:
     if len(set(first.values())) > 1:
         raise InputError(f"seed: the recipes start from different ones, {first}; name them by --seeds 0,1,...")
     start = next(iter(first.values()))
+    if start + seeds > 2**63 - OTHER_SEEDS:
+        raise InputError(
+            f"seed: {seeds} from {start} on go beyond 2^63 - {OTHER_SEEDS + 1}; name others by --seeds 0,1,..."
+        )
     return tuple(range(start, start + seeds))
 
 

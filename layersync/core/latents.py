@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from layersync.core.adapter import ExampleDataset, LatentSpec, Tokenizer
+from layersync.core.adapter import ExampleDataset, LatentSpec, Tokenizer, fingerprint_of
 from layersync.core.draws import StepDraws
 from layersync.core.errors import InputError
-from layersync.core.packaged import cache_directory
+from layersync.core.packaged import cache_folder
 from layersync.core.plugin import class_of
 from layersync.core.shards import FORMAT, ShardFile, build, complete, is_row, verify
 
@@ -47,7 +47,7 @@ class LatentBatch:
 
 def cache_key(dataset: ExampleDataset, tokenizer: Tokenizer) -> str:
     """Name of the cache of this data set under this tokenizer."""
-    parts = [FORMAT, dataset.fingerprint, tokenizer.fingerprint, list(dataset.variants), dataset.on_error]
+    parts = [FORMAT, fingerprint_of(dataset), fingerprint_of(tokenizer), list(dataset.variants), dataset.on_error]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
@@ -87,8 +87,7 @@ class LatentCache:
         an unreadable sample, unless the data set says to skip such, for a stored form that is not laid out as the
         tokenizer's ``latent``, now or under the same fingerprint before, and for a file whose checksum is wrong.
         """
-        root = directory or cache_directory() / "latents"
-        root.mkdir(parents=True, exist_ok=True)
+        root = directory or cache_folder("latents")
         target = root / cache_key(dataset, tokenizer)
         if not complete(target):
             build(target, dataset, tokenizer, limit=limit)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layersync.core.adapter import Example, ExampleDataset
+from layersync.core.plugin import reported
 
 
 class ListedExamples(ExampleDataset):
@@ -47,16 +48,21 @@ class ListedExamples(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         """Example ``index``; ``label`` is left out of unlabelled data."""
-        condition = {} if self._labels is None else {"label": int(self._labels[index])}
-        sample = self._samples(index) if callable(self._samples) else self._samples[index]
-        return Example(sample, condition, self._sources[index])
+        source, condition = self._sources[index], {}
+        if self._labels is not None:
+            label: Any = self._labels[index]
+            condition["label"] = label.item() if hasattr(label, "item") else label
+        if not callable(self._samples):
+            return Example(self._samples[index], condition, source)
+        with reported(f"{source}: reading it"):
+            return Example(self._samples(index), condition, source)
 
 
 def fingerprint_arrays(
     arrays: Sequence[NDArray[Any]], labels: Sequence[int] | None = None, classes: Sequence[str] = ()
 ) -> str:
     """Hash of values, types and shapes, labels and class names, in order."""
-    named = None if labels is None else [int(label) for label in labels]
+    named = None if labels is None else [label.item() if hasattr(label, "item") else label for label in labels]
     digest = hashlib.blake2b(repr((named, tuple(classes))).encode(), digest_size=16)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())

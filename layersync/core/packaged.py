@@ -34,6 +34,18 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "layersync"
 
 
+def cache_folder(name: str) -> Path:
+    """A folder in :func:`cache_directory`, made where it is missing. Raises :class:`InputError` where it cannot be."""
+    folder = cache_directory() / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"LAYERSYNC_CACHE: {folder} cannot be made ({error.strerror}); set it to a folder that can be written to"
+        ) from None
+    return folder
+
+
 def sync_path(path: Path) -> None:
     """Make sure that a file, or a directory's entries, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -11,9 +11,9 @@ import math
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
 
-from layersync.core.adapter import DataConfig, ModalityAdapter, Section, load_adapter
+from layersync.core.adapter import DataConfig, ModalityAdapter, Section, Settings, load_adapter
 from layersync.core.errors import InputError
 from layersync.core.interpolant import INTERPOLANTS, DdpmCosine, Interpolant, Prediction
 from layersync.core.regularizer.base import RegularizerConfig
@@ -25,21 +25,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_truth_for_numbers(cls, content: Any) -> Any:
-        """YAML's yes and true are no numbers, although Python counts them as 1."""
-        for name, value in content.items() if isinstance(content, dict) else ():
-            field = cls.model_fields.get(name)
-            if isinstance(value, bool) and field is not None and field.annotation is not bool:
-                raise ValueError(f"{name}: input should be a number or a word, not {value}")
-        return content
-
-
-class Objective(_Part):
+class Objective(Settings):
     """What is regressed: interpolant, prediction, and how training times are drawn."""
 
     interpolant: Literal["linear", "trigonometric", "variance-preserving", "ddpm-cosine"] = "linear"
@@ -71,7 +57,7 @@ class Objective(_Part):
         return INTERPOLANTS[self.interpolant](self.prediction)
 
 
-class Condition(_Part):
+class Condition(Settings):
     """What the network is conditioned on. Whatever it is, ``train.condition_dropout`` drops it for guidance."""
 
     labels: Literal["auto", "required", "ignored"] = Field(
@@ -86,7 +72,7 @@ class Condition(_Part):
     max_tokens: int = Field(32, ge=3, description="Longer texts are cut; begin and end of the text count too.")
 
 
-class Optimizer(_Part):
+class Optimizer(Settings):
     """AdamW and its learning rate over time."""
 
     name: Literal["adamw"] = "adamw"
@@ -106,7 +92,7 @@ class Optimizer(_Part):
         return self.lr * rise * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 
-class Train(_Part):
+class Train(Settings):
     """Length, batch, averaging, precision and bookkeeping of the training."""
 
     steps: Count = 1000
@@ -126,7 +112,7 @@ class Train(_Part):
     init: str | None = Field(None, description="A run or checkpoint whose weights the training starts from.")
 
 
-class Sample(_Part):
+class Sample(Settings):
     """How samples are drawn; nothing here changes training."""
 
     solver: Literal["euler", "heun", "midpoint", "rk4", "dopri5", "euler-maruyama", "ddpm"] = "heun"
@@ -153,7 +139,7 @@ class Sample(_Part):
         return self
 
 
-class Evaluate(_Part):
+class Evaluate(Settings):
     """What is measured, on how many samples, how often during training."""
 
     metrics: list[str] = Field(["fd-classifier"], min_length=1)
@@ -170,7 +156,7 @@ class Evaluate(_Part):
     seed: int = Field(0, ge=0, lt=2**63)
 
 
-class Recipe(_Part):
+class Recipe(Settings):
     """A complete description of a run. Made by :func:`layersync.load_recipe`; ``adapter`` is the modality it is for."""
 
     modality: str

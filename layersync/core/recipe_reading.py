@@ -6,18 +6,18 @@ import os
 import re
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 
 from layersync.core.adapter import MODALITY_GROUP, Section, load_adapter
-from layersync.core.errors import InputError, nearest
+from layersync.core.errors import InputError, complaint, nearest
 from layersync.core.metric import parse_metrics
-from layersync.core.plugin import OURS, package, registered, top_folders
+from layersync.core.plugin import OURS, calling, package, registered, top_folders
 from layersync.core.recipe import Recipe, check_sampling, ineffective
 from layersync.core.regularizer.base import load_regularizer
 
@@ -105,6 +105,9 @@ def recipe_text(source: str | os.PathLike[str]) -> tuple[str, str]:
         return shipped[name], name
     if path.is_dir():
         raise InputError(f"recipe {name!r}: is a folder; a recipe is a YAML file")
+    modality, slash, _ = name.partition("/")
+    if slash and modality in registered(MODALITY_GROUP):
+        load_adapter(modality)  # of two packages, or of one that is broken, this says what is wrong
     raise InputError(f"recipe {name!r}: no such file or shipped recipe; {nearest(name, shipped)}")
 
 
@@ -131,10 +134,10 @@ def load_recipe(
         if modality not in registered(MODALITY_GROUP):
             raise InputError(f"--modality: {modality!r} is unknown; {nearest(modality, registered(MODALITY_GROUP))}")
         content.setdefault("modality", modality)
-    return _resolve(_overridden(content, overrides), where, modality)
+    return _resolve(_overridden(content, overrides, where), where, modality)
 
 
-def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def _overridden(content: dict[str, Any], overrides: Sequence[str], where: str) -> dict[str, Any]:
     parsed = []
     for override in overrides:
         path, equals, text = override.partition("=")
@@ -148,7 +151,7 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
         parsed.append((keys, value))
     names = {keys[0]: value for keys, value in parsed if keys[1:] == ["name"] and keys[0] in PLUGGED}
     for section, name in names.items():
-        _rename_section(content, section, name)
+        _rename_section(content, section, name, where)
     for keys, value in parsed:
         target = content
         for key in keys[:-1]:
@@ -162,7 +165,7 @@ def _overridden(content: dict[str, Any], overrides: Sequence[str]) -> dict[str, 
     return content
 
 
-def _rename_section(content: dict[str, Any], section: str, name: Any) -> None:
+def _rename_section(content: dict[str, Any], section: str, name: Any, where: str) -> None:
     """Drop keys that a section's new name does not have, with one warning; of ``none`` nothing else is expected.
 
     Another regularizer keeps none of them: a weight of one loss is no weight of another.
@@ -170,7 +173,7 @@ def _rename_section(content: dict[str, Any], section: str, name: Any) -> None:
     present = content.get(section)
     if not isinstance(present, dict) or not isinstance(content.get("modality"), str):
         return
-    known: Collection[str] = _section_class(content["modality"], section, name).model_fields
+    known: Collection[str] = _section_class(content["modality"], section, name, where).model_fields
     if section == "regularizer" and present.get("name", name) != name:
         known = ("name",)
     dropped = [key for key in present if key not in known]
@@ -185,13 +188,23 @@ def _rename_section(content: dict[str, Any], section: str, name: Any) -> None:
         warnings.warn(f"{section}.name is now {name!r}{what}", stacklevel=5)
 
 
-def _section_class(modality: str, section: str, name: Any) -> type[Section]:
-    if section == "regularizer":
-        return load_regularizer(str(name)).Config
-    known = load_adapter(modality).sections[section]
-    if not isinstance(name, str) or name not in known:
-        raise InputError(f"{section}.name: {name!r} is unknown to modality {modality}; {nearest(str(name), known)}")
-    return known[name]
+def _section_class(modality: str, section: str, name: Any, where: str) -> type[Section]:
+    with _of_recipe(where):
+        if section == "regularizer":
+            return load_regularizer(str(name)).Config
+        known = load_adapter(modality).sections[section]
+        if not isinstance(name, str) or name not in known:
+            raise InputError(f"{section}.name: {name!r} is unknown to modality {modality}; {nearest(str(name), known)}")
+        return known[name]
+
+
+@contextmanager
+def _of_recipe(where: str) -> Iterator[None]:
+    """Put the recipe's name before an :class:`InputError` that says nothing of it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def _resolve(content: dict[str, Any], where: str, modality: str | None) -> Recipe:
@@ -203,7 +216,8 @@ def _resolve(content: dict[str, Any], where: str, modality: str | None) -> Recip
         raise InputError(f"{where}: modality is missing; {nearest('', registered(MODALITY_GROUP))}")
     if modality is not None and declared != modality:
         raise InputError(f"{where}: is a recipe for {declared}, --modality says {modality}")
-    adapter = load_adapter(declared)
+    with _of_recipe(where):
+        adapter = load_adapter(declared)
     sections = dict(content)
     for section in PLUGGED:
         given = content.get(section)
@@ -214,7 +228,7 @@ def _resolve(content: dict[str, Any], where: str, modality: str | None) -> Recip
         default = "none" if section == "regularizer" else next(iter(adapter.sections[section]))
         if section == "data" and "name" not in given:
             raise InputError(f"{where}: data.name is missing; {nearest('', adapter.sections['data'])}")
-        kind = _section_class(declared, section, given.get("name", default))
+        kind = _section_class(declared, section, given.get("name", default), where)
         sections[section] = _validated(kind, {"name": default, **given}, where, section)
     recipe = _validated(Recipe, {key: value for key, value in sections.items() if value is not None}, where, "")
     _check_together(recipe, where)
@@ -222,6 +236,11 @@ def _resolve(content: dict[str, Any], where: str, modality: str | None) -> Recip
 
 
 def _validated(kind: Any, content: dict[str, Any], where: str, section: str) -> Any:
+    with _of_recipe(where), calling(kind, "model_validate"):
+        return _checked(kind, content, section)
+
+
+def _checked(kind: Any, content: dict[str, Any], section: str) -> Any:
     try:
         return kind.model_validate(content)
     except ValidationError as failure:
@@ -232,15 +251,8 @@ def _validated(kind: Any, content: dict[str, Any], where: str, section: str) -> 
         path = ".".join([section, *named] if section else named)
         if error["type"] == "extra_forbidden":
             name = str(error["loc"][-1])
-            raise InputError(f"{where}: {path}: unknown key; {nearest(name, _keys(kind, error['loc'][:-1]))}") from None
-        raise InputError(f"{where}: {path}: {complaint(error)}") from None
-
-
-def complaint(error: ErrorDetails) -> str:
-    """What one of pydantic's errors says, and of what value; of a whole section the message itself names the key."""
-    problem = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict) else f", not {error['input']!r}"
-    return f"{problem[:1].lower()}{problem[1:]}{given}"
+            raise InputError(f"{path}: unknown key; {nearest(name, _keys(kind, error['loc'][:-1]))}") from None
+        raise InputError(f"{path}: {complaint(error)}") from None
 
 
 def _keys(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
@@ -255,31 +267,25 @@ def _keys(kind: type[BaseModel], path: Sequence[Any]) -> list[str]:
 def _check_together(recipe: Recipe, where: str) -> None:
     train, depth = recipe.train, getattr(recipe.backbone, "depth", None)
     if depth is not None:
-        try:
+        with _of_recipe(where), calling(recipe.regularizer, "check"):
             recipe.regularizer.check(depth)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from None
     if train.batch_size % train.accumulate:
         raise InputError(
             f"{where}: train.batch_size: {train.batch_size} is no multiple of accumulate {train.accumulate}"
         )
-    try:
+    with _of_recipe(where), calling(recipe.regularizer, "check_batch"):
         recipe.regularizer.check_batch(train.batch_size // train.accumulate)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
-    try:
+    with _of_recipe(where):
         check_sampling(recipe.objective, recipe.sample)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
     counted = getattr(recipe.backbone, "num_timesteps", None)
     if recipe.objective.discrete and counted not in (None, recipe.objective.num_timesteps):
         raise InputError(
             f"{where}: backbone.num_timesteps: {counted}, but objective.num_timesteps is "
             f"{recipe.objective.num_timesteps}; both count the same steps"
         )
-    try:
+    with _of_recipe(f"{where}: evaluate.metrics"):
         parse_metrics(recipe.modality, recipe.evaluate.metrics)
-    except InputError as error:
-        raise InputError(f"{where}: evaluate.metrics: {error}") from None
-    for warning in (*recipe.regularizer.warnings(), *ineffective(recipe)):
+    with _of_recipe(where), calling(recipe.regularizer, "warnings"):
+        said = recipe.regularizer.warnings()
+    for warning in (*said, *ineffective(recipe)):
         warnings.warn(warning, stacklevel=4)

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tokenizer
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tokenizer, fingerprint_of
 from layersync.core.classifier import Windows
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, identity
 from layersync.core.featureset import FeatureSet, extract, holds_statistics, load_features, save_features
 from layersync.core.metric import MetricName, Needs
-from layersync.core.packaged import cache_directory
+from layersync.core.packaged import cache_folder
 from layersync.core.parallel import Processes
 from layersync.core.plugin import code_digest
 from layersync.core.results import Reference
@@ -111,7 +111,7 @@ class SampleFiles:
         if self.statistics and not rows:
             return load_features(self.path, extractor)
         return _kept(
-            [self.examples.fingerprint], extractor, self.processes, lambda: self.extracted(extractor, shown=shown)
+            [fingerprint_of(self.examples)], extractor, self.processes, lambda: self.extracted(extractor, shown=shown)
         )
 
     def extracted(self, extractor: FeatureExtractor, *, texts: bool = False, shown: bool = False) -> FeatureSet:
@@ -130,12 +130,11 @@ def _kept(
     """Features out of the cache; made and put there when they are missing."""
     parts = [*key, identity(extractor), code_digest(extractor)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    path = cache_directory() / "features" / f"{digest}.npz"
+    path = cache_folder("features") / f"{digest}.npz"
     if all(processes.gather([path.is_file()])):
         return load_features(path, extractor)
     found = make()
     if processes.main:
-        path.parent.mkdir(parents=True, exist_ok=True)
         save_features(path, found)
     processes.wait()
     return found

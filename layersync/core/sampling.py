@@ -16,11 +16,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from layersync.core.errors import InputError
+from layersync.core.errors import InputError, complaint
 from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.packaged import sync_path
 from layersync.core.recipe import UNGUIDED, ineffective
-from layersync.core.recipe_reading import complaint
 from layersync.core.run import writable_parent
 
 
@@ -72,6 +71,12 @@ def write_samples(
     count = num if num is not None else len(given) if given is not None else len(prompts) if prompts else 64
     if count < 1:
         raise InputError(f"--num: {count}; at least 1")
+    for option, values in (("--labels", labels), ("--prompt", prompts)):
+        if values is not None and len(values) > count:
+            warnings.warn(
+                f"{option}: of {len(values)} the first {count} are used, a sample each; --num says how many samples",
+                stacklevel=2,
+            )
     model = load(run, step=step, weights=weights)
     try:
         chosen = model.settings(**(settings or {}))

@@ -127,6 +127,8 @@ def _resumable(path: Path, recipe: Recipe) -> Run:
             f"--resume: the recipe differs from the one in {path} in {', '.join(refused)}; "
             f"only train.steps, *_every, evaluate and sample may change"
         )
+    if not os.access(path, os.W_OK):
+        raise InputError(f"--resume: {path} is not writable")
     return run
 
 
@@ -232,7 +234,8 @@ class _Session:
         if self.trainer.accelerator.is_main_process:
             record = self.trainer.measure()
             self.write({"step": done, **record, "seconds": self.seconds})
-            logger.info("step %d of %d: held-out loss %.4f", done, self.recipe.train.steps, record["held_out_loss"])
+            what = "held-out loss" if record["held_out_split"] == "test" else "none held out, loss of training examples"
+            logger.info("step %d of %d: %s %.4f", done, self.recipe.train.steps, what, record["held_out_loss"])
         self.trainer.accelerator.wait_for_everyone()
         self.logged_step, self.logged_at = done, time.monotonic()
 

@@ -206,7 +206,7 @@ def _write_shard(
                 sources += [
                     f"{source} ({name})" if name != dataset.variants[0] else source for name in dataset.variants
                 ]
-            for clip, source in zip(_encoded(tokenizer, samples), sources, strict=True):
+            for clip, source in zip(_encoded(tokenizer, samples, sources), sources, strict=True):
                 laid = clip.movedim(latent.frame_axis, 0) if latent.variable else clip.unsqueeze(0)
                 row = list(laid.shape[1:])
                 shard.row_shape = shard.row_shape or row
@@ -225,8 +225,8 @@ def _write_shard(
         partial.write_text(json.dumps(asdict(shard)))
 
 
-def _encoded(tokenizer: Tokenizer, samples: Sequence[Any]) -> Sequence[Tensor]:
-    """The stored form of ``samples``, one float32 tensor each, which has as many axes as ``latent`` and any frames."""
+def _encoded(tokenizer: Tokenizer, samples: Sequence[Any], sources: Sequence[str]) -> Sequence[Tensor]:
+    """The stored form of ``samples``: finite float32 tensors, one each, with the axes of ``latent``, of any length."""
     if not samples:
         return ()
     with float32_products(), calling(tokenizer, "encode"):
@@ -235,16 +235,20 @@ def _encoded(tokenizer: Tokenizer, samples: Sequence[Any]) -> Sequence[Tensor]:
     if not isinstance(found, Sequence) or len(found) != len(samples):
         given = len(found) if isinstance(found, Sequence) else type(found).__name__
         raise InputError(f"{where}: expected a list of {len(samples)} tensors, one a sample; got {given}")
-    for clip in found:
+    for clip, source in zip(found, sources, strict=True):
         if not isinstance(clip, Tensor) or (clip.dtype, clip.device.type) != (torch.float32, "cpu"):
             got = f"{clip.dtype} on {clip.device}" if isinstance(clip, Tensor) else type(clip).__name__
-            raise InputError(f"{where}: expected float32 tensors on the CPU; got {got}")
+            raise InputError(f"{where}: expected float32 tensors on the CPU; got {got} of {source}")
         if clip.ndim != axes:
             wanted = list(tokenizer.latent.shape)
-            raise InputError(f"{where}: expected {axes} axes, laid out as {wanted}; got {list(clip.shape)}")
+            raise InputError(f"{where}: expected {axes} axes, laid out as {wanted}; got {list(clip.shape)} of {source}")
         if tokenizer.latent.variable and not clip.shape[tokenizer.latent.frame_axis]:
             raise InputError(
-                f"{where}: expected frames along axis {tokenizer.latent.frame_axis}; got {list(clip.shape)}"
+                f"{where}: expected frames along axis {tokenizer.latent.frame_axis}; got {list(clip.shape)} of {source}"
+            )
+        if wrong := int((~torch.isfinite(clip)).sum()):
+            raise InputError(
+                f"{where}: expected finite numbers; got {wrong} of {clip.numel()} that are not, of {source}"
             )
     return found
 
@@ -261,16 +265,28 @@ def _readable(dataset: ExampleDataset, batch: Sequence[int], shard: Shard) -> It
         try:
             with calling(dataset, "__getitem__"):
                 example = dataset[index]
+                captions = list(example.captions)
         except InputError as error:
             if dataset.on_error != "skip" or isinstance(error, PluginError):  # which is no matter of the sample
                 raise
             logger.warning("skipped: %s", error)
             shard.skipped += 1
             continue
-        shard.labels.append(example.label)
-        shard.captions.append(list(example.captions))
+        shard.labels.append(_label(example, dataset, index))
+        shard.captions.append(captions)
         shard.examples.append(index)
         yield example
+
+
+def _label(example: Example, dataset: ExampleDataset, index: int) -> int:
+    label, count = example.label, len(dataset.classes)
+    if not -1 <= label < count:
+        wanted = f"a label from 0 to {count - 1}, an index into classes, or -1 for none" if count else "no label"
+        raise InputError(
+            f"{class_of(dataset)}.__getitem__: expected {wanted}{'' if count else ', as classes is empty'}; "
+            f"got {label} of {example.source or f'example {index}'}"
+        )
+    return label
 
 
 class _RowFiles:

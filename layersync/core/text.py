@@ -23,7 +23,7 @@ from torch import Tensor
 from layersync.core.device import default_device
 from layersync.core.errors import InputError
 from layersync.core.features import HubWeights
-from layersync.core.packaged import WheelData, cache_directory, file_digest, sync_path
+from layersync.core.packaged import WheelData, cache_folder, file_digest, sync_path
 from layersync.core.pretrained import load_pretrained, read_config
 from layersync.core.progress import progress
 
@@ -169,8 +169,7 @@ class TextTable:
             rows = torch.cat(embedded).numpy() if embedded else np.zeros((0, encoder.channels), np.float32)
             return cls(encoder, wanted, _starts(embedded), rows)
         digest = hashlib.sha256(json.dumps([encoder.fingerprint, wanted]).encode()).hexdigest()[:24]
-        target = cache_directory() / "texts" / digest
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = cache_folder("texts") / digest
         index = _index(target, encoder)
         if index is None:
             with FileLock(str(target) + ".lock"):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from layersync.core.adapter import BackboneOutput, ExampleDataset, Tokenizer, to_device
+from layersync.core.adapter import Backbone, BackboneOutput, ExampleDataset, Tokenizer, read_example, to_device
 from layersync.core.checkpoint import (
     check_fit,
     check_source,
@@ -35,10 +35,10 @@ from layersync.core.errors import InputError, TrainingError
 from layersync.core.interpolant import Interpolant, training_times
 from layersync.core.latents import LatentCache, cache_key
 from layersync.core.parallel import PATIENCE
-from layersync.core.plugin import calling
+from layersync.core.plugin import calling, class_of
 from layersync.core.probe import Probe, flow_loss
 from layersync.core.recipe import Recipe
-from layersync.core.regularizer.base import Regularizer, StepContext, load_regularizer
+from layersync.core.regularizer.base import Regularizer, StepContext, load_regularizer, regularized, wanted_taps
 from layersync.core.regularizer.layersync import LayerSyncConfig, Pair, auto_pairs
 from layersync.core.run import DataSummary, Run
 from layersync.core.text import TextEncoder, TextTable
@@ -61,7 +61,7 @@ class StepLosses(NamedTuple):
 class FlowMatching(nn.Module):
     """Backbone and regularizer as one module, so that one forward pass under DDP covers both."""
 
-    def __init__(self, backbone: nn.Module, regularizer: Regularizer, interpolant: Interpolant, frame_axis: int):
+    def __init__(self, backbone: Backbone, regularizer: Regularizer, interpolant: Interpolant, frame_axis: int):
         super().__init__()
         self.backbone, self.regularizer = backbone, regularizer
         self.interpolant, self.frame_axis = interpolant, frame_axis
@@ -78,15 +78,14 @@ class FlowMatching(nn.Module):
     ) -> StepLosses:
         """Losses of a micro-batch: ``x1`` data and ``x0`` noise as latents, ``t`` (batch,)."""
         x_t, target = self.interpolant.sample(x1, x0, t)
+        taps = wanted_taps(self.regularizer, step, self.backbone.depth)
         with calling(self.backbone, "forward"):
-            out: BackboneOutput = self.backbone(x_t, t, condition, taps=self.regularizer.taps(step), mask=mask)
+            out: BackboneOutput = self.backbone(x_t, t, condition, taps=taps, mask=mask)
         per_sample = flow_loss(out.prediction, target, mask, self.frame_axis) * self.interpolant.loss_weight(t)
         context = StepContext(
             x1, x_t, t, out.features, out.token_mask, step, ema_forward, x0, condition, mask, self.interpolant
         )
-        with calling(self.regularizer, "forward"):
-            loss, logs = self.regularizer(context)
-        return StepLosses(per_sample.mean(), loss, logs)
+        return StepLosses(per_sample.mean(), *regularized(self.regularizer, context))
 
 
 @dataclass
@@ -190,25 +189,21 @@ def _text_encoder(recipe: Recipe, dataset: ExampleDataset) -> TextEncoder | None
 
 def _has_captions(dataset: ExampleDataset) -> bool:
     """Whether one of the first samples has a text; those that cannot be read are passed over where the data says so."""
-    for index in range(min(CAPTIONS_LOOKED_FOR, len(dataset))):
-        try:
-            if dataset[index].captions:
-                return True
-        except InputError:
-            if dataset.on_error != "skip":
-                raise
-    return False
+    looked_at = (read_example(dataset, index) for index in range(min(CAPTIONS_LOOKED_FOR, len(dataset))))
+    return any(example.captions for example in looked_at if example is not None)
 
 
 def _summary(recipe: Recipe, dataset: ExampleDataset, tokenizer: Tokenizer, encoder: TextEncoder | None) -> DataSummary:
-    labels = recipe.condition.labels
-    if labels == "required" and not dataset.classes:
+    labels, classes = recipe.condition.labels, tuple(dataset.classes)
+    if unnamed := [name for name in classes if not isinstance(name, str)]:
+        raise InputError(
+            f"{class_of(dataset)}.classes: expected names, strings all; got {unnamed[0]!r} of data {recipe.data.name}"
+        )
+    if labels == "required" and not classes:
         raise InputError(f"condition.labels: required, and data {recipe.data.name} has none")
     used = labels == "required" or (labels == "auto" and encoder is None)
     text = (0, "") if encoder is None else (encoder.channels, encoder.fingerprint)
-    return DataSummary(
-        cache_key(dataset, tokenizer), len(dataset), tuple(dataset.classes), tokenizer.latent, used, *text
-    )
+    return DataSummary(cache_key(dataset, tokenizer), len(dataset), classes, tokenizer.latent, used, *text)
 
 
 def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, str]:
@@ -261,6 +256,7 @@ class Trainer:
         kind = load_regularizer(recipe.regularizer.name)
         with calling(kind, "from_config"):
             regularizer = kind.from_config(recipe.regularizer, depth, hidden)
+        wanted_taps(regularizer, 0, depth)  # what is wrong with it is found before a run is made
         if recipe.train.init and fresh:
             source = find_weights(recipe.train.init)
             load_weights(backbone, read_tensors(source), source)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ import torch
 from PIL import Image
 
 from layersync import Run
+from layersync.core.checkpoint import save_checkpoint
+from layersync.core.errors import TrainingError
 
 Make = Callable[..., Any]
 
@@ -287,6 +292,7 @@ def test_wrong_sampling_options_are_refused(
         (["--num-samples", "1"], ["at least 2"]),
         (["--step", "3"], ["step 3", "[40]"]),
         (["--weights", "best"], ["best", "ema"]),
+        (["--extractor", "clip=a", "--extractor", "clip=b"], ["'clip=b'", "given twice", "as a before"]),
     ],
 )
 def test_wrong_evaluation_options_are_refused(
@@ -342,3 +348,65 @@ def test_an_error_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("error: image/quick: train.stps: unknown key") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("labels", ["0,1,2,3", "0,1"])
+def test_labels_that_are_left_out_are_said(command: Make, trained: Run, tmp_path: Path, labels: str) -> None:
+    given = ["--labels", labels, "--num", "2", "--steps", "2", "--latents-only", "--out", tmp_path / "samples"]
+    status, _, err = command("sample", trained.path, *given)
+    said = "warning: --labels: of 4 the first 2 are used, a sample each; --num says how many samples\n"
+    assert status == 0 and err == (said if labels == "0,1,2,3" else "")
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """No file can grow beyond ``size`` bytes, as on a disk that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_one_line(
+    command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))
+    with files_up_to(30_000):
+        status, out, err = command("data", "tokenize", tiny_file)
+    assert status == 1 and out == "" and "File too large" in one_error(err)
+
+
+def test_a_cache_that_cannot_be_made_is_refused(
+    command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "file"))
+    status, out, err = command("train", tiny_file, "--out", tmp_path / "run")
+    assert status == 2 and out == "" and not (tmp_path / "run").exists()
+    assert f"LAYERSYNC_CACHE: {tmp_path / 'file' / 'latents'} cannot be made (Not a directory)" in one_error(err)
+
+
+def test_nothing_is_left_of_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:
+    folder, weights = tmp_path / "checkpoints", {"model": {"weight": torch.zeros(100_000)}}
+    save_checkpoint(folder / "step-1", weights, {"step": 1})
+    with (
+        files_up_to(300_000),
+        pytest.raises(TrainingError, match=r"step-2: cannot be written \(.*; checkpoints so far"),
+    ):
+        save_checkpoint(folder / "step-2", weights, {"step": 2})
+    with pytest.raises(TypeError):
+        save_checkpoint(folder / "step-3", {}, {"step": object()})
+    assert [path.name for path in folder.iterdir()] == ["step-1"]
+
+
+def test_a_run_that_cannot_be_written_to_is_not_resumed(
+    command: Make, trained: Run, tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "more.yaml").write_text(tiny("train.steps=50").to_yaml())
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: (path, mode) != (trained.path, os.W_OK)
+    )  # root may write anywhere
+    status, _, err = command("train", tmp_path / "more.yaml", "--out", trained.path, "--resume")
+    assert status == 2 and f"--resume: {trained.path} is not writable" in one_error(err)

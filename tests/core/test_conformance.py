@@ -128,6 +128,11 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
+        "dataset-labels",
+        "Strokes.classes: expected names, strings all; got (np.int64(0), np.int64(1))",
+        [('classes = ("circle", "zigzag")', "classes = np.arange(2)")],
+    ),
+    (
         "dataset-repeats",
         "Strokes.__getitem__(0): expected the same example again",
         [('np.random.default_rng([index, int(self.split == "test")])', "np.random.default_rng()")],

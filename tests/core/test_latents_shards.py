@@ -118,10 +118,11 @@ class Unsteady(Frames):
 @pytest.mark.parametrize(
     ("broken", "said"),
     [
-        (lambda clip: clip.double(), "expected float32 tensors on the CPU; got torch.float64"),
+        (lambda clip: clip.double(), "expected float32 tensors on the CPU; got torch.float64 on cpu of example 3"),
         (lambda clip: clip.numpy(), "expected float32 tensors on the CPU; got ndarray"),
-        (lambda clip: clip[:, 0], "expected 2 axes, laid out as [8, 1]; got [7]"),
-        (lambda clip: clip[:0], "expected frames along axis 0; got [0, 1]"),
+        (lambda clip: clip[:, 0], "expected 2 axes, laid out as [8, 1]; got [7] of example 3"),
+        (lambda clip: clip[:0], "expected frames along axis 0; got [0, 1] of example 3"),
+        (lambda clip: clip / (clip - 302), "expected finite numbers; got 1 of 7 that are not, of example 3"),
         (lambda clip: clip.repeat(1, 2), "all of one shape, [1] so far; got [7, 2] of example 3"),
     ],
 )

@@ -340,3 +340,25 @@ def test_a_vector_of_length_zero_does_no_harm() -> None:
         loss = LayerSync([(1, 3)], 0.3, similarity=similarity)(taps).loss  # type: ignore[arg-type]
         loss.backward()
         assert torch.isfinite(loss) and torch.isfinite(taps[1].grad).all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"schedule": {"wamup": 3}}, "regularizer.schedule.wamup: unknown key; did you mean 'warmup'? there are: d"),
+        ({"schedule": {"warmup": "a"}}, "regularizer.schedule.warmup: input should be a valid integer"),
+        ({"schedule": {"decay": 3}}, "regularizer.schedule: decay needs stop"),
+        ({"schedule": 3}, "regularizer.schedule: 3 is no mapping of delay, warmup, decay, stop"),
+        ({"pairs": np.array([[2, 4]])}, "regularizer.pairs: array([[2, 4]]) is no list of [student, teacher] pairs"),
+        ({"pairs": "Auto"}, "regularizer.pairs: 'Auto' is no list of [student, teacher] pairs of blocks, nor auto"),
+        ({"t_range": (0.5,)}, "regularizer.t_range: (0.5,) is no range [from, to] within [0, 1]"),
+        ({"t_range": None}, "regularizer.t_range: None is no range"),
+        ({"weight": True}, "regularizer.weight: True is not a number"),
+    ],
+)
+def test_attach_says_what_is_wrong_in_one_line(settings: Any, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        layersync.attach(
+            nn.ModuleList(nn.Linear(2, 2) for _ in range(6)), **{"pairs": [(2, 4)], "weight": 0.2, **settings}
+        )
+    assert str(refused.value).startswith(said) and "\n" not in str(refused.value)

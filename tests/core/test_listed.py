@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from layersync.core.errors import InputError
 from layersync.core.listed import ListedExamples
 
 SOURCES = ["a", "b"]
@@ -67,3 +68,18 @@ def test_lists_that_do_not_go_together_are_refused() -> None:
             ListedExamples(samples, SOURCES, labels)
     with pytest.raises(ValueError, match="need a fingerprint"):
         ListedExamples(PAIR.__getitem__, SOURCES)
+
+
+def test_what_a_reader_raises_names_the_sample(tmp_path: Path) -> None:
+    listed = ListedExamples(partial(_load, [tmp_path / "gone.npy"]), SOURCES, fingerprint="two files")
+    with pytest.raises(InputError, match=r"^a: reading it raised FileNotFoundError: .*gone\.npy' \(.*, line \d+, in"):
+        listed[0]
+    with pytest.raises(InputError, match=r"^b: reading it raised IndexError"):
+        listed[1]
+
+
+def test_labels_are_integers() -> None:
+    assert ListedExamples(PAIR, SOURCES, np.array([1, 0]))[0].condition == {"label": 1}  # type: ignore[arg-type]
+    named = ListedExamples(PAIR, SOURCES, ["high", "low"], ["high", "low"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match=r"^b: has the label 'low'; a label is an integer"):
+        _ = named[1].label

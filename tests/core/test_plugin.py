@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,12 +18,14 @@ from plugins import QUICK, STROKES, Installer
 from layersync import InputError, load_recipe, train
 from layersync.core.adapter import MODALITY_GROUP, load_adapter, protocol_members
 from layersync.core.catalogue import packaged_data
+from layersync.core.classifier import Windows
 from layersync.core.parallel import Processes
 from layersync.core.plugin import load_class
 from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.reference import RunData
 from layersync.core.regularizer.base import REGULARIZER_GROUP, load_regularizer
 from layersync.core.schema import recipe_schema
+from layersync.core.trainer import Trainer, build_parts
 
 BUILT_IN = ("audio", "image", "motion")
 Command = Callable[..., tuple[int, str, str]]
@@ -351,6 +354,10 @@ class TestAMethodThatRaises:
                 "Outline.__call__: expected features of 16 samples, an array each; got 15",
                 ('{"features": rows}', '{"features": rows[1:]}'),
             ),
+            (
+                "StrokesAdapter.classifier_input: expected a tensor (batch, channels, *grid) with a 1-D or 2-D grid",
+                ("        return values, mask", "        return values[..., None, None], mask"),
+            ),
         ],
     )
     def test_evaluate(
@@ -514,3 +521,145 @@ class TestRecipesOfPlugIns:
             check=True,
         )
         assert json.loads(shown.stdout)["tokenizer"]["name"] == "offsets"
+
+
+LABEL = '{"label": label}'
+"""Of strokes.py: what an example is conditioned on."""
+
+
+class TestDataThatIsWrong:
+    """Found before anything is trained, in one line that names the sample or the attribute."""
+
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (
+                (LABEL, '{"label": label + 1}'),
+                "Strokes.__getitem__: expected a label from 0 to 1, an index into classes, or -1 for none; got 2 of "
+                "train stroke 1",
+            ),
+            ((LABEL, '{"label": "ab"[label]}'), "train stroke 0: has the label 'a'; a label is an integer"),
+            ((LABEL, '{"label": None}'), "train stroke 0: has the label None; a label is an integer"),
+            ((LABEL, '{"label": label / 1}'), "train stroke 0: has the label 0.0; a label is an integer"),
+            ((LABEL, '{"text": 3}'), "Strokes.__getitem__ raised TypeError"),
+            (
+                (
+                    "[torch.from_numpy(sample) for sample in samples]",
+                    "[torch.from_numpy(sample).log() for sample in samples]",
+                ),
+                "Offsets.encode: expected finite numbers; got",
+            ),
+            (('classes = ("circle", "zigzag")', "classes = np.arange(2)"), "Strokes.classes: expected names, strings"),
+            (
+                ('        self.fingerprint = f"strokes-1-{size}-{split}"\n', ""),
+                "Strokes.fingerprint is missing; a text",
+            ),
+            (('self.fingerprint = "offsets-1"', "self.fingerprint = 1"), "Offsets.fingerprint is 1; a text"),
+        ],
+    )
+    def test_tokenize(
+        self,
+        change: tuple[str, str],
+        said: str,
+        installer: Installer,
+        command: Command,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))  # no latents of strokes are in it yet
+        name = installer.strokes(change)
+        status, out, err = command("data", "tokenize", f"{name}/quick")
+        errors = [line for line in err.splitlines() if not line.startswith("warning: ")]
+        assert status == 2 and out == "" and len(errors) == 1 and said in errors[0], err
+
+    def test_labels_are_refused_where_samples_are_to_be_skipped(self, installer: Installer, tmp_path: Path) -> None:
+        name = installer.strokes(
+            (LABEL, '{"label": label + 1}'), ('classes = ("circle", "zigzag")', 'classes, on_error = "ab", "skip"')
+        )
+        with pytest.raises(InputError, match="expected a label from 0 to 1"):
+            build_parts(load_recipe(f"{name}/quick"), directory=tmp_path)
+
+    def test_reading_captions_and_windows_names_the_method(self, installer: Installer) -> None:
+        name = installer.strokes(
+            ("        label, frames = index % 2", f"{RAISE}\n        label, frames = index % 2"),
+            ('classes = ("circle", "zigzag")', 'classes, on_error = "ab", "skip"'),
+        )
+        recipe = load_recipe(f"{name}/quick", ["condition.text_encoder=minilm"])
+        dataset = recipe.adapter.dataset(recipe.data, "train")
+        for reading in (Windows(dataset, recipe.adapter.tokenizer(recipe.tokenizer)).read, lambda: build_parts(recipe)):
+            with pytest.raises(InputError, match=r"package plugged\d+: Strokes\.__getitem__ raised RuntimeError"):
+                reading()
+
+    def test_without_a_held_out_split_the_log_says_so(
+        self, installer: Installer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        name = installer.strokes(("self.size // 3", "0"))
+        with caplog.at_level("INFO", "layersync"):
+            train(load_recipe(f"{name}/quick", ["train.steps=1"]), tmp_path / "run")
+        assert "step 1 of 1: none held out, loss of training examples" in caplog.text
+        assert "held-out loss" not in caplog.text
+
+
+class TestSectionsOfPlugIns:
+    SIZE = "    size: int = Field(96"
+
+    def test_yes_is_no_number_and_stays_a_truth_where_one_is_wanted(self, installer: Installer) -> None:
+        name = installer.strokes((self.SIZE, f"    jitter: bool | str = 'some'\n    speed: float = 1\n{self.SIZE}"))
+        assert load_recipe(f"{name}/quick", ["data.jitter=yes"]).data.model_dump()["jitter"] is True
+        with pytest.raises(InputError, match=r"data: speed: input should be a number or a word, not True"):
+            load_recipe(f"{name}/quick", ["data.speed=yes"])
+
+    def test_a_validator_that_raises_is_named(self, installer: Installer) -> None:
+        name = installer.strokes((self.SIZE, f"    def model_post_init(self, _): raise KeyError('no')\n{self.SIZE}"))
+        with pytest.raises(
+            InputError, match=r"/quick: package \w+: StrokesConfig\.model_validate raised KeyError: 'no'"
+        ):
+            load_recipe(f"{name}/quick")
+
+    def test_two_packages_of_one_name_are_said_of_its_recipes_too(self, installer: Installer, command: Command) -> None:
+        packages = [installer.package(STROKES, {"twin": "StrokesAdapter"}) for _ in range(2)]
+        status, _, err = command("train", "twin/quick")
+        assert status == 2 and err.count("\n") == 1 and "'twin' is registered by 2 packages" in err
+        assert all(package in err for package in packages)
+
+
+class TestWhatRegularizersGive:
+    @pytest.mark.parametrize(
+        ("change", "said"),
+        [
+            (
+                ("return (1,)", "return (99,)"),
+                "Quiet.taps: expected block numbers from 1 to 4, such as (1, 4); got (99,)",
+            ),
+            (("return (1,)", "return 1"), "Quiet.taps: expected block numbers from 1 to 4, such as (1, 4); got 1"),
+            (("return (1,)", RAISE.strip()), "Quiet.taps raised RuntimeError: two lines"),
+        ],
+    )
+    def test_taps_are_checked_before_a_run_is_made(
+        self, change: tuple[str, str], said: str, installer: Installer, tiny_mapping: dict[str, Any], tmp_path: Path
+    ) -> None:
+        module = installer.package(REGULARIZER.replace(*change), {}, {f"odd-{tmp_path.name}": "Quiet"})
+        recipe = load_recipe({**tiny_mapping, "regularizer": {"name": f"odd-{tmp_path.name}"}})
+        with pytest.raises(InputError) as raised:
+            train(recipe, tmp_path / "run")
+        assert f"package {module}: {said}" in str(raised.value) and not (tmp_path / "run").exists()
+
+    def test_other_losses_and_logs_are_refused(
+        self, installer: Installer, tiny_mapping: dict[str, Any], tmp_path: Path
+    ) -> None:
+        wrong = {
+            "context.t.sum()": "forward: expected a RegularizerOutput, a loss and logs by name; got a tensor []",
+            "RegularizerOutput(0.5, {})": "forward, the loss: expected a scalar tensor; got a float",
+            "RegularizerOutput(context.t, {})": "forward, the loss: expected a scalar tensor; got a tensor [16]",
+            "RegularizerOutput(context.t.sum(), {'size': 1.0})": "forward, logs['size']: expected a scalar tensor; got",
+        }
+        source = "".join(
+            f"\nclass Quiet{n}(Quiet):\n    def forward(self, context):\n        return {found}\n"
+            for n, found in enumerate(wrong)
+        )
+        installer.package(REGULARIZER + source, {}, {f"quiet{n}": f"Quiet{n}" for n in range(len(wrong))})
+        parts = build_parts(load_recipe(tiny_mapping))
+        for n, said in enumerate(wrong.values()):
+            trainer = Trainer(load_recipe({**tiny_mapping, "regularizer": {"name": f"quiet{n}"}}), parts)
+            with pytest.raises(InputError, match=re.escape(f"Quiet{n}.{said}")):
+                trainer.train_step(0)

@@ -417,3 +417,36 @@ def test_public_names_are_there() -> None:
         assert getattr(layersync, name) is not None
     with pytest.raises(AttributeError):
         layersync.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"data": {"name": "nope"}}, "data.name: 'nope' is unknown to modality image"),
+        ({"tokenizer": {"name": "nope"}}, "tokenizer.name: 'nope' is unknown to modality image"),
+        ({"regularizer": {"name": "nope"}}, "regularizer.name: 'nope' is unknown"),
+        ({"modality": "images"}, "modality: 'images' is unknown"),
+        ({"regularizer": {"name": "layersync", "weight": True}}, "regularizer: weight: input should be a number"),
+        ({"regularizer": {"name": "layersync", "t_range": [False, True]}}, "regularizer: t_range: input should be"),
+        ({"regularizer": {"name": "layersync", "schedule": {"warmup": True}}}, "regularizer.schedule: warmup: input"),
+        ({"backbone": {"name": "sit", "depth": True}}, "backbone: depth: input should be a number or a word, not True"),
+    ],
+)
+def test_the_file_is_named(sections: dict, said: str, tiny_mapping: dict, tmp_path: Path) -> None:
+    file = tmp_path / "wrong.yaml"
+    file.write_text(yaml.safe_dump({**tiny_mapping, **sections}))
+    with pytest.raises(InputError) as refused:
+        load_recipe(file)
+    assert str(refused.value).startswith(f"{file}: {said}")
+
+
+def test_a_name_that_is_set_is_refused_of_the_file(tiny_file: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{tiny_file}: regularizer\.name: 'nope' is unknown"):
+        load_recipe(tiny_file, ["regularizer.name=nope"])
+
+
+def test_a_key_that_is_set_twice_is_said(command: Make) -> None:
+    sets = [word for change in ("train.steps=5", "train.batch_size=8", "train.steps=600") for word in ("--set", change)]
+    status, out, err = command("recipes", "show", "image/quick", *sets, "--json")
+    assert status == 0 and json.loads(out)["train"]["steps"] == 600
+    assert err == "warning: --set train.steps=5: has no effect, train.steps=600 comes after it\n"

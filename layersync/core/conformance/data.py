@@ -94,6 +94,8 @@ def dataset(subject: Subject) -> None:
 def labels(subject: Subject) -> None:
     """Labels are indices into ``classes``, which both splits share."""
     data, count = subject.train, len(subject.train.classes)
+    named = all(isinstance(name, str) for name in data.classes)
+    expect(named, at(data, "classes"), "names, strings all", f"{tuple(data.classes)}")
     expect(len(set(data.classes)) == count, at(data, "classes"), "different names", f"{data.classes}")
     for index, example in subject.examples:
         with calling(f"{at(data, '__getitem__')}({index})"):

@@ -28,7 +28,7 @@ from layersync.core.condition import drop_condition
 from layersync.core.draws import StepDraws, generator
 from layersync.core.errors import InputError
 from layersync.core.latents import LatentCache
-from layersync.core.plugin import FAILURES, raised
+from layersync.core.plugin import FAILURES, PluginError, raised
 from layersync.core.recipe import Recipe
 
 NUM_EXAMPLES = 16
@@ -135,8 +135,8 @@ def readable(dataset: ExampleDataset, indices: Sequence[int]) -> list[tuple[int,
         with calling(f"{at(dataset, '__getitem__')}({index})"):
             try:
                 example = dataset[index]
-            except InputError:
-                if dataset.on_error == "skip":
+            except InputError as error:
+                if dataset.on_error == "skip" and not isinstance(error, PluginError):
                     continue
                 raise
         expect(

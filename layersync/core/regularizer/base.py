@@ -8,9 +8,10 @@ them with everything else that one training step knows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
+from numbers import Integral
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from layersync.core.adapter import BackboneOutput, Section
 from layersync.core.errors import InputError
 from layersync.core.interpolant import Interpolant
-from layersync.core.plugin import GROUPS, Plugin, load_class, registered, reported, signature
+from layersync.core.plugin import GROUPS, Plugin, calling, class_of, load_class, registered, reported, signature
 
 REGULARIZER_GROUP = GROUPS[1]
 
@@ -120,6 +121,34 @@ def load_regularizer(name: str) -> type[Regularizer]:
     plugin = load_class(REGULARIZER_GROUP, name, "regularizer.name")
     with reported(f"{plugin.owner}: reading its attributes"):
         return _checked(plugin)
+
+
+def wanted_taps(regularizer: Regularizer, step: int, depth: int) -> tuple[int, ...]:
+    """Its taps at ``step``. Raises :class:`InputError` for what are no blocks of a network of ``depth``."""
+    with calling(regularizer, "taps"):
+        found = regularizer.taps(step)
+    whole = isinstance(found, Collection) and all(isinstance(tap, Integral) and 1 <= tap <= depth for tap in found)
+    if not whole:
+        wanted = f"block numbers from 1 to {depth}, such as (1, {depth})"
+        raise InputError(f"{class_of(regularizer)}.taps: expected {wanted}; got {found!r}")
+    return tuple(map(int, found))
+
+
+def regularized(regularizer: Regularizer, context: StepContext) -> RegularizerOutput:
+    """Its loss and logs. Raises :class:`InputError` for others than scalar tensors."""
+    with calling(regularizer, "forward"):
+        found = regularizer(context)
+    where = f"{class_of(regularizer)}.forward"
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], Mapping)):
+        raise InputError(f"{where}: expected a RegularizerOutput, a loss and logs by name; got {_described(found)}")
+    for name, value in {"the loss": found[0], **{f"logs[{name!r}]": value for name, value in found[1].items()}}.items():
+        if not (isinstance(value, Tensor) and value.ndim == 0):
+            raise InputError(f"{where}, {name}: expected a scalar tensor; got {_described(value)}")
+    return RegularizerOutput(*found)
+
+
+def _described(value: object) -> str:
+    return f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 
 def _checked(plugin: Plugin) -> type[Regularizer]:

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor, nn
 
-from layersync.core.errors import InputError
+from layersync.core.adapter import Settings
+from layersync.core.errors import InputError, complaint, nearest
 from layersync.core.regularizer.base import Regularizer, RegularizerConfig, RegularizerOutput, StepContext
 
 Pair = tuple[int, int]
@@ -62,6 +63,8 @@ def auto_pairs(depth: int) -> tuple[Pair, ...]:
 
 def check_pairs(pairs: Sequence[Sequence[int]], depth: int | None) -> tuple[Pair, ...]:
     """Pairs as tuples; InputError unless 1 <= student < teacher <= depth in each."""
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence):
+        raise InputError(f"regularizer.pairs: {pairs!r} is no list of [student, teacher] pairs of blocks, nor auto")
     if not pairs:
         raise InputError("regularizer.pairs: empty; give [student, teacher] pairs of blocks, or auto")
     last = f" of {depth} blocks" if depth else ""
@@ -86,14 +89,13 @@ def check_pairs(pairs: Sequence[Sequence[int]], depth: int | None) -> tuple[Pair
     return tuple(checked)
 
 
-class WeightSchedule(BaseModel):
+class WeightSchedule(Settings):
     """Factor on the weight over training steps (from 0).
 
     0 for the first ``delay`` steps; then linearly up to 1 over ``warmup`` steps; 0 from ``stop`` on, reached along a
     cosine over the last ``decay`` steps before it. All left out: constant 1.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     delay: int = Field(0, ge=0)
     warmup: int = Field(0, ge=0)
     decay: int = Field(0, ge=0)
@@ -115,6 +117,32 @@ class WeightSchedule(BaseModel):
         if self.stop is None or not self.decay or step < self.stop - self.decay:
             return rise
         return rise * 0.5 * (1 + math.cos(math.pi * (step - (self.stop - self.decay)) / self.decay))
+
+
+def _schedule(given: object) -> WeightSchedule:
+    if given is None or isinstance(given, WeightSchedule):
+        return given or WeightSchedule()
+    if not isinstance(given, Mapping):
+        raise InputError(f"regularizer.schedule: {given!r} is no mapping of {', '.join(WeightSchedule.model_fields)}")
+    try:
+        return WeightSchedule.model_validate(dict(given))
+    except ValidationError as failure:
+        error = failure.errors()[0]
+        path = ".".join(["regularizer.schedule", *map(str, error["loc"])])
+        if error["type"] == "extra_forbidden":
+            known = nearest(str(error["loc"][-1]), WeightSchedule.model_fields)
+            raise InputError(f"{path}: unknown key; {known}") from None
+        raise InputError(f"{path}: {complaint(error)}") from None
+
+
+def _range(given: Any) -> tuple[float, float]:
+    try:
+        low, high = map(float, given)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 1:
+        raise InputError(f"regularizer.t_range: {given!r} is no range [from, to] within [0, 1]")
+    return low, high
 
 
 class LayerSyncOutput(NamedTuple):
@@ -157,20 +185,20 @@ class LayerSync(nn.Module):
         stop_gradient: bool = True,
     ):
         super().__init__()
-        if pairs == "auto" and depth is None:
+        if not isinstance(pairs, str) or pairs != "auto":
+            self.pairs = check_pairs(pairs, depth)
+        elif depth is None:
             raise InputError("regularizer.pairs: auto needs depth, the number of blocks")
-        self.pairs = auto_pairs(depth) if pairs == "auto" else check_pairs(pairs, depth)  # type: ignore[arg-type]
-        if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+        else:
+            self.pairs = auto_pairs(depth)
+        if isinstance(weight, bool) or not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
             raise InputError(f"regularizer.weight: {weight} is not a number of at least 0")
         if similarity not in get_args(Similarity):
             raise InputError(f"regularizer.similarity: {similarity!r} is unknown; there are: cosine, centred")
-        low, high = t_range
-        if not 0 <= low < high <= 1:
-            raise InputError(f"regularizer.t_range: {list(t_range)} is no range within [0, 1]")
-        self.weight, self.t_range, self.similarity = float(weight), (low, high), similarity
+        self.weight, self.t_range, self.similarity = float(weight), _range(t_range), similarity
         self.stop_gradient = stop_gradient
         self._seen_times = False
-        self.schedule = schedule if isinstance(schedule, WeightSchedule) else WeightSchedule(**(schedule or {}))
+        self.schedule = _schedule(schedule)
 
     def taps(self) -> tuple[int, ...]:
         """Blocks whose outputs :meth:`forward` needs; none when the weight is 0."""

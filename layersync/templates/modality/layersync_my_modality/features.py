@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from layersync.core.adapter import Example
+from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams
 
 NUM_FEATURES = 16
@@ -26,7 +27,8 @@ class Shape(FeatureExtractor):
     preprocessing = "means over 16 equal parts of the signal"
 
     def __init__(self, weights: str | None = None):
-        self.weights = weights
+        if weights is not None:
+            raise InputError(f"--extractor {self.name}={weights}: {self.name} is a formula, it takes no weights")
 
     def __call__(self, examples: Sequence[Example]) -> Streams:
         """One row (1, 16) float32 for each example."""

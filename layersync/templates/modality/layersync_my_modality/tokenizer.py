@@ -28,8 +28,8 @@ class SignalConfig(Section):
     def latent_spec(self) -> LatentSpec:
         """One channel on a grid of one axis.
 
-        REPLACE: by your shape. Pictures are ``LatentSpec(3, (height, width))``, clips ``LatentSpec(3, (frames, height,
-        width))``, sequences of varying length ``LatentSpec(channels, (frames,), sequence=True, variable=True)``.
+        REPLACE: by your shape. Pictures are ``LatentSpec(3, (height, width))``, clips ``LatentSpec(3, (height, width,
+        frames))``, sequences of varying length ``LatentSpec(channels, (frames,), sequence=True, variable=True)``.
         """
         return LatentSpec(channels=1, grid=(self.num_samples,))
 
