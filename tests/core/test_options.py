@@ -417,7 +417,7 @@ SAMPLING: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 CHANGES: dict[str, Any] = {
-    "depth": 3, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 2.0, "qk_norm": True,
+    "depth": 3, "hidden_size": 64, "num_heads": 2, "patch_size": 4, "mlp_ratio": 3.0, "qk_norm": True,
     "learn_sigma": True, "dropout": 0.5, "num_timesteps": 50, "mask_frames": True,
 }  # fmt: skip
 LATENTS = {
