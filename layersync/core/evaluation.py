@@ -390,26 +390,26 @@ def _real_side(
         needed.append("train")
     if reference is None:
         needed.append(recipe.evaluate.reference)
-    if needed:
-        _check_data(model)
-    for split in dict.fromkeys(needed):
-        if not len(recipe.adapter.dataset(recipe.data, split)):
+    opened = {split: recipe.adapter.dataset(recipe.data, split) for split in needed}
+    if opened:
+        trained_on = recipe.data.split
+        _check_data(model, opened.get(trained_on) or recipe.adapter.dataset(recipe.data, trained_on))
+    for split, dataset in opened.items():
+        if not len(dataset):
             raise InputError(f"data {recipe.data.name}: split {split} is empty, {', '.join(names)} cannot be scored")
     if reference is not None:
         files = SampleFiles(recipe.adapter, Path(reference), "--reference", processes)
         files.check(metrics)
         return files
     split = recipe.evaluate.reference
-    dataset = recipe.adapter.dataset(recipe.data, split)
-    own = RunData(dataset, model.tokenizer, recipe.data.name, split, processes)
+    own = RunData(opened[split], model.tokenizer, recipe.data.name, split, processes)
     own.check(metrics)
     return own
 
 
-def _check_data(model: GenerativeModel) -> None:
-    """Warn where the data is no longer what the run was trained on; InputError where its classes are others."""
+def _check_data(model: GenerativeModel, dataset: ExampleDataset) -> None:
+    """Warn where ``dataset`` is no longer what the run was trained on; InputError where its classes are others."""
     recipe, run = model.recipe, model.run
-    dataset = recipe.adapter.dataset(recipe.data, recipe.data.split)
     if not run.data.fingerprint or cache_key(dataset, model.tokenizer) == run.data.fingerprint:
         return
     changed = f"data {recipe.data.name} has changed since {run.path} was trained on it"
