@@ -508,6 +508,8 @@ def main() -> None:
     warnings.showwarning = _warn
     try:
         status = app(standalone_mode=False)
+        if status == 130:  # what newer versions of typer make of it, without a word
+            raise KeyboardInterrupt
     except InputError as error:
         _say(f"error: {' '.join(str(error).split())}")
         status = 2

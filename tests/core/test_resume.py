@@ -260,6 +260,23 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert identical(tensors_of(resumed), tensors_of(straight))
 
 
+def test_a_second_signal_stops_at_once(
+    command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, handlers = Trainer.train_step, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+    def interrupted(trainer: Trainer, index: int) -> Any:
+        for _ in range(2 * (index == 3)):
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, index)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    status, _, said = command("train", tiny_file, "--set", "train.checkpoint_every=2", "--out", tmp_path / "run")
+    assert status == 1 and said.endswith("error: interrupted; what had been saved before is kept\n")
+    assert Run(tmp_path / "run").checkpoint_steps() == [2]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
 def test_ctrl_c_on_the_command_line(tiny_file: Path, tmp_path: Path) -> None:
     process = start("train", tiny_file, "--set", "train.steps=100000", "--out", tmp_path / "run")
     wait_for_log(process, tmp_path / "run" / "metrics.jsonl", 5)
