@@ -108,24 +108,15 @@ def complete(target: Path) -> bool:
         return False
 
 
-def build(
-    target: Path,
-    dataset: ExampleDataset,
-    tokenizer: Tokenizer,
-    *,
-    limit: int | None = None,
-    shard_examples: int = SHARD_EXAMPLES,
-    shard_bytes: int = SHARD_BYTES,
-) -> None:
+def build(target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, *, limit: int | None = None) -> None:
     """Encode what is missing of the cache in ``target``, beside other processes; returns when it is complete.
 
-    ``limit`` encodes the first examples alone. ``shard_examples`` and ``shard_bytes`` say how many examples a shard and
-    how many bytes a file has at most, where the cache is new: work goes on as it was begun. Raises
-    :class:`InputError` for an unreadable sample, unless the data set says to skip such, and for a stored form that is
-    not laid out as the tokenizer's ``latent``; finished shards stay.
+    ``limit`` encodes the first examples alone. Work goes on in shards as it was begun. Raises :class:`InputError` for
+    an unreadable sample, unless the data set says to skip such, and for a stored form that is not laid out as the
+    tokenizer's ``latent``; finished shards stay.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
-    plan = _agree(target, Plan(FORMAT, count, shard_examples, shard_bytes, len(dataset.variants)))
+    plan = _agree(target, Plan(FORMAT, count, SHARD_EXAMPLES, SHARD_BYTES, len(dataset.variants)))
     try:
         _encode(target, plan, dataset, tokenizer)
         with _lock(target):

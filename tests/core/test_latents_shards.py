@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -20,13 +21,22 @@ from layersync.core import shards
 from layersync.core.adapter import Example, ExampleDataset, LatentSpec, Tokenizer
 from layersync.core.draws import StepDraws
 from layersync.core.latents import LatentCache, cache_key
-from layersync.core.shards import build
 from layersync.modalities.image.data import Digits, Folder
 from layersync.modalities.image.tokenizer import Pixels, PixelsConfig
 
 PIXELS = Pixels(PixelsConfig(image_size=8, channels=1))
 DIGITS = Digits(name="digits", flip=True)
 EXAMPLES, BYTES = 200, 40_000
+
+
+def build(
+    target: Path, dataset: ExampleDataset, tokenizer: Tokenizer, examples: int = EXAMPLES, size: int = BYTES
+) -> None:
+    """As the package builds a cache, in smaller shards and files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shards, "SHARD_EXAMPLES", examples)
+        patch.setattr(shards, "SHARD_BYTES", size)
+        shards.build(target, dataset, tokenizer)
 
 
 def draws(indices: list[int], variant: float = 0.0) -> StepDraws:
@@ -44,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The digits in shards of 200, built by one process at one go; the folder that holds the cache."""
     root = tmp_path_factory.mktemp("whole")
     dataset = DIGITS.build("train")
-    build(root / cache_key(dataset, PIXELS), dataset, PIXELS, shard_examples=EXAMPLES, shard_bytes=BYTES)
+    build(root / cache_key(dataset, PIXELS), dataset, PIXELS)
     return root
 
 
@@ -90,7 +100,7 @@ class Frames(Tokenizer):
 def test_clips_stay_in_one_piece_and_captions_with_their_clip(tmp_path: Path) -> None:
     dataset, tokenizer = Clips(), Frames()
     target = tmp_path / cache_key(dataset, tokenizer)
-    build(target, dataset, tokenizer, shard_examples=2, shard_bytes=40)
+    build(target, dataset, tokenizer, examples=2, size=40)
     cache = LatentCache.open(dataset, tokenizer, directory=tmp_path)
     sizes = {f.name: f.stat().st_size for f in target.glob("*.bin")}
     assert sizes == {  # 9 frames and 4 frames do not fit in 40 bytes; 30 frames are one clip
@@ -142,7 +152,7 @@ def test_shards_of_different_shapes_make_no_cache(tmp_path: Path) -> None:
     target = tmp_path / cache_key(dataset, tokenizer)
     for _ in range(2):  # finished shards stay, and are refused again
         with pytest.raises(InputError, match=r"Unsteady\.encode: expected one shape .* rows of \[1\] and \[2\]"):
-            build(target, dataset, tokenizer, shard_examples=1)
+            build(target, dataset, tokenizer, examples=1)
         assert not shards.complete(target)
 
 
@@ -174,8 +184,7 @@ def builder(root: Path, log: Path, pause: float) -> Any:
     """A process of its own that builds the cache of the digits."""
     dataset = DIGITS.build("train")
     target, tokenizer = root / cache_key(dataset, PIXELS), Slow(log, pause)
-    settings = {"shard_examples": EXAMPLES, "shard_bytes": BYTES}
-    process = get_context("fork").Process(target=build, args=(target, dataset, tokenizer), kwargs=settings)
+    process = get_context("fork").Process(target=build, args=(target, dataset, tokenizer))
     process.start()
     return process
 
@@ -240,7 +249,7 @@ def test_a_flipped_byte_is_found_and_its_shard_alone_built_anew(
 ) -> None:
     dataset = DIGITS.build("train")
     target = tmp_path / cache_key(dataset, PIXELS)
-    build(target, dataset, PIXELS, shard_examples=EXAMPLES, shard_bytes=BYTES)
+    build(target, dataset, PIXELS)
     if read_before:
         LatentCache.open(dataset, PIXELS, directory=tmp_path)
     damaged = target / "shard-00003-1.bin"
@@ -258,6 +267,19 @@ def test_a_flipped_byte_is_found_and_its_shard_alone_built_anew(
     LatentCache.open(dataset, PIXELS, directory=tmp_path)
 
 
+def test_all_is_checked_again_where_the_record_of_it_is_gone(tmp_path: Path) -> None:
+    dataset, tokenizer = Clips(), Frames()
+    file = LatentCache.open(dataset, tokenizer, directory=tmp_path).directory / "shard-00000.bin"
+    before, content = file.stat(), bytearray(file.read_bytes())
+    content[5] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    LatentCache.open(dataset, tokenizer, directory=tmp_path)  # as large and as old as when it was checked
+    (file.parent / "verified.json").unlink()
+    with pytest.raises(InputError, match=r"shard-00000\.bin is damaged"):
+        LatentCache.open(dataset, tokenizer, directory=tmp_path)
+
+
 def test_an_unreadable_sample_keeps_what_was_finished_before(tmp_path: Path) -> None:
     for index in range(8):
         Image.fromarray(np.full((8, 8), index, np.uint8)).save(tmp_path / f"{index}.png")
@@ -265,24 +287,28 @@ def test_an_unreadable_sample_keeps_what_was_finished_before(tmp_path: Path) -> 
     dataset = Folder(name="folder", path=str(tmp_path)).build("train")
     target = tmp_path / "cache"
     with pytest.raises(InputError, match=r"5\.png: is corrupt"):
-        build(target, dataset, PIXELS, shard_examples=3)
+        build(target, dataset, PIXELS, examples=3)
     assert [f.name for f in target.glob("shard-*.json")] == ["shard-00000.json"]
     assert not list(target.glob(".*.partial")) and not (target / "meta.json").exists()
 
 
 def test_work_goes_on_in_shards_as_it_was_begun(tmp_path: Path) -> None:
     dataset, target = DIGITS.build("test"), tmp_path / "cache"
-    build(target, dataset, PIXELS, shard_examples=100)
+    build(target, dataset, PIXELS, examples=100)
     (target / "meta.json").unlink()
     before = {f.name: f.stat().st_mtime_ns for f in target.glob("shard-*")}
-    build(target, dataset, PIXELS, shard_examples=50)
-    assert {f.name: f.stat().st_mtime_ns for f in target.glob("shard-*")} == before and len(before) == 8
+    build(target, dataset, PIXELS, examples=50)
+    assert {f.name: f.stat().st_mtime_ns for f in target.glob("shard-*")} == before
+    assert sum(name.endswith(".json") for name in before) == 4
 
 
 def test_the_command_tokenizes_and_training_finds_it(
     tiny_file: Path, command: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))
+    status, out, said = command("data", "tokenize", tiny_file, "--set", "data.split=test")
+    held_out = load_recipe(tiny_file).data.build("test")
+    assert status == 0 and f"train: {len(held_out):,} examples" in said and "held out" not in said
     status, out, said = command("data", "tokenize", tiny_file)
     dataset = load_recipe(tiny_file).data.build("train")
     assert status == 0 and out == "" and f"train: {len(dataset):,} examples" in said and "held out" in said
