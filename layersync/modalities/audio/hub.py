@@ -139,7 +139,9 @@ def _opened(config: HubConfig) -> DatasetDict:
         else:
             opened = datasets.load_dataset(str(path) if path.is_dir() else config.path, config.subset)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason, *more = str(error).splitlines() or [type(error).__name__]
+        if config.subset is None and reason.startswith("Config name is missing"):
+            raise InputError(f"data.subset: {config.path} has several; {' '.join(more[:1])}") from None
         raise InputError(f"data.path: datasets cannot open {config.path} ({reason})") from None
     return datasets.DatasetDict({"train": opened}) if isinstance(opened, datasets.Dataset) else opened
 

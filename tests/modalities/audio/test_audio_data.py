@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -267,6 +268,72 @@ def test_words_become_classes_and_the_sources_own_splits_are_used(parquet: Calla
     assert train.classes == ("high", "low") and (len(train), len(test)) == (6, 2)
     assert [train[i].condition["label"] for i in range(6)] == [0, 1] * 3
     assert train.fingerprint != test.fingerprint
+
+
+def test_columns_that_are_named_are_read_and_no_other(
+    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    rows: dict[str, list[Any]] = {"kind": [0, 1, 0], "place": ["sea", "sea", "air"]}
+    rows |= {"text": ["low", "mid", "high"], "told": ["a low tone", "a tone", "a high tone"]}
+    for column, rate in (("near", 8000), ("far", 4000)):
+        files = [write_audio(f"{column}/{n}.wav", 200 + 30 * n, rate=rate) for n in range(3)]
+        rows[column] = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+    table = datasets.Dataset.from_dict(rows).cast_column("kind", datasets.ClassLabel(names=["bell", "horn"]))
+    for column in ("near", "far"):
+        table = table.cast_column(column, datasets.Audio())
+    path = str(tmp_path / "both.parquet")
+    table.to_parquet(path)
+    with pytest.raises(InputError, match=r"has 2 columns of type Audio, one is wanted; set data\.audio_column"):
+        HubConfig(path=path).build("train")
+    usual = HubConfig(path=path, audio_column="near", test_fraction=0)
+    chosen = {
+        "near": usual,
+        "far": usual.model_copy(update={"audio_column": "far"}),
+        "place": usual.model_copy(update={"label_column": "place"}),
+        "told": usual.model_copy(update={"caption_column": "told"}),
+    }
+    found = {name: config.build("train") for name, config in chosen.items()}
+    assert len({data.fingerprint for data in found.values()}) == 4
+    for name, data in found.items():
+        examples = [data[index] for index in range(3)]
+        assert {example.sample.sample_rate for example in examples} == {4000 if name == "far" else 8000}
+        assert data.classes == (("air", "sea") if name == "place" else ("bell", "horn"))
+        assert [example.label for example in examples] == ([1, 1, 0] if name == "place" else [0, 1, 0])
+        texts = rows["told" if name == "told" else "text"]
+        assert [example.captions for example in examples] == [(text,) for text in texts]
+
+
+def test_a_subset_of_several_is_the_one_that_is_named(parquet: Callable[..., Path]) -> None:
+    folder = parquet("folder/few.parquet", num_rows=2).parent
+    parquet("folder/many.parquet", num_rows=5)
+    names = "".join(f"- {{config_name: {name}, data_files: {name}.parquet}}\n" for name in ("few", "many"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    for subset, size in (("few", 2), ("many", 5)):
+        assert len(HubConfig(path=str(folder), subset=subset, test_fraction=0).build("train")) == size
+    for subset, said in ((None, "data.subset: .* has several"), ("more", "data.path: datasets cannot open .*'more'")):
+        with pytest.raises(InputError, match=rf"^{said}.*\['few', 'many'\]"):
+            HubConfig(path=str(folder), subset=subset).build("train")
+
+
+def test_a_row_without_sound_stops_or_is_left_to_the_reader(
+    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    sounds = [{"bytes": write_audio("a.wav").read_bytes(), "path": "a.wav"}, None]
+    table = datasets.Dataset.from_dict({"sound": sounds}).cast_column("sound", datasets.Audio())
+    table.to_parquet(str(tmp_path / "data.parquet"))
+    config = HubConfig(path=str(tmp_path / "data.parquet"), test_fraction=0)
+    with pytest.raises(InputError, match="row 1: holds no audio"):
+        config.build("train")
+    data = config.model_copy(update={"on_error": "skip"}).build("train")
+    assert data.on_error == "skip" and len(data) == 2 and data[0].sample.seconds > 0
+    with pytest.raises(InputError, match="row 1: holds no audio"):
+        data[1]
 
 
 def test_the_fingerprint_of_a_table_follows_its_rows(parquet: Callable[..., Path]) -> None:

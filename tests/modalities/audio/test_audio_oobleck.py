@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,19 @@ def stereo(harmonic: Tone) -> Clip:
 def test_sizes_come_from_the_autoencoder(tokenizer: Oobleck) -> None:
     assert (tokenizer.latent.channels, tokenizer.latent.grid, tokenizer.latent.sequence) == (4, (32,), True)
     assert (tokenizer.hop_length, tokenizer.sample_rate) == (HOP, 8000)
+
+
+def test_the_autoencoder_is_that_of_the_subfolder(stored_at: tuple[Path, Any], tmp_path: Path, stereo: Clip) -> None:
+    autoencoder(tmp_path, encoder_hidden_size=12, decoder_input_channels=6)
+    shutil.copytree(stored_at[0] / "vae", tmp_path / "other")
+    found = {
+        subfolder: OobleckConfig(path=str(tmp_path / top), subfolder=subfolder, num_frames=32)
+        for top, subfolder in (("", "vae"), ("", "other"), ("other", ""))
+    }
+    assert [config.latent_spec().channels for config in found.values()] == [6, 4, 4]
+    stored = {subfolder: config.build().encode([stereo])[0] for subfolder, config in found.items()}
+    assert stored["vae"].shape == (500, 12) and torch.equal(stored["other"], stored[""])
+    assert OobleckConfig(path=str(tmp_path)).subfolder == "vae"
 
 
 def test_shapes_are_known_without_weights(tokenizer: Oobleck, tmp_path: Path) -> None:
