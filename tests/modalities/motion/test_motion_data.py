@@ -7,11 +7,13 @@ import shutil
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from scipy.spatial.transform import Rotation
 
 from layersync.core.errors import InputError
 from layersync.modalities.motion.data import AmassConfig, BvhConfig
 from layersync.modalities.motion.humanml3d_data import HumanML3DConfig
 from layersync.modalities.motion.io.amass import write_amass
+from layersync.modalities.motion.skeleton import INDEX
 
 
 @pytest.fixture
@@ -194,6 +196,62 @@ def test_bvh_trees_are_mapped_resampled_and_labelled(make_motion, write_body_bvh
             expected = motions[f"tree/{example.source}"].resampled(30)
             assert len(example.sample) == 31
             np.testing.assert_allclose(example.sample.joints()[:, :15], expected.joints()[:, :15], atol=1e-2)
+
+
+def bvh_joints(tree, **settings):
+    """Where the joints of a tree's only file are, (frames, 22, 3)."""
+    (example,) = BvhConfig(path=str(tree), min_clips=1, **settings).build("train")
+    return example.sample.joints()[:, :22]
+
+
+def test_a_scale_in_metres_per_unit_says_how_far_a_body_goes(make_motion, write_body_bvh, tmp_path):
+    motion = make_motion(frames=21)
+    write_body_bvh("tree/a.bvh", motion, unit=0.01)
+    body = bvh_joints(tmp_path / "tree")
+    np.testing.assert_allclose(body, motion.joints()[:, :22], atol=1e-2)
+    hips = [INDEX["left_hip"], INDEX["right_hip"]]
+    for scale in (0.01, 0.03):
+        found = bvh_joints(tmp_path / "tree", scale=scale)
+        np.testing.assert_allclose(found[:, hips].mean(1), body[:, hips].mean(1) * scale / 0.01, rtol=1e-3)
+
+
+def test_the_vertical_that_is_said_is_taken_where_none_can_be_seen(make_motion, write_body_bvh, tmp_path):
+    """Of who lies on the floor the head is not above the feet."""
+    motion = make_motion(frames=21, wild=0.1)
+    motion.rotations[:, 0] = Rotation.from_rotvec([1.4, 0, 0]).as_matrix()
+    z_up = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    write_body_bvh("y/a.bvh", motion)
+    write_body_bvh("z/a.bvh", motion, world=z_up)
+    expected = motion.joints()[:, :22]
+    for up in ("y", "z"):
+        np.testing.assert_allclose(bvh_joints(tmp_path / up, up=up), expected, atol=1e-2)
+        assert np.abs(bvh_joints(tmp_path / up) - expected).max() > 0.5
+
+
+def test_the_skeleton_that_is_said_is_taken(make_motion, write_body_bvh, tmp_path):
+    """These names are those of two, of which LaFAN1's has other toes."""
+    motion = make_motion(frames=21)
+    path = write_body_bvh("tree/a.bvh", motion)
+    path.write_text(path.read_text().replace("mixamorig:", ""))
+    toes = INDEX["left_foot"]
+    for skeleton, expected in (("auto", motion.rotations[:, toes]), ("lafan1", np.tile(np.eye(3), (21, 1, 1)))):
+        config = BvhConfig(path=str(tmp_path / "tree"), skeleton=skeleton, min_clips=1)
+        found = config.build("train")[0].sample.rotations
+        np.testing.assert_allclose(found[:, toes], expected, atol=1e-4)
+    with pytest.raises(InputError, match=r"a.bvh: skeleton 'mixamo' does not know"):
+        BvhConfig(path=str(tmp_path / "tree"), skeleton="mixamo", min_clips=1).build("train")
+
+
+def test_the_vertical_of_amass_files_is_the_one_that_is_said(make_motion, tmp_path):
+    """``up: y`` leaves the axes as they are: a file with Z up then lies on its back."""
+    motion = make_motion(frames=21)
+    write_amass(tmp_path / "a.npz", motion)
+    back, forth = (AmassConfig(path=str(tmp_path), min_clips=1, up=up).build("train")[0].sample for up in ("z", "y"))
+    np.testing.assert_allclose(back.translation, motion.translation, atol=1e-5)
+    x, y, z = motion.translation.T
+    np.testing.assert_allclose(forth.translation, np.stack([x, -z, y], axis=1), atol=1e-5)
+    turned = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ motion.rotations[:, 0]
+    np.testing.assert_allclose(forth.rotations[:, 0], turned, atol=1e-5)
 
 
 def test_a_broken_bvh_file_stops_or_is_skipped(make_motion, write_body_bvh, tmp_path, caplog):

@@ -123,6 +123,17 @@ def test_checkpointing_changes_no_gradient_and_text_tokens_are_averaged():
     torch.testing.assert_close(network(x, t, several).prediction, network(x, t, condition).prediction)
 
 
+def test_dropout_is_of_training_alone_and_in_tokens_and_layers():
+    x, t, condition, mask = inputs()
+    parts = ("sequence_pos_encoder", "seqTransEncoder")
+    for dropout, training in ((0.3, ()), (0.3, parts[:1]), (0.3, parts[1:]), (0.0, parts)):
+        network = small(dropout=dropout).eval()
+        for part in training:
+            network.get_submodule(part).train()
+        first, second = (network(x, t, condition, mask=mask).prediction for _ in range(2))
+        assert torch.allclose(first, second, atol=1e-6) == (dropout == 0 or not training), (dropout, training)
+
+
 @pytest.mark.parametrize("layout", ["plain", "model", "model_avg"])
 def test_published_checkpoints_load_by_name(tmp_path, layout):
     network = small()

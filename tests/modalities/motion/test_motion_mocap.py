@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from layersync.core.errors import InputError
+from layersync.modalities.motion import mocap
 from layersync.modalities.motion.io.deepmimic import PARENTS, read_deepmimic
 from layersync.modalities.motion.mocap import CLIPS, WHEEL, MocapClipsConfig, alignment, closed_loop, on_smpl, unrolled
 from layersync.modalities.motion.sample import yaw_of
@@ -69,14 +70,29 @@ def test_the_test_split_plays_the_clips_slower(splits, directory):
 
 
 def test_a_tail_goes_on_where_training_ends(directory):
-    config = MocapClipsConfig(hold_out="tail")
+    config = MocapClipsConfig(hold_out="tail", seconds=6, test_seconds=3, tail_fraction=0.4)
     train, test = config.build("train"), config.build("test")
     for index, clip in enumerate(CLIPS):
         keyframes = clip_file(directory, clip.name)
         first, second = train[index].sample, test[index].sample
         whole = unrolled(keyframes, len(first) + len(second)) if keyframes.loops else on_smpl(keyframes)
         np.testing.assert_array_equal(np.concatenate([first.rotations, second.rotations]), whole.rotations)
-        assert len(first) > len(second) > 10
+        if keyframes.loops:
+            assert (len(first), len(second)) == (180, 90)
+        else:
+            assert len(second) == pytest.approx(0.4 * len(whole), abs=0.51) and len(second) > 10
+
+
+def test_loops_are_unrolled_as_long_as_is_said_and_mirrored_only_where_wanted(splits, monkeypatch):
+    chosen = [index for index, clip in enumerate(CLIPS) if clip.name in ("kick", "walk")]
+    usual = [[data[index].sample.rotations for index in chosen] for data in splits]
+    monkeypatch.setattr(mocap, "CLIPS", [CLIPS[index] for index in chosen])
+    config = MocapClipsConfig(seconds=4, test_seconds=2.5, mirror=False)
+    for split, (kick, walk), frames in zip(("train", "test"), usual, (120, 75), strict=True):
+        data = config.build(split)
+        assert data.variants == data.reference_variants == ("original",)
+        np.testing.assert_array_equal(data[0].sample.rotations, kick)
+        np.testing.assert_array_equal(data[1].sample.rotations, walk[:frames])
 
 
 def test_bodies_are_plausible(splits):

@@ -118,6 +118,19 @@ def test_motions_at_other_rates_are_resampled(make_motion):
     assert tokenizer.window(make_motion(frames=241, fps=120.0), 0.0).fps == 30
 
 
+def test_frames_last_what_the_recipe_says(make_motion):
+    motion = make_motion(frames=61)
+    tokenizer = Smpl6dTokenizer(Smpl6dConfig(num_frames=16, fps=15))
+    (stored,) = tokenizer.encode([motion])
+    assert len(stored) == 31
+    tokenizer.fit([stored])
+    decoded = tokenizer.decode(tokenizer.latents(stored[None, :16]))[0]
+    expected = motion.resampled(15).cut(0, 16).canonical()
+    assert decoded.fps == tokenizer.window(motion, 0.0).fps == 15
+    np.testing.assert_allclose(decoded.joints(), expected.joints(), atol=1e-4)
+    np.testing.assert_allclose(tokenizer.window(motion, 0.0).joints(), expected.joints(), atol=1e-4)
+
+
 def test_statistics_travel_and_wrong_ones_are_refused(make_motion):
     tokenizer, stored = fitted("velocity", [make_motion()])
     other = Smpl6dTokenizer(tokenizer.config)
