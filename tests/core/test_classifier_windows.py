@@ -37,6 +37,18 @@ def test_too_few_clips_for_neighbours_are_found_at_once() -> None:
     real[1].check(metrics)
 
 
+def test_of_a_large_data_set_20000_examples_are_the_reference() -> None:
+    """The same ones for every run, spread over all of it."""
+    size = 21_000
+    real = [RunData(Strokes(size, "train"), Offsets(OffsetsConfig()), "strokes", "train", Processes()) for _ in "ab"]
+    for found in (real[0].windows, real[0].once):
+        indices = [index for index, _, _ in found.items]
+        assert len(found) == 20_000 == len(set(indices)) and indices[-1] > size - 50
+        assert indices == [index for index, _, _ in real[1].windows.items]
+    everything = Windows(Strokes(size, "train"), Offsets(OffsetsConfig()), at_most=None)
+    assert len(everything) == size
+
+
 def test_a_limit_picks_the_same_ones_from_everywhere() -> None:
     windows = [Windows(Strokes(SIZE, "train"), Offsets(OffsetsConfig()), at_least=1, at_most=20) for _ in range(2)]
     indices = [index for index, _, _ in windows[0].items]

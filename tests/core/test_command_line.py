@@ -315,6 +315,41 @@ def test_other_wrong_commands_are_refused(command: Make, arguments: list[str]) -
     assert one_error(err)
 
 
+@pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        (["train", "image/quick"], "runs/image-quick"),
+        (["train", "./mine/tiny.yaml"], "runs/mine-tiny"),
+        (["compare", "image/quick"], "comparisons/image-quick"),
+        (["compare", "image/quick", "./mine/tiny.yaml"], "comparisons/image-quick+tiny"),
+    ],
+)
+def test_a_folder_is_named_by_its_recipes_unless_said(
+    command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], folder: str
+) -> None:
+    """And, as any, left alone where it is there."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in (("mine/tiny.yaml", tiny_file.read_text()), (f"{folder}/mine.txt", "mine")):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(content)
+    status, _, err = command(*words, "--set", "train.steps=1")
+    assert status == 2 and f"{folder} exists" in one_error(err).replace(": exists", " exists")
+    assert [path.name for path in (tmp_path / folder).iterdir()] == ["mine.txt"]
+
+
+def test_packaged_data_is_listed_and_prepared_by_name(command: Make) -> None:
+    status, out, err = command("data", "list")
+    listed = {line.split()[0]: line.split(maxsplit=2)[1:] for line in out.splitlines()}
+    assert status == 0 and err == ""
+    modalities = {"digits": "image", "mnist5k": "image", "tiles": "image", "gm-notes": "audio"}
+    for name, modality in (modalities | {"mocap-clips": "motion"}).items():
+        assert listed[name][0] == modality and len(listed[name][1]) > 20, name
+    status, out, _ = command("data", "prepare", "digits")
+    assert status == 0 and out == "digits is installed already: nothing to fetch\n"
+    status, out, err = command("data", "prepare", "mocap-clips")
+    assert status == 0 and (Path(out.strip()) / "humanoid3d_walk.txt").is_file(), err
+
+
 @pytest.mark.parametrize("arguments", [[], ["recipes"], ["data"]])
 def test_nothing_at_all_gets_help(command: Make, arguments: list[str]) -> None:
     status, out, err = command(*arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -9,14 +10,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from scipy import stats
+from scipy.spatial.transform import Rotation
 
 import layersync
 from layersync import Run
@@ -24,9 +29,13 @@ from layersync.core import experiment
 from layersync.core.comparison import Arm, summarise
 from layersync.core.errors import TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
-from layersync.core.experiment_run import Assignment, carry_out
+from layersync.core.experiment_run import Assignment, carry_out, finish
 from layersync.core.gain import paired_gain
-from layersync.core.results import Comparison, Domain, read_comparison
+from layersync.core.process_pool import Task
+from layersync.core.results import Comparison, Domain, RunRecord, read_comparison
+from layersync.core.sampling import write_samples
+from layersync.modalities.motion.io.amass import write_amass
+from layersync.modalities.motion.sample import Motion
 
 Make = Callable[..., Any]
 SEEDS = (3, 4)
@@ -128,6 +137,73 @@ def test_losses_of_unlike_objectives_are_no_gain(folder: Path, recipe: Path, dom
     assert found.note == "another loss than the reference's: objective.prediction"
 
 
+class OneAfterTheOther:
+    """Makes runs in this process: what a process of its own would do."""
+
+    def __init__(self, jobs: int, tasks: list[Task], *, shown: bool = False):
+        self.waiting = tasks
+
+    def run(self) -> Iterator[Task]:
+        for task in self.waiting:
+            finish(task.assignment)
+            yield task
+
+
+SHORT = (
+    "backbone.depth=3", "optimizer.lr=0.01", "train.steps=8", "train.batch_size=8", "train.ema_decay=0.2",
+    "train.ema_ramp=false", "evaluate.num_samples=16", "sample.steps=2",
+)  # fmt: skip
+
+
+@pytest.fixture
+def short(tiny: Make, tmp_path: Path) -> list[Path]:
+    """Recipes of digits, and of six motions of 24 frames."""
+    random, time = np.random.default_rng(0), np.arange(24) / 30
+    for number in range(6):
+        swings = 0.4 * np.sin(random.uniform(1, 5, (1, 24, 3)) * time[:, None, None])
+        rotations = Rotation.from_rotvec(swings.reshape(-1, 3)).as_matrix().reshape(24, 24, 3, 3)
+        path = np.stack([random.uniform(0, 2) * time, 0.9 + 0 * time, time], axis=1)
+        motion = Motion(path.astype(np.float32), rotations.astype(np.float32), 30.0)
+        write_amass(tmp_path / "motions" / f"{number}.npz", motion)
+    overrides = [f"data={{name: amass, path: {tmp_path / 'motions'}}}", "tokenizer.num_frames=16"]
+    overrides += ["backbone.hidden_size=32", "backbone.num_heads=2", "optimizer.warmup=1", "sample.guidance=1"]
+    overrides += ["evaluate.every=null", "evaluate.metrics=[fd-kinetic]"]
+    walks = layersync.load_recipe("motion/quick", [*SHORT, *overrides])
+    digits = tiny(*SHORT, "evaluate.metrics=[fd-classifier]")
+    found = [tmp_path / "walks.yaml", tmp_path / "numbers.yaml"]
+    for file, recipe in zip(found, (walks, digits), strict=True):
+        file.write_text(recipe.to_yaml())
+    return found
+
+
+def test_recipes_are_domains_of_their_own(short: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the numbers that runs by hand have."""
+    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
+    out = tmp_path / "out"
+    domains = layersync.compare(short, seeds=[5], out=out).domains
+    assert read_comparison(out).domains == domains
+    found = [(one.name, one.modality, one.metric, set(one.better)) for one in domains]
+    assert found == [
+        ("walks", "motion", "fd-kinetic", {"fd-kinetic"}),
+        ("numbers", "image", "fd-classifier", {"fd-classifier"}),
+    ]
+    for one, picture in zip(domains, ("motions.gif", "grid.png"), strict=True):
+        before, after = (one.variants[name].runs[0].scores[one.metric][-1] for name in ("baseline", "layersync"))
+        recipe = layersync.load_recipe(out / one.variants["layersync"].recipe, ["seed=5"])
+        by_hand = layersync.train(recipe, tmp_path / "by-hand" / one.name)
+        assert after == pytest.approx(layersync.evaluate(by_hand.path).metrics[one.metric].value, rel=1e-6)
+        gain = one.variants["layersync"].gain
+        assert gain is not None and gain.mean == pytest.approx(1 - after / before) and abs(gain.mean) > 1e-6
+        assert all((out / one.variants[name].samples / picture).is_file() for name in ("baseline", "layersync"))
+
+
+def test_data_of_every_recipe_are_looked_at_before_any_work(short: list[Path], command: Make, tmp_path: Path) -> None:
+    walks, digits = short
+    shutil.rmtree(tmp_path / "motions")
+    status, _, err = command("compare", digits, walks, "--seeds", 1, "--out", tmp_path / "out")
+    assert status == 2 and "motions is no folder" in err and not (tmp_path / "out").exists()
+
+
 def test_similarity_is_measured_for_the_baseline_on_the_others_pairs(domain: Domain) -> None:
     for variant in ("baseline", "layersync"):
         found = domain.variants[variant].similarity["1-3"]
@@ -155,14 +231,33 @@ def test_a_failed_run_is_shown_and_takes_no_other_down(domain: Domain, folder: P
     assert all(run.status == "finished" for run in domain.variants["layersync"].runs)
 
 
+def test_jobs_are_runs_at_a_time(folder: Path, domain: Domain) -> None:
+    """By when each process began, and when it left its record."""
+    spans = []
+    for name in ("baseline", "layersync"):
+        for run in domain.variants[name].runs:
+            end = (folder / f"{run.path}.json").stat().st_mtime
+            assert run.process_seconds is not None
+            spans.append((end - run.process_seconds, end))
+    at_once = [sum(start <= began < end for start, end in spans) for began, _ in spans]
+    assert len(spans) == 4 and max(at_once) == 2
+
+
 def test_checkpoints_that_were_scored_go_where_the_recipe_says_so(folder: Path, domain: Domain) -> None:
     assert Run(folder / domain.variants["layersync"].runs[0].path).checkpoint_steps() == [6]
 
 
-def test_samples_are_of_the_same_noise_and_labels(folder: Path, domain: Domain) -> None:
-    folders = [folder / domain.variants[name].samples for name in ("baseline", "layersync")]
+def test_samples_are_of_the_same_noise_and_labels(folder: Path, domain: Domain, tmp_path: Path) -> None:
+    """Those of seed 0, of the recipe's `evaluate`, whatever the seed that a run was trained with."""
+    variants = {name: domain.variants[name] for name in ("baseline", "layersync")}
+    folders = [folder / variant.samples for variant in variants.values()]
     labels = [(path / "labels.txt").read_text() for path in folders]
     assert labels[0] == labels[1] and all((path / "grid.png").is_file() for path in folders)
+    for (name, variant), drawn in zip(variants.items(), folders, strict=True):
+        again = write_samples(folder / variant.runs[0].path, num=16, seed=0, out=tmp_path / name)
+        assert all((again / path.name).read_bytes() == path.read_bytes() for path in drawn.iterdir())
+    scored = [run.environment["evaluation"]["sampling"] for variant in variants.values() for run in variant.runs]
+    assert len(scored) == 4 and all(sampling == scored[0] for sampling in scored) and scored[0]["seed"] == 0
 
 
 def test_the_file_has_what_others_rely_on(folder: Path) -> None:
@@ -197,6 +292,7 @@ def test_resume_needs_the_file_alone_and_takes_more_variants(
     )
     assert status == 1 and "2 of 8 runs failed" in err and str(out) in stdout
     assert "runs to make: 4; seeds: 3 and 4" in caplog.text
+    assert read_comparison(out).command.endswith("--seeds 3,4 --jobs 2")
     (before,), (after,) = read_comparison(folder).domains, read_comparison(out).domains
     for name in ("baseline", "layersync"):
         assert after.variants[name].runs == before.variants[name].runs
@@ -567,6 +663,91 @@ def test_runs_of_unlike_machines_are_said(folder: Path, recipe: Path, domain: Do
     for value in ("commits of layersync: ", "devices: cpu, cuda", "precisions: ", "numbers of threads: "):
         assert f"runs of different {value}" in said
     assert "runs of different" not in " ".join(domain.notes)
+
+
+def edited(
+    folder: Path, recipe: Path, domain: Domain, change: Callable[[str, RunRecord], RunRecord], every: int | None = 3
+) -> Domain:
+    """What a comparison of the finished runs says once ``change(variant, run)`` has been made to their records."""
+    arms = arms_of(
+        [recipe], {"baseline": (), "layersync": ()}, [f"evaluate.every={'null' if every is None else every}"]
+    )
+    records = {
+        (arm.domain, arm.variant, run.seed): change(arm.variant, run)
+        for arm in arms
+        for run in domain.variants[arm.variant].runs
+    }
+    return summarise(arms, SEEDS, records, folder)
+
+
+def test_a_curve_that_is_not_flat_is_said(folder: Path, recipe: Path, domain: Domain) -> None:
+    """More than 2 % over the last interval, whichever way, of the metric that gains are of."""
+    scores = {"baseline": (10.0, 9.81), "layersync": (10.0, 10.25)}
+
+    def change(variant: str, run: RunRecord) -> RunRecord:
+        return replace(run, scores={**run.scores, METRICS[0]: scores[variant], METRICS[1]: (0.1, 0.9)})
+
+    found = [note for note in edited(folder, recipe, domain, change).notes if "flat" in note]
+    assert len(found) == 1
+    assert found[0].startswith(
+        "layersync: fd-classifier changed by +2.5% over the last interval: its curve is not flat"
+    )
+
+
+def test_one_evaluation_is_said_to_show_no_curve(folder: Path, recipe: Path, domain: Domain) -> None:
+    def change(_: str, run: RunRecord) -> RunRecord:
+        last = {name: values[-1:] for name, values in run.scores.items()}
+        return replace(run, steps=run.steps[-1:], scores=last, held_out_loss=run.held_out_loss[-1:])
+
+    found = edited(folder, recipe, domain, change, every=None)
+    assert [note for note in found.notes if "flat" in note] == [
+        "one evaluation: whether the curves were flat at the end is not known"
+    ]
+    assert found.variants["layersync"].gain == domain.variants["layersync"].gain
+
+
+def test_runs_that_are_not_comparable_after_all_are_said(folder: Path, recipe: Path, domain: Domain) -> None:
+    """Of another classifier, or of another version of what they were made with."""
+
+    def change(variant: str, run: RunRecord) -> RunRecord:
+        environment = copy.deepcopy(run.environment)
+        if variant == "layersync" and run.seed == SEEDS[1]:
+            environment["evaluation"]["metrics"][METRICS[0]]["checksum"] = "another"
+            environment["packages"] |= {"torch": "9.9", "layersync": "8.8", "numpy": "7.7"}
+        return replace(run, environment=environment)
+
+    notes = edited(folder, recipe, domain, change).notes
+    (alike,) = (note for note in notes if "was not taken alike in all runs" in note)
+    assert alike.startswith(f'{METRICS[0]} was not taken alike in all runs, checksum is "') and '"another"' in alike
+    assert alike.endswith(": not comparable")
+    versions = [note for note in notes if note.startswith("runs of different versions of ")]
+    assert len(versions) == 2 and "layersync: " in versions[0] and ", 8.8" in versions[0]
+    assert f"torch: {metadata.version('torch')}, 9.9" in versions[1]
+    unchanged = edited(folder, recipe, domain, lambda _, run: run).notes
+    assert not [note for note in unchanged if "alike" in note or "versions" in note]
+
+
+def test_overhead_is_the_mean_ratio_of_step_times(folder: Path, recipe: Path, domain: Domain) -> None:
+    """And what a speed-up in steps is divided by to be one in seconds."""
+    times = {("baseline", 3): 0.1, ("baseline", 4): 0.2, ("layersync", 3): 0.12, ("layersync", 4): 0.3}
+    scores = {"baseline": (10.0, 9.0), "layersync": (9.5, 8.0)}
+
+    def change(variant: str, run: RunRecord, missing: int | None = None) -> RunRecord:
+        seconds = None if (variant, run.seed) == ("layersync", missing) else times[variant, run.seed]
+        return replace(run, step_seconds=seconds, scores={**run.scores, METRICS[0]: scores[variant]})
+
+    found = edited(folder, recipe, domain, change).variants["layersync"]
+    ratios = np.array([1.2, 1.5])
+    mean, half = np.log(ratios).mean(), stats.t.ppf(0.975, 1) * np.log(ratios).std(ddof=1) / np.sqrt(2)
+    assert found.overhead is not None and found.speed_up is not None
+    assert found.overhead.ratio == pytest.approx(np.exp(mean))
+    assert found.overhead.interval == pytest.approx((np.exp(mean - half), np.exp(mean + half)))
+    assert found.speed_up.steps is not None and found.speed_up.steps > 1
+    assert found.speed_up.seconds == pytest.approx(found.speed_up.steps / np.exp(mean))
+    one = edited(folder, recipe, domain, lambda variant, run: change(variant, run, missing=SEEDS[1]))
+    lacking = one.variants["layersync"]
+    assert lacking.overhead is not None and lacking.overhead.ratio == pytest.approx(1.2)
+    assert lacking.speed_up is not None and lacking.speed_up.seconds is None, "not of all pairs"
 
 
 def test_recipe_of_a_variant_is_written_out_in_full(folder: Path, domain: Domain) -> None:

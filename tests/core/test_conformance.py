@@ -9,9 +9,11 @@ from typing import ClassVar
 import pytest
 from plugins import QUICK, Installer
 
-from layersync import InputError
+from layersync import InputError, testing
 from layersync.core.adapter import protocol_members
+from layersync.core.conformance.subject import Subject
 from layersync.core.conformance.suite import CHECKS, open_subject, run_checks
+from layersync.modalities.motion.mdm import MDM
 from layersync.testing import AdapterConformance
 
 Command = Callable[..., tuple[int, str, str]]
@@ -52,6 +54,15 @@ class TestMdm(Shipped):
     overrides = ("backbone.name=mdm", "backbone.depth=3", "backbone.hidden_size=32", "backbone.mask_frames=true")
 
 
+def test_overrides_of_a_class_of_tests_reach_what_it_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Subject] = []
+    monkeypatch.setattr(testing, "run_check", lambda _, subject: seen.append(subject))
+    for tests in (TestMdm(), TestMotion()):
+        tests.test_conforms("backbone")
+    assert [isinstance(subject.backbone, MDM) for subject in seen] == [True, False]
+    assert seen[0].backbone.depth == 3
+
+
 def test_a_whole_adapter_passes_every_check(installer: Installer, command: Command) -> None:
     name = installer.strokes()
     status, out, _ = command("check", name, "--json")
@@ -90,6 +101,8 @@ def test_a_method_that_a_recipe_needs_is_named_too(installer: Installer, command
     status, out, err = command("check", name, "--recipe", recipe)
     assert status == 2 and out == "" and err.count("\n") == 1
     assert "StrokesAdapter" in err and "KeyError" in err and "in aliases)" in err
+    status, out, again = command("check", name, "--set", "evaluate.metrics=[fod]")
+    assert status == 2 and out == "" and again == err.replace(str(recipe), f"{name}/quick")
 
 
 BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [

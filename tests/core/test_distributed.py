@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,42 @@ from layersync.core.results import read_comparison
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
 
-def launched(arguments: list[str], stdout: Path = Path(os.devnull)) -> tuple[int, str]:
+COMMAND_LINE = ("-m", "layersync.cli")
+TWO_SITTINGS = """
+import os
+import signal
+import sys
+from layersync.cli import main
+from layersync.core.trainer import Trainer
+
+step = Trainer.train_step
+
+def interrupted(trainer, index):
+    if index == 1 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGINT)
+    return step(trainer, index)
+
+Trainer.train_step = interrupted
+try:
+    main()
+except SystemExit as left:
+    assert left.code == 1
+Trainer.train_step = step
+sys.argv.append("--resume")
+main()
+"""
+"""The command line, of which one of two processes gets Ctrl-C in its second step of training; and again, to go on."""
+
+
+def launched(
+    arguments: list[str], stdout: Path = Path(os.devnull), program: Sequence[str] = COMMAND_LINE
+) -> tuple[int, str]:
     """Exit status and stderr of the command line under torchrun, with all its processes gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command += ["-m", "layersync.cli", *arguments]
+    command += [*program, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with stdout.open("w") as out:
         process = subprocess.Popen(
@@ -51,11 +80,14 @@ def alone(tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) ->
 def test_two_processes_train_as_one(
     alone: Run, tiny: Callable[..., Any], tmp_path: Path, tensors_of: Any, largest_difference: Any
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
+    """Also in two sittings: Ctrl-C at one of them stops both after the same step, and both go on from there."""
+    recipe, program = tmp_path / "recipe.yaml", tmp_path / "two_sittings.py"
     recipe.write_text(tiny(*OVERRIDES).to_yaml())
-    status, said = launched(["train", str(recipe), "--out", str(tmp_path / "run")])
+    program.write_text(TWO_SITTINGS)
+    status, said = launched(["train", str(recipe), "--out", str(tmp_path / "run")], program=[str(program)])
     assert status == 0, said[-2000:]
     run = Run(tmp_path / "run")
+    assert said.count(f"stopped after step 2; go on with --resume --out {run.path}") == 2
     assert '"processes": 2' in (run.path / "environment.json").read_text()
     assert largest_difference(tensors_of(run, step=2), tensors_of(alone, step=2)) < 1e-5
     for kind in ("model", "ema"):
@@ -114,6 +146,7 @@ def test_processes_of_a_launch_share_the_runs_of_a_comparison(tiny_file: Path, t
     options = ["--seeds", "1", "--out", str(out), "--set", "train.steps=2", "--set", "evaluate.num_samples=32"]
     status, said = launched(["compare", str(tiny_file), *options])
     assert status == 0, said
+    assert "runs to make: 2" in said and "1 of 1 runs: tiny baseline seed 0 done" in said, "one for each process"
     (domain,) = read_comparison(out).domains
     assert [variant.runs[0].status for variant in domain.variants.values()] == ["finished"] * 2
     gain = domain.variants["layersync"].gain

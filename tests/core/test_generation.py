@@ -176,6 +176,18 @@ def test_num_and_noise_must_agree(command: Make, trained: Run, tmp_path: Path) -
     assert status == 2 and "--num: 3, but --noise holds 2 samples" in err
 
 
+def test_a_seed_chooses_the_noise(command: Make, trained: Run, tmp_path: Path) -> None:
+    found = []
+    for number, more in enumerate(([], ["--seed", 0], ["--seed", 1])):
+        out = tmp_path / str(number)
+        status, _, err = command(
+            "sample", trained.path, "--num", 2, "--labels", 3, "--latents-only", "--out", out, *more
+        )
+        assert status == 0, err
+        found.append(np.load(out / "latents.npy"))
+    assert np.array_equal(found[0], found[1]) and not np.isclose(found[1], found[2]).any()
+
+
 def test_latents_only_builds_no_tokenizer(
     command: Make, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -146,6 +146,24 @@ def test_several_sets_are_replications(sets: dict[str, Path]) -> None:
     assert found.interval == pytest.approx((found.value - half, found.value + half))
 
 
+def test_the_command_takes_several_sets_and_keeps_the_statistics(
+    command: Make, sets: dict[str, Path], tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.npz"
+    status, out, err = command(
+        "score", "--modality", "motion", "--generated", sets["alike"], "--generated", sets["quick"],
+        "--real", sets["real"], "--metrics", "fd-kinetic", "--save-statistics", kept, "--json",
+    )  # fmt: skip
+    assert status == 0, err
+    found = json.loads(out)
+    assert found["generated"] == [str(sets["alike"]), str(sets["quick"])]
+    each = found["metrics"]["fd-kinetic"]["details"]["replications"]
+    wanted = [score(sets, name, "fd-kinetic")["fd-kinetic"].value for name in ("alike", "quick")]
+    assert each == pytest.approx(wanted, rel=1e-9)
+    again = score_samples("motion", [sets["quick"]], ["fd-kinetic"], real=kept).metrics["fd-kinetic"]
+    assert again.value == pytest.approx(wanted[1], rel=1e-9) and again.reference.split == "statistics"
+
+
 def test_features_of_the_reference_are_kept_and_renewed_with_the_file(tmp_path: Path, sets: dict[str, Path]) -> None:
     real = tmp_path / "real.npy"
     np.save(real, motions(64, 5))
