@@ -8,7 +8,7 @@ import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -140,6 +140,10 @@ class ImageDataset(ExampleDataset):
         return np.ascontiguousarray(sample[:, ::-1]) if name == "flip" else sample
 
 
+def _row(table: str, index: int) -> str:
+    return f"{table}[{index}]"
+
+
 def _from_arrays(
     images: np.ndarray, labels: np.ndarray | None, classes: Sequence[str], source: str, flip: bool
 ) -> ImageDataset:
@@ -151,7 +155,7 @@ def _from_arrays(
         None if labels is None else labels.tolist(),
         digest.hexdigest(),
         size=len(images),
-        source=lambda index: f"{source}[{index}]",
+        source=partial(_row, source),
         classes=classes,
         flip=flip,
     )
@@ -401,7 +405,7 @@ class HuggingFace(LargeImageData):
             labels,
             fingerprint if column is None else f"{fingerprint}-{column}",
             size=len(rows),
-            source=lambda index: f"{self.path}[{index}]",
+            source=partial(_row, self.path),
             classes=classes,
             flip=self.flip,
             on_error=self.on_error,

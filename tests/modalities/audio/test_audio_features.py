@@ -522,20 +522,20 @@ def test_folders_that_hold_something_else(
     one_line(raised, kind.name, str(tmp_path))
 
 
-EXTRACTORS = ("vggish", "clap", "encodec", "wavlm", "ge2e")
+EXTRACTOR_NAMES = ("vggish", "clap", "encodec", "wavlm", "ge2e")
 NAMES = {
     "fad": ("fd", "vggish", None, "lower"),
     "fad-inf": ("fd-inf", "vggish", None, "lower"),
     "clap-score": ("similarity", "clap", "whole", "higher"),
-    **{f"fad-{name}": ("fd", name, None, "lower") for name in EXTRACTORS},
-    **{f"fad-inf-{name}": ("fd-inf", name, None, "lower") for name in EXTRACTORS},
-    **{f"fad-each-{name}": ("fd-each", name, None, "lower") for name in EXTRACTORS},
+    **{f"fad-{name}": ("fd", name, None, "lower") for name in EXTRACTOR_NAMES},
+    **{f"fad-inf-{name}": ("fd-inf", name, None, "lower") for name in EXTRACTOR_NAMES},
+    **{f"fad-each-{name}": ("fd-each", name, None, "lower") for name in EXTRACTOR_NAMES},
 }
 
 
 def test_the_fields_names_are_these_scores_and_improve_this_way() -> None:
     adapter = AudioAdapter()
-    assert set(adapter.features()) == set(EXTRACTORS) and not adapter.metrics()
+    assert set(adapter.features()) == set(EXTRACTOR_NAMES) and not adapter.metrics()
     assert set(adapter.aliases()) == set(NAMES) and "whole" in CLAP.streams
     for name, expected in NAMES.items():
         found = parse_metric("audio", name)

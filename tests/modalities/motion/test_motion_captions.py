@@ -148,7 +148,9 @@ def test_the_shipped_recipe_takes_a_step_on_files_of_its_kind(
     assert needs.parameters > 0
 
 
-def test_scores_are_asked_for_on_the_split_that_the_recipe_names(tree: Path) -> None:
+def test_scores_are_asked_for_on_the_split_that_the_recipe_names(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Published text-to-motion scores take texts and lengths of the test set."""
     recipe = {
         "modality": "motion",
@@ -159,9 +161,9 @@ def test_scores_are_asked_for_on_the_split_that_the_recipe_names(tree: Path) -> 
         "train": {"steps": 1, "batch_size": 4, "precision": "float32"},
         "sample": {"solver": "euler", "steps": 1},
     }
-    asked = {}
+    asked, runs = {}, tmp_path_factory.mktemp("runs")
     for split in ("train", "test"):
-        run = train(load_recipe({**recipe, "evaluate": {"conditions": split}}), tree / f"run-{split}")
+        run = train(load_recipe({**recipe, "evaluate": {"conditions": split}}), runs / split)
         model = load(run.path)
         examples = draw(model, 24, 0, Processes(), known=conditions_of_split(model))
         asked[split] = {example.captions[0] for example in examples.values()}
