@@ -175,7 +175,7 @@ class DataConfig(Section, ABC):
     @field_validator("path", check_fields=False)
     @classmethod
     def _names_something(cls, path: str | None) -> str | None:
-        if isinstance(path, str) and not path.strip():
+        if isinstance(path, str) and not path.strip() and path != cls.model_fields["path"].default:
             raise ValueError("names nothing; a file or folder is wanted")
         return path
 

@@ -38,7 +38,7 @@ LEARNING_RATE = 8e-3
 WINDOW_LIMIT = 20_000
 WINDOWS_AT_LEAST = 2_000
 PLACES_AT_MOST = 64
-PLACES_IN_ALL = 50_000
+PLACES_IN_ALL = 10_000
 BEFORE_ONE = 1 - 2**-20
 """Positions of windows are below 1."""
 
@@ -155,14 +155,16 @@ class TrainingWindows(Windows):
         found = []
         for item in range(len(self.items)) if numbers is None else numbers:
             index, variant, _ = self.items[item]
-            ends = self._cut(index, variant, [0.0, BEFORE_ONE] if self.places > 1 else [0.5])
-            if len(ends) > 1 and pickle.dumps(ends[0].sample) == pickle.dumps(ends[1].sample):
-                ends = ends[:1]
-            elif len(ends) > 1:
+            cuts = self._cut(index, variant, [0.0, BEFORE_ONE] if self.places > 1 else [0.5])
+            if len(_different(cuts)) > 1:
                 inner = np.linspace(0, BEFORE_ONE, self.places)[1:-1].tolist()
-                ends[1:1] = self._cut(index, variant, inner)
-            found += ends
+                cuts[1:1] = self._cut(index, variant, inner)
+            found += _different(cuts)
         return found
+
+
+def _different(cuts: Sequence[Example]) -> list[Example]:
+    return list({pickle.dumps(cut.sample): cut for cut in cuts}.values())
 
 
 def labels_of(examples: Iterable[Example]) -> np.ndarray:

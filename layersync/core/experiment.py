@@ -37,6 +37,7 @@ from layersync.core.recipe_reading import load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
 from layersync.core.run import atomic_write, differing_keys, outside_data, package_versions, writable_parent
+from layersync.core.session import CAPTIONS_LIMIT, num_conditions
 from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
 
 logger = logging.getLogger(__name__)
@@ -93,13 +94,11 @@ def compare(
         earlier = _earlier(directory, resume)
         if earlier is not None:
             _check_same(directory, arms, earlier)
-    for arm in arms:
-        outside_data(directory, arm.recipe.data, "--out")
     for message in dict.fromkeys(str(warning.message) for warning in caught):  # each once, not once a variant
         warnings.warn(message, stacklevel=2)
     count = _jobs(jobs)
     records = _finished(directory, arms, chosen, earlier)
-    arms = _check_work(arms, chosen, records)
+    arms = _check_work(directory, arms, chosen, records)
     gc.collect()
     torch.cuda.empty_cache()  # of the networks that were tried: runs want the GPU for themselves
     experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
@@ -311,7 +310,7 @@ def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlie
     return found
 
 
-def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records) -> list[Arm]:
+def _check_work(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], records: Records) -> list[Arm]:
     """The arms with their pairs. Data, latents and extractors that runs will need are there afterwards."""
     checked, parts = [], {}
     for arm in arms:
@@ -322,6 +321,7 @@ def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records) -> 
             continue
         read = (arm.domain, arm.recipe.condition.model_dump_json())
         if read not in parts:
+            outside_data(directory, arm.recipe.data, "--out")
             parts[read] = _parts(arm)
             _check_data(arm, parts[read], records)
         depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
@@ -331,11 +331,17 @@ def _check_work(arms: Sequence[Arm], seeds: Sequence[int], records: Records) -> 
 
 def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
     """Refuse to set runs beside finished ones of other data."""
-    before = {record.data for (domain, _, _), record in records.items() if domain == arm.domain and record.data}
-    if before - {parts.data.fingerprint}:
+    finished = [record for (domain, _, _), record in records.items() if domain == arm.domain]
+    if {record.data for record in finished if record.data} - {parts.data.fingerprint}:
         raise InputError(
             f"--resume: the data or the tokenizer of {arm.domain} has changed since its finished runs were made; "
             f"give another --out"
+        )
+    kept, kept_before = num_conditions(parts), min(len(parts.cache), CAPTIONS_LIMIT)  # where a run does not say it yet
+    if {record.environment.get("conditions", kept_before) for record in finished} - {kept}:
+        raise InputError(
+            f"--resume: finished runs of {arm.domain} drew the labels of their samples from fewer training examples "
+            f"than {kept}, in an earlier version; give another --out"
         )
 
 

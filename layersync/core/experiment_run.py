@@ -84,6 +84,8 @@ def carry_out(assignment: Assignment) -> RunRecord:
         if step not in _scores(run):
             for name, why in evaluate(run.path, step=step).failed.items():
                 raise InputError(f"metric {name}: {why}")
+            if step not in _scores(run):
+                raise TrainingError(f"{run.path}: the scores of step {step} could not be kept there")
     maps = _similarity_maps(run)
     samples = Path(assignment.samples)
     if assignment.samples and not samples.exists():

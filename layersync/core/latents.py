@@ -97,6 +97,11 @@ class LatentCache:
                 f"{class_of(tokenizer)}.latent is {list(tokenizer.latent.shape)}, but the latents kept under its "
                 f"fingerprint have rows of {list(cache.row_shape)}; it has to change with what encode returns"
             )
+        if len(cache) and not -1 <= cache.labels.min() <= cache.labels.max() < max(len(dataset.classes), 1):
+            raise InputError(
+                f"{class_of(dataset)}: has labels from {cache.labels.min()} to {cache.labels.max()} of "
+                f"{len(dataset.classes)} classes; a label is an index into the classes, or -1 for none"
+            )
         if cache.meta["skipped"]:
             skipped = cache.meta["skipped"]
             total = skipped + len(cache)

@@ -50,19 +50,24 @@ class ListedExamples(ExampleDataset):
         """Example ``index``; ``label`` is left out of unlabelled data."""
         source, condition = self._sources[index], {}
         if self._labels is not None:
-            label: Any = self._labels[index]
-            condition["label"] = label.item() if hasattr(label, "item") else label
+            condition["label"] = _whole(self._labels[index])
         if not callable(self._samples):
             return Example(self._samples[index], condition, source)
         with reported(f"{source}: reading it"):
             return Example(self._samples(index), condition, source)
 
 
+def _whole(label: Any) -> Any:
+    """A label as an integer, where its value is one: a table's may be of another type."""
+    value = label.item() if hasattr(label, "item") else label
+    return int(value) if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()) else value
+
+
 def fingerprint_arrays(
     arrays: Sequence[NDArray[Any]], labels: Sequence[int] | None = None, classes: Sequence[str] = ()
 ) -> str:
     """Hash of values, types and shapes, labels and class names, in order."""
-    named = None if labels is None else [label.item() if hasattr(label, "item") else label for label in labels]
+    named = None if labels is None else [_whole(label) for label in labels]
     digest = hashlib.blake2b(repr((named, tuple(classes))).encode(), digest_size=16)
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())

@@ -23,6 +23,7 @@ from torch import Tensor
 from layersync.core.adapter import ConditionSpec, DataConfig, LatentSpec, Tokenizer
 from layersync.core.errors import InputError
 from layersync.core.packaged import atomic_write, sync_path
+from layersync.core.paths import expanded
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 
@@ -82,10 +83,8 @@ def writable_parent(path: Path, option: str) -> None:
 def outside_data(path: Path, data: DataConfig, option: str) -> None:
     """Raise :class:`InputError` for a folder inside of the data's, where what is written would become data."""
     given = getattr(data, "path", None)
-    if isinstance(given, str) and given:
-        folder = Path(os.path.expandvars(given)).expanduser()
-        if folder.is_dir() and path.resolve().is_relative_to(folder.resolve()):
-            raise InputError(f"{option}: {path} lies in data.path, {given}, and would be read as data; give another")
+    if isinstance(given, str) and path.resolve().is_relative_to(expanded(given, "data.path").resolve()):
+        raise InputError(f"{option}: {path} lies in data.path, {given}, and would be read as data; give another")
 
 
 class Run:

@@ -65,14 +65,17 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
     run = _resumable(path, recipe) if resume else None
     if run is None and path.exists():
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
+    check_launch(recipe)
+    if run is not None:
+        _check_steps(path, (run.checkpoint_steps() or [0])[-1])
     if run is not None and run.checkpoint_steps()[-1:] == [recipe.train.steps]:
         if run.recipe != recipe and Processes.here().main:  # in what may change: how it is sampled and scored
             _write_recipe(run, recipe)
         logger.info("%s has taken its %d steps already: nothing to do", path, recipe.train.steps)
         return Run(path)
     writable_parent(path, "--out")
-    outside_data(path, recipe.data, "--out")
-    check_launch(recipe)
+    if run is None:
+        outside_data(path, recipe.data, "--out")
     fresh = run is None or not run.checkpoint_steps()
     parts = build_parts(recipe, fresh=fresh)
     trainer = Trainer(recipe, parts, fresh=fresh, precision=None if run is None else run.environment.get("precision"))
@@ -83,7 +86,6 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         start, seconds = trainer.restore(run.latest_checkpoint())
         if start > recipe.train.steps:
             raise InputError(f"train.steps: {recipe.train.steps} is less than the {start} steps that {path} has taken")
-    _check_start(path, start)
     accelerator = trainer.accelerator
     if accelerator.is_main_process:
         if run is None:
@@ -108,9 +110,9 @@ def _seen(path: Path) -> Run:
     return Run(path)
 
 
-def _check_start(path: Path, start: int) -> None:
-    """Raise :class:`InputError` where the processes of this launch would go on from different checkpoints."""
-    found = sorted(set(Processes.here().gather([start])))
+def _check_steps(path: Path, taken: int) -> None:
+    """Raise :class:`InputError` where the processes of this launch see different last checkpoints."""
+    found = sorted(set(Processes.here().gather([taken])))
     if len(found) > 1:
         raise InputError(
             f"--resume: machines see different checkpoints in {path}, of steps {' and '.join(map(str, found))}; "
@@ -140,7 +142,8 @@ def _write_recipe(run: Run, recipe: Recipe) -> None:
 def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
     precision = str(trainer.dtype).removeprefix("torch.")
     found = environment(trainer.device, precision, trainer.precision_reason, trainer.accelerator.num_processes)
-    keep = _evenly(parts.cache, CONDITIONS_LIMIT if parts.texts is None else CAPTIONS_LIMIT)
+    keep = _evenly(parts.cache, num_conditions(parts))
+    found["conditions"] = len(keep)
     conditions = {
         "label": torch.from_numpy(parts.cache.labels[keep]),
         "frames": torch.from_numpy(parts.cache.frames[keep]),
@@ -150,6 +153,11 @@ def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
     run = Run.create(path, recipe, found, parts.data, tensors, captions)
     logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
     return run
+
+
+def num_conditions(parts: Parts) -> int:
+    """Of how many training examples a run keeps what samples are drawn for."""
+    return min(len(parts.cache), CONDITIONS_LIMIT if parts.texts is None else CAPTIONS_LIMIT)
 
 
 def _evenly(cache: LatentCache, limit: int) -> NDArray[np.int64]:

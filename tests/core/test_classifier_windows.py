@@ -65,11 +65,14 @@ def test_every_excerpt_that_training_can_draw_is_among_the_windows_of_training()
             assert offsets.window(strokes[index].sample, float(position)).tobytes() in windows
     short = [index for index in range(SIZE) if len(strokes[index].sample) <= OffsetsConfig().num_frames]
     assert short and len(TrainingWindows(strokes, offsets).read(short)) == len(short)
+    for index in set(range(SIZE)) - set(short):
+        room = len(strokes[index].sample) - OffsetsConfig().num_frames
+        assert len(TrainingWindows(strokes, offsets).read([index])) == room + 1, "each cut once"
 
 
 def test_of_many_clips_there_are_fewer_windows_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifier, "PLACES_IN_ALL", 3 * SIZE)
     strokes = Strokes(SIZE, "train")
     windows = TrainingWindows(strokes, Offsets(OffsetsConfig()))
-    long = [index for index in range(SIZE) if len(strokes[index].sample) > OffsetsConfig().num_frames]
+    long = [index for index in range(SIZE) if len(strokes[index].sample) > OffsetsConfig().num_frames + 1]
     assert windows.places == 3 and len(windows.read(long)) == 3 * len(long)

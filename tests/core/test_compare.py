@@ -419,19 +419,28 @@ def test_recipes_from_before_a_key_was_there_are_the_same(
     assert all(set(variant.similarity) == {"1-2", "1-3"} for variant in domain.variants.values())
 
 
+@pytest.mark.parametrize(
+    ("where", "key", "said"),
+    [
+        ((), "data", "the data or the tokenizer of digits has changed"),
+        (("environment",), "conditions", "finished runs of digits drew the labels of their samples from fewer"),
+    ],
+)
 def test_runs_are_not_set_beside_others_of_other_data(
-    folder: Path, recipe: Path, command: Make, tmp_path: Path
+    where: tuple[str, ...], key: str, said: str, folder: Path, recipe: Path, command: Make, tmp_path: Path
 ) -> None:
     def change(variants: dict[str, Any]) -> None:
-        assert len(variants["baseline"]["runs"][0]["data"]) > 8
-        variants["baseline"]["runs"][0]["data"] = "another"
+        found = variants["baseline"]["runs"][0]
+        for name in where:
+            found = found[name]
+        found[key] = {"data": "another", "conditions": found.get("conditions", 0) - 1}[key]
 
     out = tmp_path / "out"
     copy_of(folder, out, change)
     before = (out / "compare.json").read_bytes()
     more = words(recipe, out, *GIVEN, "--resume", variants="baseline,layersync,null")
     status, _, err = command(*more)
-    assert status == 2 and "the data or the tokenizer of digits has changed" in err
+    assert status == 2 and said in err
     assert (out / "compare.json").read_bytes() == before
 
 

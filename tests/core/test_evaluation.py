@@ -351,10 +351,10 @@ def test_data_that_has_changed_is_not_taken_for_the_runs(tiny: Make, tmp_path: P
         warnings.simplefilter("error")
         layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
     (folder / "b" / "0.png").unlink()
-    with pytest.warns(UserWarning, match="data folder has changed since .* was trained on it"):
+    with pytest.warns(UserWarning, match="data folder, or the tokenizer, has changed since .* was trained"):
         layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
     pictures(folder, "a")  # which is the first label now
-    with pytest.raises(InputError, match="2 classes then, 3 now, or others; bring it back, or give --reference"):
+    with pytest.raises(InputError, match="2 classes then, 3 now, or others; bring it back"):
         layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
 
 
@@ -365,6 +365,16 @@ def test_runs_do_not_become_data(tiny: Make, tmp_path: Path, command: Make) -> N
     for words in (["train", recipe], ["compare", recipe]):
         status, _, err = command(*words, "--out", folder / "runs" / "one")
         assert status == 2 and "lies in data.path" in err and not (folder / "runs").exists()
+
+
+def test_a_run_that_lies_in_its_data_goes_on(tiny: Make, tmp_path: Path) -> None:
+    """One that was made there before that was refused; what it reads, two folders beside it, has not changed."""
+    for split in ("train", "test"):
+        pictures(tmp_path / "data" / split, "bc")
+    given = ["data.name=folder", f"data.path={tmp_path / 'data'}"]
+    layersync.train(tiny(*given, "train.steps=1"), tmp_path / "run")
+    run = shutil.move(tmp_path / "run", tmp_path / "data" / "run")
+    assert layersync.train(tiny(*given, "train.steps=2"), run, resume=True).checkpoint_steps() == [1, 2]
 
 
 def test_scores_that_cannot_be_kept_are_given(trained: Run, tmp_path: Path) -> None:

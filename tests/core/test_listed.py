@@ -80,6 +80,8 @@ def test_what_a_reader_raises_names_the_sample(tmp_path: Path) -> None:
 
 def test_labels_are_integers() -> None:
     assert ListedExamples(PAIR, SOURCES, np.array([1, 0]))[0].condition == {"label": 1}  # type: ignore[arg-type]
+    table = ListedExamples(PAIR, SOURCES, np.array([1.0, 0.0]))  # type: ignore[arg-type]
+    assert table[0].label == 1 and table.fingerprint == ListedExamples(PAIR, SOURCES, [1, 0]).fingerprint
     named = ListedExamples(PAIR, SOURCES, ["high", "low"], ["high", "low"])  # type: ignore[list-item]
     with pytest.raises(InputError, match=r"^b: has the label 'low'; a label is an integer"):
         _ = named[1].label

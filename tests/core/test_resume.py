@@ -18,6 +18,7 @@ import torch
 
 import layersync
 from layersync import InputError, Run, load_recipe
+from layersync.core import session
 from layersync.core.errors import Interrupted
 from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.trainer import Trainer, choose_precision
@@ -260,20 +261,26 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert identical(tensors_of(resumed), tensors_of(straight))
 
 
+@pytest.mark.parametrize("apart", [0, 2])
 def test_a_second_signal_stops_at_once(
-    command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    apart: int, command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Unless it comes within a second: batch systems and launchers both send one, and the state is saved."""
     step, handlers = Trainer.train_step, [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def interrupted(trainer: Trainer, index: int) -> Any:
         for _ in range(2 * (index == 3)):
             os.kill(os.getpid(), signal.SIGINT)
+            moment[0] += apart
         return step(trainer, index)
 
+    moment, now = [0], time.monotonic
+    monkeypatch.setattr(session.time, "monotonic", lambda: now() + moment[0])
     monkeypatch.setattr(Trainer, "train_step", interrupted)
     status, _, said = command("train", tiny_file, "--set", "train.checkpoint_every=2", "--out", tmp_path / "run")
-    assert status == 1 and said.endswith("error: interrupted; what had been saved before is kept\n")
-    assert Run(tmp_path / "run").checkpoint_steps() == [2]
+    ends = ("stopped after step 4; go on with", "error: interrupted; what had been saved before is kept\n")
+    assert status == 1 and ends[apart > 0] in said and ends[apart == 0] not in said
+    assert Run(tmp_path / "run").checkpoint_steps() == ([2] if apart else [2, 4])
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
 
 

@@ -162,7 +162,9 @@ class MotionFolderConfig(DataConfig):
         if self.labels is None:
             return None if path.parent in unlabelled else as_text(path.parent.name)
         if (label := label_in_name(self.labels, path.name)) is None:
-            raise InputError(f"data.labels: {self.labels!r} finds no label in the file name {path.name}")
+            match = re.search(self.labels, as_text(path.name))
+            if match is None or match["label"]:  # no match, or one in the ending; a group may have been left out
+                raise InputError(f"data.labels: {self.labels!r} finds no label in the file name {path.name}")
         return label
 
     def _frequent(self, records: list[Record], root: Path) -> list[Record]:

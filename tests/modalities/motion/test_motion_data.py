@@ -297,6 +297,8 @@ def test_the_label_is_no_part_of_the_ending(amass_tree):
     (amass_tree / "walk" / "walk_0.npz").rename(amass_tree / "walk" / "0.npz")
     with pytest.raises(InputError, match=r"finds no label in the file name 0\.npz"):
         AmassConfig(path=flat, labels=r"(?P<label>[a-z]+)").build("train")
+    optional = AmassConfig(path=flat, labels=r"^(?P<label>[a-z]+)?").build("train")
+    assert optional.classes == ("walk",) and None in {optional[i].condition.get("label") for i in range(len(optional))}
 
 
 def test_a_fraction_beside_a_pattern_of_test_files_is_said(amass_tree):
