@@ -49,6 +49,6 @@ run motion recipes/motion-bvh.yaml "${calm[@]}" "${stratified[@]}" --set evaluat
 
 run longer recipes/fashion.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 130,131,132,133,134,135,136,137
 
-run cifar10 recipes/cifar10.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
+run cifar10 recipes/cifar10.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.every=500 --seeds 100,101,102,103,104
 run notes recipes/notes.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
-run satellite recipes/satellite.yaml "${calm[@]}" --seeds 100,101,102,103,104
+run satellite recipes/satellite.yaml "${calm[@]}" --set evaluate.every=1000 --seeds 100,101,102,103,104
