@@ -61,7 +61,7 @@ def small(recipe: str, environment: Environment, folder: Path) -> list[str]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("modality", MODALITIES)
+@pytest.mark.parametrize("modality", [*MODALITIES[:-1], pytest.param(NEW, marks=pytest.mark.slow)])
 def test_modality_is_trained_sampled_evaluated_checked_and_compared(
     modality: str, environment: Environment, tmp_path: Path
 ) -> None:
