@@ -37,15 +37,14 @@ def save_checkpoint(
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         _fill(partial, tensors, state)
-    except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError | SafetensorError):
-            raise TrainingError(f"{directory}: cannot be written ({error}); checkpoints so far are kept") from error
-        raise
-    if directory.exists():
-        shutil.rmtree(directory)
-    partial.rename(directory)
-    sync_path(directory.parent)
+        if directory.exists():
+            shutil.rmtree(directory)
+        partial.rename(directory)
+        sync_path(directory.parent)
+    except (OSError, SafetensorError) as error:
+        raise TrainingError(f"{directory}: cannot be written ({error}); checkpoints so far are kept") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # not there any more where all went well
     if keep is not None:
         for old in sorted(directory.parent.glob(f"{CHECKPOINT_PREFIX}*"))[:-keep]:
             shutil.rmtree(old)

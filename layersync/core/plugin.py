@@ -127,7 +127,9 @@ def code_digest(*things: object) -> str:
         if _plugged(module) is None:
             continue
         found = (getattr(sys.modules[name], "__file__", None) for name in (module.partition(".")[0], module))
-        file = Path(next(path for path in found if path))
+        file = Path(next(filter(None, found), ""))
+        if not file.is_file():
+            continue
         for source in sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]:
             digest.update(source.read_bytes())
     return digest.hexdigest()

@@ -18,12 +18,12 @@ from torch import Tensor
 import layersync
 from layersync import InputError, Run
 from layersync.core import classifier as classifier_module
-from layersync.core import evaluation
+from layersync.core import evaluation, run_scoring
 from layersync.core.adapter import Split
-from layersync.core.evaluation import RunScorer
 from layersync.core.metric import parse_metric
 from layersync.core.parallel import Processes
 from layersync.core.reference import RunData, examples_of
+from layersync.core.run_scoring import RunScorer
 
 Make = Callable[..., Any]
 GENERIC = ["fd-classifier", "label-agreement", "nearest-training"]
@@ -143,7 +143,7 @@ class TestConventions:
         copies = scorer([example.sample for example in last], [0] * len(last))
         fresh = scorer(*self.digits(trained, "test", 100))
         whole = fresh("nearest-training")
-        monkeypatch.setattr(evaluation, "NEIGHBOURS_AT_ONCE", 400)
+        monkeypatch.setattr(run_scoring, "NEIGHBOURS_AT_ONCE", 400)
         assert copies("nearest-training").value == pytest.approx(0, abs=1e-6)
         in_parts = fresh("nearest-training")
         assert in_parts.value == pytest.approx(whole.value) and in_parts.reference == whole.reference
