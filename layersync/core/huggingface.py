@@ -28,7 +28,8 @@ def load_table(
 
     ``path`` is a hub id, a local folder or a Parquet file; of a hub id everything is fetched first, and kept by
     ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out; ``test_split``
-    names another. ``how`` local files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`.
+    names another. A source without ``train`` is trained on its first split, of those that ``test_split`` does not name.
+    ``how`` local files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`.
     InputError when it cannot be loaded.
     """
     found, local = _loaded(path, streaming=False)
@@ -164,9 +165,13 @@ def _chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str
     if test_split is not None and test_split not in found:
         raise InputError(f"data.test_split: {test_split!r} is no split of the source; it has {', '.join(found)}")
     own = test_split or next((name for name in ("test", "validation") if name in found), None)
-    if own is not None and "train" in found:
-        return ("train" if split == "train" else own), False
-    return next(iter(found)), True
+    others = [name for name in found if name != test_split]
+    if not others:
+        raise InputError(f"data.test_split: {test_split!r} is the source's only split, which leaves none to train on")
+    train = "train" if "train" in others else others[0]
+    if own is not None and (test_split is not None or train == "train"):
+        return (train if split == "train" else own), False
+    return train, True
 
 
 def _undecoded(table: Any) -> Any:

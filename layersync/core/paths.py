@@ -158,12 +158,12 @@ def labelled_files(
     return LabelledFiles(kept, labels[rows].tolist() if classes else None, [str(name) for name in classes])
 
 
-def files_below(base: Path, extensions: tuple[str, ...], *, skip: bool = False) -> list[Path]:
+def files_below(base: Path, extensions: tuple[str, ...], *, skip: bool = False, given: str = "data.path") -> list[Path]:
     """Files with one of these endings, by path; nothing hidden. Only links are looked at one by one.
 
     Linked folders are read as others are, but each folder once, so that a link that leads back ends there: where it
-    lies itself, else by the first link to it; links to what is read already are warned of. With ``skip`` folders that
-    cannot be read are left out with a warning; else they are an :class:`InputError`.
+    lies itself, else by the first link to it; links to what is read already are warned of, as ``given``. With ``skip``
+    folders that cannot be read are left out with a warning; else they are an :class:`InputError`.
     """
     found: list[Path] = []
     again: list[str] = []
@@ -180,7 +180,7 @@ def files_below(base: Path, extensions: tuple[str, ...], *, skip: bool = False) 
                 continue
             read.add(real)
             if (entries := read_or_skip(_visible, folder, skip)) is None:
-                warnings.warn(f"data.path: {folder} cannot be read, and is left out", stacklevel=2)
+                warnings.warn(f"{given}: {folder} cannot be read, and is left out", stacklevel=2)
                 continue
             for entry in entries:
                 linked = Path(entry.path) if entry.is_symlink() else None
@@ -194,7 +194,7 @@ def files_below(base: Path, extensions: tuple[str, ...], *, skip: bool = False) 
                     found.append(Path(entry.path))
     if again:
         more = f" and {len(again) - 1} more" if len(again) > 1 else ""
-        warnings.warn(f"data.path: links to folders that are read already are left out: {again[0]}{more}", stacklevel=2)
+        warnings.warn(f"{given}: links to folders that are read already are left out: {again[0]}{more}", stacklevel=2)
     return sorted(found)
 
 

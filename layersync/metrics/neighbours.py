@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from layersync.metrics.arrays import Features, Floats, checked_pair
@@ -80,6 +79,8 @@ def density_coverage(generated: Features, real: Features, k: int = 5) -> Density
 
 def nearest_distances(points: Features, reference: Features) -> NDArray[np.float64]:
     """Euclidean distance (n,) of each of ``points`` (n, d) to the nearest of ``reference`` (m, d); 0 for copies."""
+    from sklearn.neighbors import NearestNeighbors  # which takes as long to import as torch does
+
     x, y = checked_pair(points, reference, ("points", "reference"), least=1)
     search = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(y)
     nearest = search.kneighbors(x, return_distance=False)[:, 0]

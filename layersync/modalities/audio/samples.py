@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
-from layersync.core.paths import fingerprint_files, first_caption
+from layersync.core.paths import files_below, fingerprint_files, first_caption
 from layersync.core.run import atomic_write
 from layersync.modalities.audio.clip import SILENCE, Clip, check_header, read_clip
 
@@ -58,9 +58,8 @@ class AudioFiles(ExampleDataset):
     """Every audio file below a folder, decoded when asked for. Headers are checked at once."""
 
     def __init__(self, root: Path) -> None:
-        found = (file for file in root.rglob("*") if file.suffix.lower() in EXTENSIONS and file.is_file())
-        visible = (file for file in found if not any(part.startswith(".") for part in file.relative_to(root).parts))
-        self._files = sorted(visible, key=lambda file: file.relative_to(root).as_posix())
+        found = files_below(root, EXTENSIONS, given=str(root))
+        self._files = sorted(found, key=lambda file: file.relative_to(root).as_posix())
         if not self._files:
             raise InputError(f"{root}: holds no audio file ({', '.join(EXTENSIONS)})")
         _warn_of_rates(root, {_sample_rate(file) for file in self._files})

@@ -17,7 +17,7 @@ from PIL import Image
 
 from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.errors import InputError
-from layersync.core.paths import caption_files, fingerprint_files, first_caption
+from layersync.core.paths import caption_files, files_below, fingerprint_files, first_caption
 from layersync.core.run import atomic_write
 from layersync.modalities.image.decoding import CORRUPT, EXTENSIONS, FLOATING_POINT, decode_image, is_transparent
 from layersync.modalities.image.tokenizer import with_channels
@@ -120,12 +120,9 @@ def _rgb_bytes(path: Path, number: int, sample: NDArray[np.uint8], size: tuple[i
 
 
 def _open_folder(root: Path) -> ImageSamples:
-    names = sorted(
-        (file for file in root.rglob("*") if not any(part.startswith(".") for part in file.relative_to(root).parts)),
-        key=lambda file: file.relative_to(root).as_posix(),
-    )
     sheet = root / CONTACT_SHEET if (root / "000.png").is_file() else None
-    files = [file for file in names if file.suffix.lower() in EXTENSIONS and file.is_file() and file != sheet]
+    found = (file for file in files_below(root, EXTENSIONS, given=str(root)) if file != sheet)
+    files = sorted(found, key=lambda file: file.relative_to(root).as_posix())
     if not files:
         raise InputError(f"{root}: there is no image in it; looked for {', '.join(EXTENSIONS)}")
     _check_headers(root, files)

@@ -20,7 +20,7 @@ from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.archive import opened_npz, padded, write_arrays
 from layersync.core.errors import InputError
 from layersync.core.packaged import file_digest
-from layersync.core.paths import first_caption
+from layersync.core.paths import files_below, first_caption
 from layersync.modalities.motion.data import FPS as MOTION_FPS
 from layersync.modalities.motion.data import BvhConfig
 from layersync.modalities.motion.humanml3d import FPS, NUM_FEATURES, HumanML3DFeatures
@@ -146,7 +146,7 @@ def write_motion_archive(path: Path, samples: Sequence[Any], labels: Sequence[in
 
 
 def _of_folder(folder: Path) -> list[Record]:
-    paths = _samples_in(sorted(folder.iterdir())) or _samples_in(sorted(folder.rglob("*")))
+    paths = _samples_in(sorted(folder.iterdir())) or _samples_in(files_below(folder, _SUFFIXES, given=str(folder)))
     if not paths:
         raise InputError(f"{folder}: no motion samples in it ({', '.join(_SUFFIXES)} files)")
     suffixes = sorted({path.suffix.lower() for path in paths})

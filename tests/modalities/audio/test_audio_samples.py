@@ -41,6 +41,20 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names(write_audio: WriteA
     assert dataset.classes == () and not dataset[0].condition
 
 
+def test_linked_folders_are_read_as_others_are(write_audio: WriteAudio, tmp_path: Path) -> None:
+    for name in ("of-one/a.wav", "of-two/b.wav"):
+        write_audio(name)
+    joint = tmp_path / "joint"
+    joint.mkdir()
+    for name in ("of-one", "of-two"):
+        (joint / name).symlink_to(tmp_path / name)
+    dataset = open_audio_samples(joint)
+    assert [dataset[index].source for index in range(2)] == [str(joint / "of-one/a.wav"), str(joint / "of-two/b.wav")]
+    (joint / "again").symlink_to(tmp_path / "of-two")
+    with pytest.warns(UserWarning, match=rf"{joint}: links to folders that are read already are left out: \S+of-two"):
+        assert len(open_audio_samples(joint)) == 2
+
+
 def test_captions_beside_the_files_become_texts(write_audio: WriteAudio, tmp_path: Path) -> None:
     write_audio("a.wav")
     write_audio("deep/b.wav")

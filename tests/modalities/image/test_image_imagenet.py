@@ -240,6 +240,15 @@ def test_another_split_can_be_held_out(parquet: Path, streaming: bool, tmp_path:
     assert len(held_out) < len(whole) and held_out.fingerprint != whole.fingerprint
     with pytest.raises(InputError, match=r"data\.test_split: 'val' is no split of the source; it has train"):
         HuggingFace(**keys, test_split="val").build("train")
+    (source / "data" / "train-00000-of-00001.parquet").rename(source / "data" / "test-00000-of-00001.parquet")
+    parts = [
+        HuggingFace(**keys, test_split=name).build(split) for name in ("extra", "test") for split in ("train", "test")
+    ]
+    assert [len(part) for part in parts] == [16, 7, 7, 16], "a source without train"
+    assert parts[0].fingerprint != parts[3].fingerprint and parts[1].fingerprint != parts[2].fingerprint
+    (source / "data" / "extra-00000-of-00001.parquet").unlink()
+    with pytest.raises(InputError, match=r"data\.test_split: 'test' is the source's only split"):
+        HuggingFace(**keys, test_split="test").build("train")
 
 
 def test_a_stream_is_walked_once(parquet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

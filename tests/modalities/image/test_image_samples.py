@@ -60,6 +60,15 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_names_with_its_captions(t
     assert [dict(found[i].condition) for i in range(5)] == [{}, {"text": "ein Käfer"}, {}, {}, {}]
 
 
+def test_linked_folders_are_read_as_others_are(tmp_path: Path) -> None:
+    images = stack(2)
+    save(tmp_path / "joint" / "a.png", images[0])
+    save(tmp_path / "elsewhere" / "b.png", images[1])
+    (tmp_path / "joint" / "more").symlink_to(tmp_path / "elsewhere")
+    found = open_image_samples(tmp_path / "joint")
+    assert len(found) == 2 and (found[1].sample == images[1]).all()
+
+
 def test_what_layersync_sample_writes_is_read_without_its_contact_sheet(tmp_path: Path) -> None:
     images = stack(3, (8, 8))
     render_images(list(images), tmp_path)

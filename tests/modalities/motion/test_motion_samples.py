@@ -66,6 +66,15 @@ def test_folders_of_humanml3d_files(tmp_path, joints, features):
         open_samples(tmp_path)
 
 
+def test_linked_folders_are_read_as_others_are(tmp_path, joints):
+    for folder, length in (("one", 97), ("two", 50)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "000000.npy", joints[:length])
+        (tmp_path / "joint" / folder).parent.mkdir(exist_ok=True)
+        (tmp_path / "joint" / folder).symlink_to(tmp_path / folder)
+    assert [len(sample) for sample in samples_of(tmp_path / "joint")] == [97, 50]
+
+
 def test_features_beside_a_mean_and_deviation_are_denormalised_with_them(tmp_path, features):
     mean, std = model_statistics()
     for name, array in (("Mean", mean), ("Std", std), ("a", (features - mean) / std)):
