@@ -259,7 +259,7 @@ class Folder(LargeImageData):
         elif self.orientation != "stored" and split == "train":
             warnings.warn(f"data.orientation has no effect: {self.path} holds DICOM and NIfTI alone", stacklevel=2)
         if any(is_scan(file) for file in files):
-            told = f"{told}-{self.medical.model_dump_json()}"
+            told = f"{told}-voi-lut-{self.medical.model_dump_json()}"
         elif self.medical != MedicalConfig() and split == "train":
             warnings.warn(f"data.medical has no effect: {self.path} holds no DICOM and no NIfTI files", stacklevel=2)
 

@@ -77,6 +77,17 @@ def grey_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
+def _by_table(values: np.ndarray, dataset: Any) -> np.ndarray:
+    """Grey levels by the first VOI LUT of a DICOM data set (PS3.3 C.11.2.1.1), which runs from 0 to 2^bits - 1."""
+    from pydicom.pixels import apply_voi
+
+    table = dataset.VOILUTSequence[0]
+    entries, first, bits = table.LUTDescriptor
+    table.LUTDescriptor = [entries, first, 16]  # apply_voi counts the entries of a table of 8 bits in a byte
+    inside = np.rint(values).clip(first, first + (entries or 2**16) - 1).astype(np.int64)
+    return grey_levels(apply_voi(inside, dataset), 0, 2**bits - 1)
+
+
 @dataclass(frozen=True)
 class _Header:
     """``group`` is what its slices share a split with; ``slices`` are numbers of those that are taken."""
@@ -171,9 +182,11 @@ class Scans:
         return (255 - grey if photometric == "MONOCHROME1" else grey)[..., None]
 
     def _dicom_window(self, values: np.ndarray, dataset: Any) -> np.ndarray:
-        """Grey levels by the recipe's window, else the file's first, else percentiles."""
+        """Grey levels by the recipe's window, else the file's first table, else its first window, else percentiles."""
         from pydicom.pixels import apply_windowing
 
+        if self.config.window is None and dataset.get("VOILUTSequence"):
+            return _by_table(values, dataset)
         own = dataset.get("WindowCenter") is not None and dataset.get("WindowWidth") is not None
         if self.config.window is not None or not own:
             return self._levels(values)

@@ -58,6 +58,26 @@ def test_the_recipes_window_goes_before_the_files(tmp_path: Path) -> None:
     assert np.abs(found[..., 0] - levels(hounsfield, -1000, 600)).max() <= 0.51
 
 
+@pytest.mark.parametrize(("bits", "signed"), [(12, True), (8, True), (16, False)])
+def test_a_table_of_grey_levels_goes_before_the_window(tmp_path: Path, bits: int, signed: bool) -> None:
+    """PS3.3 C.11.2.1.1: values below the first entry are the first, above the last the last, 2^bits - 1 is white."""
+    raw = pydicom.dcmread(DICOM_FILES / CT)
+    hounsfield = raw.pixel_array - 1024.0
+    first, entries = (-900, 1000) if signed else (20, 1000)
+    curve = np.round((2**bits - 1) * np.linspace(0, 1, entries) ** 0.5).astype(np.uint16)
+    table = pydicom.Dataset()
+    table.add_new("LUTDescriptor", "SS" if signed else "US", [entries, first, bits])
+    table.add_new("LUTData", "OW" if signed else "US", curve.tobytes() if signed else curve.tolist())
+    raw.VOILUTSequence = pydicom.Sequence([table])
+    raw.save_as(tmp_path / "table.dcm")
+    found = only(tmp_path, tmp_path / "table.dcm")[0].sample[..., 0]
+    expected = levels(curve[(hounsfield - first).clip(0, entries - 1).astype(int)], 0, 2**bits - 1)
+    assert np.abs(found - expected).max() <= 0.51 and len(np.unique(found)) > 5
+    shutil.rmtree(tmp_path / "scans")
+    by_recipe = only(tmp_path, tmp_path / "table.dcm", {"window": [-200, 1600]})[0].sample[..., 0]
+    assert np.abs(by_recipe - levels(hounsfield, -1000, 600)).max() <= 0.51
+
+
 def test_without_a_window_percentiles_are_black_and_white(tmp_path: Path) -> None:
     raw = pydicom.dcmread(DICOM_FILES / "CT_small.dcm")
     assert "WindowCenter" not in raw and raw.BitsStored == 16
