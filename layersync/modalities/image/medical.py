@@ -77,6 +77,16 @@ def grey_levels(values: np.ndarray, low: float, high: float) -> np.ndarray:
     return np.round(255 * scaled.clip(0, 1)).astype(np.uint8)
 
 
+def _take_frames_own(dataset: Any, number: int) -> None:
+    """Give ``dataset`` rescaling and window of frame ``number``, where they lie with the frames (PS3.3 C.7.6.16)."""
+    shared = dataset.get("SharedFunctionalGroupsSequence") or []
+    own = dataset.get("PerFrameFunctionalGroupsSequence") or []
+    for group in (*shared[:1], *own[number : number + 1]):
+        for name in ("PixelValueTransformationSequence", "FrameVOILUTSequence"):
+            if found := group.get(name):
+                dataset.update(found[0])
+
+
 def _by_table(values: np.ndarray, dataset: Any) -> np.ndarray:
     """Grey levels by the first VOI LUT of a DICOM data set (PS3.3 C.11.2.1.1), which runs from 0 to 2^bits - 1."""
     from pydicom.pixels import apply_voi
@@ -175,6 +185,7 @@ class Scans:
                 return (frame >> 8).astype(np.uint8) if frame.dtype == np.uint16 else frame
             if frame.ndim == 3:
                 return (frame >> max(int(dataset.BitsStored) - 8, 0)).astype(np.uint8)
+            _take_frames_own(dataset, number)
             values = pixels.apply_modality_lut(frame, dataset)
             grey = self._dicom_window(values, dataset)
         except (pydicom.errors.InvalidDicomError, *DAMAGED) as error:

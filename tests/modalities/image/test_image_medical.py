@@ -78,6 +78,32 @@ def test_a_table_of_grey_levels_goes_before_the_window(tmp_path: Path, bits: int
     assert np.abs(by_recipe - levels(hounsfield, -1000, 600)).max() <= 0.51
 
 
+def test_frames_of_an_enhanced_file_have_windows_of_their_own(tmp_path: Path) -> None:
+    """PS3.3 C.7.6.16: what all frames share lies in one group, what is a frame's own in the group of its number."""
+    raw = pydicom.dcmread(DICOM_FILES / CT)
+    stored, bits = raw.pixel_array, raw.PixelData
+    del raw.WindowCenter, raw.WindowWidth, raw.RescaleSlope, raw.RescaleIntercept
+    raw.NumberOfFrames, raw.PixelData = 2, bits + bits
+
+    def group(name: str, **values: float) -> pydicom.Dataset:
+        inner, outer = pydicom.Dataset(), pydicom.Dataset()
+        inner.update(values)
+        setattr(outer, name, pydicom.Sequence([inner]))
+        return outer
+
+    shared = group("PixelValueTransformationSequence", RescaleSlope=2, RescaleIntercept=-1024)
+    windows = [(1000, 800), (1200, 300)]
+    own = [group("FrameVOILUTSequence", WindowCenter=centre, WindowWidth=width) for centre, width in windows]
+    raw.SharedFunctionalGroupsSequence = pydicom.Sequence([shared])
+    raw.PerFrameFunctionalGroupsSequence = pydicom.Sequence(own)
+    raw.save_as(tmp_path / "enhanced.dcm")
+    found = only(tmp_path, tmp_path / "enhanced.dcm")
+    assert len(found) == 2 and (found[0].sample != found[1].sample).any()
+    for number, (centre, width) in enumerate(windows):
+        low, high = centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2
+        assert np.abs(found[number].sample[..., 0] - levels(2 * stored - 1024.0, low, high)).max() <= 0.51
+
+
 def test_without_a_window_percentiles_are_black_and_white(tmp_path: Path) -> None:
     raw = pydicom.dcmread(DICOM_FILES / "CT_small.dcm")
     assert "WindowCenter" not in raw and raw.BitsStored == 16
