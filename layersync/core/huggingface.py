@@ -33,13 +33,13 @@ def load_table(
     InputError when it cannot be loaded.
     """
     found, local = _loaded(path, streaming=False)
-    name, held_out = _chosen_split(found, split, test_split)
+    name, held_out = chosen_split(found, split, test_split)
     table = found[name]
     if held_out:
         chosen = np.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
         table = table.select(np.flatnonzero(chosen if split == "test" else ~chosen))
     table = _undecoded(table)
-    usual = _chosen_split(found, split, None)  # the files say which it is; another one has to be named
+    usual = chosen_split(found, split, None)  # the files say which it is; another one has to be named
     part = split if (name, held_out) == usual else f"{name}-{split}"
     return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}", found
 
@@ -53,7 +53,7 @@ def open_stream(
     neither says it, ``num_examples`` are read and none are held out. InputError when nothing says it.
     """
     found, local = _loaded(path, streaming=True)
-    name, held_out = _chosen_split(found, split, test_split)
+    name, held_out = chosen_split(found, split, test_split)
     total = _num_rows(path, name, found[name])
     if total is not None:
         kept = total // HELD_OUT_EVERY
@@ -160,8 +160,11 @@ def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
 
 
-def _chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str, bool]:
-    """The source's own name for ``split``, and whether rows of it have to be held out because it has no other."""
+def chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str, bool]:
+    """The source's own name for ``split``, and whether rows of it have to be held out because it has no other.
+
+    Raises :class:`InputError` for a ``test_split`` that is none of ``found``, or all of it.
+    """
     if test_split is not None and test_split not in found:
         raise InputError(f"data.test_split: {test_split!r} is no split of the source; it has {', '.join(found)}")
     own = test_split or next((name for name in ("test", "validation") if name in found), None)

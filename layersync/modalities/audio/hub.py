@@ -10,7 +10,7 @@ from pydantic import Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
-from layersync.core.huggingface import caption_column, captions_of
+from layersync.core.huggingface import caption_column, captions_of, chosen_split, label_column, table_labels
 from layersync.core.paths import expand, expanded
 from layersync.modalities.audio.clip import read_clip
 from layersync.modalities.audio.data import OnError, chosen_by_hash
@@ -18,18 +18,16 @@ from layersync.modalities.audio.data import OnError, chosen_by_hash
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-_TEST_SPLITS = ("test", "validation")
-
 
 class HubConfig(DataConfig):
     """A source that ``datasets.load_dataset`` opens.
 
     ``path`` is a Parquet file, a folder (of Parquet or audio files, or written by ``save_to_disk``), or the name of a
     data set on the hub, with ``subset`` where it has several. The audio column is the one of type ``Audio``; the label
-    column the one of type ``ClassLabel``, else one called ``label``; that of captions one called ``caption``,
-    ``captions`` or ``text``: ``audio_column``, ``label_column`` and ``caption_column`` choose otherwise. The test
-    split is the source's ``test``, else its ``validation``, else ``test_fraction`` of ``train``, chosen by a hash of
-    the row number.
+    column the one of type ``ClassLabel``, else one of strings, integers or booleans called ``label``; that of captions
+    one called ``caption``, ``captions`` or ``text``: ``audio_column``, ``label_column`` and ``caption_column`` choose
+    otherwise. The test split is the one that ``test_split`` names, else the source's ``test``, else its ``validation``,
+    else ``test_fraction`` of the split that is trained on, chosen by a hash of the row number.
     """
 
     name: Literal["hf"] = "hf"
@@ -38,6 +36,7 @@ class HubConfig(DataConfig):
     audio_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     test_fraction: float = Field(default=0.1, ge=0, lt=1)
     on_error: OnError = "stop"
 
@@ -55,14 +54,16 @@ class HubClips(ExampleDataset):
         splits = _opened(config)
         features = next(iter(splits.values())).features
         self._audio_column = _audio_column(config, features)
-        self._label_column = _label_column(config, features)
+        self._label_column = label_column(features, config.label_column, config.path)
         self._caption_column = caption_column(features, config.caption_column, config.path)
         self.on_error = config.on_error
-        self.classes = _classes(splits, self._label_column)
-        self._index = {name: index for index, name in enumerate(self.classes)}
-        chosen, rows = _rows_of_split(splits, split, config.test_fraction)
+        chosen, self._rows = _rows_of_split(splits, split, config)
         self._name = f"{config.path} split {chosen}"
-        self._rows = rows
+        self._labels: list[int | None] = []
+        self.classes: tuple[str, ...] = ()
+        if self._label_column is not None:
+            self._labels, classes = table_labels(splits[chosen], splits, self._label_column)
+            self.classes = tuple(classes)
         columns = [
             column for column in (self._audio_column, self._label_column, self._caption_column) if column is not None
         ]
@@ -77,7 +78,9 @@ class HubClips(ExampleDataset):
         source = f"{self._name} row {self._rows[index]}"
         condition: dict[str, int | str | tuple[str, ...]] = {}
         if self._label_column is not None:
-            condition["label"] = self._label(row[self._label_column], source)
+            if (label := self._labels[self._rows[index]]) is None:
+                raise InputError(f"{source}: has no label")
+            condition["label"] = label
         if self._caption_column is not None and (texts := captions_of(row[self._caption_column])):
             condition["text"] = texts
         return Example(read_clip(self._contents(row, source), source), condition, source)
@@ -93,19 +96,6 @@ class HubClips(ExampleDataset):
             return Path(audio["path"]).read_bytes()
         except OSError as error:
             raise InputError(f"{source}: {audio['path']} cannot be read ({error.strerror})") from None
-
-    def _label(self, value: object, source: str) -> int:
-        if isinstance(value, int) and not self._named_labels and 0 <= value < len(self.classes):
-            return value
-        if self._named_labels and str(value) in self._index:
-            return self._index[str(value)]
-        raise InputError(f"{source}: its label {value!r} is none of the {len(self.classes)} classes")
-
-    @property
-    def _named_labels(self) -> bool:
-        from datasets import ClassLabel
-
-        return not isinstance(self._table.features[self._label_column], ClassLabel)
 
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(repr((self.on_error, self.classes)).encode(), digest_size=16)
@@ -162,50 +152,16 @@ def _audio_column(config: HubConfig, features: dict[str, Any]) -> str:
     return found[0]
 
 
-def _label_column(config: HubConfig, features: dict[str, Any]) -> str | None:
-    from datasets import ClassLabel, Value
-
-    if config.label_column is not None:
-        if not isinstance(features.get(config.label_column), (ClassLabel, Value)):
-            raise InputError(
-                f"data.label_column: {config.label_column!r} is no column of labels; {_columns(config, features)}"
-            )
-        return config.label_column
-    found = [name for name, feature in features.items() if isinstance(feature, ClassLabel)]
-    if len(found) > 1:
-        raise InputError(f"data.path: {config.path} has several label columns; set data.label_column to one of {found}")
-    if not found and isinstance(features.get("label"), Value):
-        return "label"
-    return found[0] if found else None
-
-
 def _columns(config: HubConfig, features: dict[str, Any]) -> str:
-    return nearest(config.audio_column or config.label_column or "", features)
+    return nearest(config.audio_column or "", features)
 
 
-def _classes(splits: DatasetDict, column: str | None) -> tuple[str, ...]:
-    """Names of the labels: the column's own, else its different values in all splits, sorted."""
-    from datasets import ClassLabel
-
-    if column is None:
-        return ()
-    feature = next(iter(splits.values())).features[column]
-    if isinstance(feature, ClassLabel):
-        return tuple(feature.names)
-    values = {value for table in splits.values() for value in table.unique(column) if value is not None}
-    return tuple(str(value) for value in sorted(values))
-
-
-def _rows_of_split(splits: DatasetDict, split: Split, fraction: float) -> tuple[str, list[int]]:
+def _rows_of_split(splits: DatasetDict, split: Split, config: HubConfig) -> tuple[str, list[int]]:
     """The source's split to read and the rows to take of it."""
-    own_test = next((name for name in _TEST_SPLITS if name in splits), None)
-    if split == "test" and own_test is not None:
-        return own_test, list(range(len(splits[own_test])))
-    if "train" not in splits:
-        raise InputError(f"data.path: the source has no split train; there are: {', '.join(sorted(splits))}")
-    numbers = range(len(splits["train"]))
-    held_out = set() if own_test else chosen_by_hash([str(number) for number in numbers], fraction)
-    rows = [number for number in numbers if (str(number) in held_out) == (split == "test")]
+    name, held_out = chosen_split(splits, split, config.test_split)
+    numbers = range(len(splits[name]))
+    test = chosen_by_hash([str(number) for number in numbers], config.test_fraction) if held_out else ()
+    rows = [number for number in numbers if not held_out or (str(number) in test) == (split == "test")]
     if not rows and split == "train":
         raise InputError(f"data.path: no row of the source falls into the split {split}")
-    return "train", rows
+    return name, rows

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from layersync.core.errors import InputError
 from layersync.modalities.audio.data import FolderClips, FolderConfig
-from layersync.modalities.audio.hub import HubConfig
+from layersync.modalities.audio.hub import HubClips, HubConfig
 
 Write = Callable[..., Path]
 
@@ -268,6 +268,46 @@ def test_words_become_classes_and_the_sources_own_splits_are_used(parquet: Calla
     assert train.classes == ("high", "low") and (len(train), len(test)) == (6, 2)
     assert [train[i].condition["label"] for i in range(6)] == [0, 1] * 3
     assert train.fingerprint != test.fingerprint
+
+
+def test_another_split_can_be_held_out(parquet: Callable[..., Path]) -> None:
+    folder = parquet("folder/train-0.parquet").parent
+    parquet("folder/test-0.parquet", num_rows=2, first=10)
+    parquet("folder/validation-0.parquet", num_rows=3, first=20)
+    sizes = {
+        name: [len(HubConfig(path=str(folder), test_split=name).build(split)) for split in ("train", "test")]
+        for name in (None, "test", "validation", "train")
+    }
+    assert sizes == {None: [6, 2], "test": [6, 2], "validation": [6, 3], "train": [3, 6]}
+    with pytest.raises(InputError, match=r"data\.test_split: 'val' is no split of the source; it has train"):
+        HubConfig(path=str(folder), test_split="val").build("train")
+
+
+def test_rows_without_a_label_and_labels_of_other_types(
+    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in images' tables: -1 of a ``ClassLabel`` is no label, an empty row is an error, numbers are no labels."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+    files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(3)]
+    sounds = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+
+    def build(labels: list[Any], kind: Any = None) -> HubClips:
+        table = datasets.Dataset.from_dict({"sound": sounds, "label": labels}).cast_column("sound", datasets.Audio())
+        table = table if kind is None else table.cast_column("label", kind)
+        table.to_parquet(str(tmp_path / "data.parquet"))
+        return HubConfig(path=str(tmp_path / "data.parquet"), test_fraction=0).build("train")
+
+    partly = build([1, -1, 0], datasets.ClassLabel(names=["low", "high"]))
+    assert [partly[index].label for index in range(3)] == [1, -1, 0] and partly.classes == ("low", "high")
+    truths = build([True, False, None])
+    assert [truths[index].label for index in range(2)] == [1, 0] and truths.classes == ("False", "True")
+    with pytest.raises(InputError, match="row 2: has no label"):
+        truths[2]
+    with pytest.warns(UserWarning, match=r"label of .* holds double|label of .* holds float64"):
+        measured = build([0.5, 1.5, 2.5])
+    assert measured.classes == () and not measured[0].condition
 
 
 def test_columns_that_are_named_are_read_and_no_other(
