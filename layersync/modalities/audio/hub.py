@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -159,6 +160,9 @@ def _columns(config: HubConfig, features: dict[str, Any]) -> str:
 def _rows_of_split(splits: DatasetDict, split: Split, config: HubConfig) -> tuple[str, list[int]]:
     """The source's split to read and the rows to take of it."""
     name, held_out = chosen_split(splits, split, config.test_split)
+    if split == "train" and not held_out and config.test_fraction != HubConfig.model_fields["test_fraction"].default:
+        own, _ = chosen_split(splits, "test", config.test_split)
+        warnings.warn(f"data.test_fraction has no effect: {config.path} has a split {own}", stacklevel=4)
     numbers = range(len(splits[name]))
     test = chosen_by_hash([str(number) for number in numbers], config.test_fraction) if held_out else ()
     rows = [number for number in numbers if not held_out or (str(number) in test) == (split == "test")]

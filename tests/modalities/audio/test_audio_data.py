@@ -281,6 +281,8 @@ def test_another_split_can_be_held_out(parquet: Callable[..., Path]) -> None:
     assert sizes == {None: [6, 2], "test": [6, 2], "validation": [6, 3], "train": [3, 6]}
     with pytest.raises(InputError, match=r"data\.test_split: 'val' is no split of the source; it has train"):
         HubConfig(path=str(folder), test_split="val").build("train")
+    with pytest.warns(UserWarning, match=r"data\.test_fraction has no effect: \S+ has a split validation"):
+        HubConfig(path=str(folder), test_split="validation", test_fraction=0.2).build("train")
 
 
 def test_rows_without_a_label_and_labels_of_other_types(
