@@ -228,11 +228,24 @@ def test_missing_and_empty_folders_and_splits_are_named(write_audio: Write, tmp_
 
 
 @pytest.fixture
-def parquet(write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Write rows of audio bytes, with integer labels of named classes or with words, to a Parquet file."""
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what ``datasets`` writes down beside the test's own files."""
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+
+
+@pytest.fixture
+def sounds(write_audio: Write, hub_cache: None) -> list[dict[str, Any]]:
+    """Three rows of a column of audio."""
+    files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(3)]
+    return [{"bytes": file.read_bytes(), "path": file.name} for file in files]
+
+
+@pytest.fixture
+def parquet(write_audio: Write, hub_cache: None, tmp_path: Path) -> Callable[..., Path]:
+    """Write rows of audio bytes, with integer labels of named classes or with words, to a Parquet file."""
+    import datasets
 
     def write(name: str, num_rows: int = 6, words: bool = False, first: int = 0) -> Path:
         files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(first, first + num_rows)]
@@ -285,15 +298,9 @@ def test_another_split_can_be_held_out(parquet: Callable[..., Path]) -> None:
         HubConfig(path=str(folder), test_split="validation", test_fraction=0.2).build("train")
 
 
-def test_rows_without_a_label_and_labels_of_other_types(
-    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_without_a_label_and_labels_of_other_types(sounds: list[dict[str, Any]], tmp_path: Path) -> None:
     """As in images' tables: -1 of a ``ClassLabel`` is no label, an empty row is an error, numbers are no labels."""
     import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
-    files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(3)]
-    sounds = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
 
     def build(labels: list[Any], kind: Any = None) -> HubClips:
         table = datasets.Dataset.from_dict({"sound": sounds, "label": labels}).cast_column("sound", datasets.Audio())
@@ -312,12 +319,9 @@ def test_rows_without_a_label_and_labels_of_other_types(
     assert measured.classes == () and not measured[0].condition
 
 
-def test_columns_that_are_named_are_read_and_no_other(
-    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_columns_that_are_named_are_read_and_no_other(write_audio: Write, hub_cache: None, tmp_path: Path) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     rows: dict[str, list[Any]] = {"kind": [0, 1, 0], "place": ["sea", "sea", "air"]}
     rows |= {"text": ["low", "mid", "high"], "told": ["a low tone", "a tone", "a high tone"]}
     for column, rate in (("near", 8000), ("far", 4000)):
@@ -361,11 +365,10 @@ def test_a_subset_of_several_is_the_one_that_is_named(parquet: Callable[..., Pat
 
 
 def test_a_row_without_sound_stops_or_is_left_to_the_reader(
-    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    write_audio: Write, hub_cache: None, tmp_path: Path
 ) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
     sounds = [{"bytes": write_audio("a.wav").read_bytes(), "path": "a.wav"}, None]
     table = datasets.Dataset.from_dict({"sound": sounds}).cast_column("sound", datasets.Audio())
     table.to_parquet(str(tmp_path / "data.parquet"))
@@ -407,14 +410,9 @@ def test_text_files_beside_sounds_are_their_captions(tree: Path) -> None:
     assert data.fingerprint != plain.fingerprint
 
 
-def test_a_column_of_texts_is_read_with_its_row(
-    write_audio: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_column_of_texts_is_read_with_its_row(sounds: list[dict[str, Any]], tmp_path: Path) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
-    files = [write_audio(f"src/{n}.wav", 200 + 30 * n, rate=8000) for n in range(3)]
-    sounds = [{"bytes": file.read_bytes(), "path": file.name} for file in files]
     prints = []
     for last in ("a high tone", "something else"):
         rows = {"sound": sounds, "text": ["a low tone", None, last]}
