@@ -43,6 +43,16 @@ if [[ ! -f $OUT/third/compare.json ]]; then
 fi
 run third "${third[@]}" --seeds 110,111,112,113,114,115,116,117,118,119
 
+screened=("${third[@]}" --variants baseline,layersync --variant screened:regularizer.weight=1.0)
+if [[ ! -f $OUT/screened/compare.json ]]; then
+    run screened "${screened[@]}" --seeds 110,
+    for domain in fashion spoken-digits; do
+        for variant in baseline layersync; do share third screened "$domain" "$variant"; done
+        share second screened "$domain" screened
+    done
+fi
+run screened "${screened[@]}" --seeds 110,111,112,113,114,115,116,117,118,119
+
 run motion recipes/motion-bvh.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.num_samples=4000 --set evaluate.every=2000 \
     --set 'evaluate.metrics=[fd-geometric,fd-kinetic,fd-classifier,label-agreement]' \
     --seeds 120,121,122,123,124,125,126,127,128,129

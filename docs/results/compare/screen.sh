@@ -20,9 +20,9 @@ run method --variants baseline,layersync \
     --variant 'pair-6-9:regularizer.pairs=[[6,9]]' --variant 'teacher-11:regularizer.pairs=[[4,11]]' \
     --variant delayed:regularizer.schedule.delay=400,regularizer.schedule.warmup=400 \
     --variant centred:regularizer.similarity=centred --variant no-stopgrad:regularizer.stop_gradient=false
-run tokens-49 --set backbone.patch_size=4
-run width-64 --set backbone.hidden_size=64 --set backbone.num_heads=2
-run width-160 --set backbone.hidden_size=160 --set backbone.num_heads=5
 run unlabelled --set condition.labels=ignored --set 'evaluate.metrics=[fd-classifier]'
 run steps-8000 --set train.steps=8000 --set evaluate.every=2000
-run depth-24 --set backbone.depth=24
+run width-64 --set evaluate.every=1000 --set backbone.hidden_size=64 --set backbone.num_heads=2
+run tokens-49 --set evaluate.every=1000 --set backbone.patch_size=4
+run width-160 --set evaluate.every=1000 --set backbone.hidden_size=160 --set backbone.num_heads=5
+run depth-24 --set evaluate.every=1000 --set backbone.depth=24
