@@ -149,6 +149,9 @@ def evaluate(
         Path | None, typer.Option(help="Samples or statistics (.npz) to compare with instead of the run's data.")
     ] = None,
     extractor: ExtractorOption = None,
+    classifiers: Annotated[
+        Path | None, typer.Option(help="Folder of the data's classifier, made where it has none; the cache by default.")
+    ] = None,
     replications: Annotated[int, typer.Option(help="Draw the set so often; mean and interval over the draws.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
@@ -163,6 +166,7 @@ def evaluate(
         weights=weights,
         reference=reference,
         extractors=_weights(extractor),
+        classifiers=classifiers,
         replications=replications,
         shown=True,
     )

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pickle
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -201,8 +204,18 @@ def domain_classifier(
     train: ExampleDataset,
     held_out: ExampleDataset | None,
     tokenizer: Tokenizer,
+    folder: Path | None = None,
+    *,
+    keep: bool = True,
 ) -> DomainClassifier:
-    """The classifier of this data set, trained when it is not in the cache yet."""
+    """The classifier of this data set, trained when it is not in the cache yet.
+
+    Processors of another kind round otherwise, and train another one. Scores that are to be compared across machines
+    take it from one ``folder``, which gets a copy of the cache's where it has none, unless ``keep`` is false.
+
+    Raises:
+        InputError: for a folder that cannot be written to, and a file in it that is no classifier.
+    """
     first = _first_readable(train)
     with calling(tokenizer, "window"):
         window = replace(first, sample=tokenizer.window(first.sample, 0.5))
@@ -211,19 +224,44 @@ def domain_classifier(
     splits = [fingerprint_of(train), fingerprint_of(held_out) if held_out else ""]
     parts = [VERSION, adapter.name, reads, *splits, tokenizer.fingerprint, list(tokenizer.latent.shape)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    path = cache_folder("classifiers") / f"{key}.safetensors"
+    cached = cache_folder("classifiers") / f"{key}.safetensors"
+    if folder is not None and not keep and not (folder / cached.name).is_file():
+        folder = None
+    path = cached if folder is None else _made(folder) / cached.name
     with FileLock(path.with_suffix(".lock")):  # runs of a comparison come here at the same time, and must agree
+        if folder is not None and not path.is_file():
+            domain_classifier(adapter, train, held_out, tokenizer)
+            with atomic_write(path) as partial:
+                shutil.copyfile(cached, partial)
         if not path.is_file():
             network, settings = _train(adapter, train, tokenizer)
             accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
             metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
             with atomic_write(path) as partial:
                 save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
-    with safe_open(path, framework="pt") as stored:
-        metadata = stored.metadata()
-        network = ClassifierNetwork(**json.loads(metadata["settings"]))
-        network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
-    return DomainClassifier(adapter, network, json.loads(metadata["accuracy"]), file_digest(path))
+    return _read(adapter, path)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made, for the classifier of the data ({error.strerror})") from None
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{folder}: cannot be written to, for the classifier of the data")
+    return folder
+
+
+def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:
+    try:
+        with safe_open(path, framework="pt") as stored:
+            metadata = stored.metadata()
+            network = ClassifierNetwork(**json.loads(metadata["settings"]))
+            network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+            accuracy = json.loads(metadata["accuracy"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+        raise InputError(f"{path}: is damaged, or no classifier of layersync; delete it, or bring it back") from None
+    return DomainClassifier(adapter, network, accuracy, file_digest(path))
 
 
 def classifier_input(adapter: ModalityAdapter, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:

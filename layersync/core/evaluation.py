@@ -55,6 +55,7 @@ def evaluate(
     weights: str = "ema",
     reference: str | Path | None = None,
     extractors: Mapping[str, str] | None = None,
+    classifiers: str | Path | None = None,
     replications: int = 1,
     shown: bool = False,
 ) -> Evaluation:
@@ -68,6 +69,8 @@ def evaluate(
         weights: ``ema`` or ``model``.
         reference: samples or statistics to compare with instead of the run's own data.
         extractors: weights of feature extractors by name, a path or a hub id each.
+        classifiers: folder of the classifier behind ``fd-classifier`` and ``label-agreement``, which gets one where it
+            has none; the cache of this machine when left out. Scores of one folder can be compared across machines.
         replications: draws of the whole set, with seeds that follow the recipe's; a score is then their mean with
             the interval 1.96 sd / sqrt(n).
         shown: whether progress bars are drawn.
@@ -84,18 +87,21 @@ def evaluate(
     chosen = parse_metrics(recipe.modality, metrics or recipe.evaluate.metrics)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
     _check_run(model, chosen, count, replications)
+    if classifiers is not None and not reads_classifier(chosen):
+        warnings.warn(f"--classifiers has no effect: no metric is {' or '.join(NEEDS_LABELS)}", stacklevel=2)
     made = open_extractors(recipe.modality, chosen, extractors or {})
     real = _real_side(model, chosen, reference, processes)
     if isinstance(real, SampleFiles):
         real.check_statistics(chosen, made)
     wordy = any(metric.needs is Needs.TEXT for metric in chosen)
     known = conditions_of_split(model)
+    folder = None if classifiers is None else Path(classifiers)
     found: list[dict[str, Score]] = []
     failed: dict[str, str] = {}
     for number in range(replications):
         seed = recipe.evaluate.seed + number
         examples = draw(model, count, seed, processes, known=known, shown=shown)
-        scorer = RunScorer(model, examples, real, made, processes, shown, wordy)
+        scorer = RunScorer(model, examples, real, made, processes, shown, wordy, folder)
         found.append({})
         for metric in [metric for metric in chosen if metric.name not in failed]:
             try:
@@ -160,6 +166,11 @@ def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
     return KnownConditions(torch.from_numpy(cache.labels), torch.from_numpy(cache.frames), cache.captions)
 
 
+def reads_classifier(metrics: Sequence[MetricName]) -> bool:
+    """Whether one of ``metrics`` is taken by the in-domain classifier."""
+    return any(metric.kind in NEEDS_LABELS for metric in metrics)
+
+
 def check_labels(
     recipe: Recipe, metrics: Sequence[MetricName], classes: Sequence[str], condition: ConditionSpec
 ) -> None:
@@ -207,7 +218,7 @@ def _real_side(
     """What a run's samples are compared with; empty splits and unreadable files are found here."""
     recipe, names = model.recipe, [metric.name for metric in metrics]
     needed: list[Split] = ["train", "test"] if "nearest-training" in names else []
-    if any(name in NEEDS_LABELS for name in names):
+    if reads_classifier(metrics):
         needed.append("train")
     if reference is None:
         needed.append(recipe.evaluate.reference)

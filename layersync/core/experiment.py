@@ -27,9 +27,10 @@ from filelock import FileLock, Timeout
 from layersync.core.adapter import registered
 from layersync.core.comparison import BASELINE, Arm, Records, summarise
 from layersync.core.errors import InputError, Interrupted, nearest
-from layersync.core.evaluation import check_labels, open_extractors
+from layersync.core.evaluation import check_labels, open_extractors, reads_classifier
 from layersync.core.experiment_run import Assignment, read_record, write_record
-from layersync.core.metric import parse_metrics
+from layersync.core.features import FeatureExtractor
+from layersync.core.metric import MetricName, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task, dealt
 from layersync.core.recipe import Recipe
@@ -37,6 +38,7 @@ from layersync.core.recipe_reading import load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
 from layersync.core.run import atomic_write, differing_keys, outside_data, package_versions, writable_parent
+from layersync.core.run_scoring import classifier_of
 from layersync.core.session import CAPTIONS_LIMIT, num_conditions
 from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
 
@@ -49,6 +51,8 @@ COMMON = ("modality", "seed", "data", "tokenizer", "evaluate", "train.steps")
 """Keys in which the variants of a comparison agree: with others, the difference of two scores would mean something
 else."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+CLASSIFIERS = "classifiers"
+"""Folder of a comparison that holds what its runs are scored by, so that runs of other machines can be added."""
 OVERRIDE = r"\s*[a-z_]+(?:\.[a-z_]+)+="
 NEXT_OVERRIDE = re.compile(rf",(?={OVERRIDE})")
 """The commas between overrides, not those inside of their values."""
@@ -322,8 +326,9 @@ def _check_work(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], reco
         read = (arm.domain, arm.recipe.condition.model_dump_json())
         if read not in parts:
             outside_data(directory, arm.recipe.data, "--out")
-            parts[read] = _parts(arm)
+            parts[read], extractors = _parts(arm)
             _check_data(arm, parts[read], records)
+            _check_scores(directory, arm, parts[read], extractors, records)
         depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
         checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
@@ -345,16 +350,46 @@ def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
         )
 
 
-def _parts(arm: Arm) -> Parts:
-    recipe = arm.recipe
-    metrics = parse_metrics(recipe.modality, recipe.evaluate.metrics)
+def _check_scores(
+    directory: Path, arm: Arm, parts: Parts, extractors: Mapping[str, FeatureExtractor], records: Records
+) -> None:
+    """Refuse to set runs beside finished ones that were scored by other networks."""
+    recipe, metrics = arm.recipe, _metrics(arm.recipe)
+    scored = [
+        record.environment["evaluation"]["metrics"]
+        for (domain, _, _), record in records.items()
+        if domain == arm.domain
+    ]
+    if not scored:
+        return
+    by: dict[str, FeatureExtractor] = {
+        metric.name: extractors[metric.extractor] for metric in metrics if metric.extractor is not None
+    }
+    if read := [metric.name for metric in metrics if reads_classifier([metric])]:
+        by |= dict.fromkeys(read, classifier_of(recipe, parts.tokenizer, directory / CLASSIFIERS, keep=False))
+    for metric, extractor in by.items():
+        now = (extractor.name, extractor.checksum, extractor.preprocessing)
+        before = {tuple(one[metric][key] for key in ("extractor", "checksum", "preprocessing")) for one in scored}
+        if other := before - {now}:
+            then, anew = (f"{name} (weights {sha256[:12] or 'none'}; {how})" for name, sha256, how in (min(other), now))
+            raise InputError(
+                f"--resume: {metric} of {arm.domain} was taken by {then} in finished runs and would be by {anew} in "
+                f"others: not comparable; bring back what {directory / CLASSIFIERS} held, or give another --out"
+            )
+
+
+def _metrics(recipe: Recipe) -> tuple[MetricName, ...]:
+    return tuple(parse_metrics(recipe.modality, recipe.evaluate.metrics))
+
+
+def _parts(arm: Arm) -> tuple[Parts, dict[str, FeatureExtractor]]:
+    recipe, metrics = arm.recipe, _metrics(arm.recipe)
     found = build_parts(recipe)
     try:
         check_labels(recipe, metrics, found.data.classes, found.data.condition)
     except InputError as error:
         raise InputError(f"{arm.variant} of {arm.given}: {error}") from None
-    open_extractors(recipe.modality, metrics, {})
-    return found
+    return found, open_extractors(recipe.modality, metrics, {})
 
 
 def _command(
@@ -431,6 +466,7 @@ class _Experiment:
                     run=str(target),
                     result=f"{target}.json",
                     path=run,
+                    classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(_metrics(arm.recipe)) else "",
                     samples=str(self.directory / arm.samples(seed)) if seed == self.seeds[0] else "",
                     keep=arm.recipe.train.keep,
                 )

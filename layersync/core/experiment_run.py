@@ -59,6 +59,8 @@ class Assignment:
     """Where the :class:`RunRecord` goes, as JSON, when all is done."""
     path: str
     """The run directory as the record names it."""
+    classifiers: str = ""
+    """Folder of the classifiers that all runs of the comparison are scored by; empty for the cache."""
     samples: str = ""
     """Folder for rendered samples; empty for none."""
     keep: int | None = None
@@ -76,13 +78,14 @@ def carry_out(assignment: Assignment) -> RunRecord:
     """
     recipe = load_recipe(assignment.recipe, [f"seed={assignment.seed}"])
     run = train(recipe, assignment.run, resume=Path(assignment.run).exists())
+    classifiers = assignment.classifiers or None
     for step in evaluated_steps(recipe):
         if not run.checkpoint(step).is_dir():
             raise InputError(
                 f"{run.path}: the checkpoint of step {step} is gone; delete the folder to make the run again"
             )
         if step not in _scores(run):
-            for name, why in evaluate(run.path, step=step).failed.items():
+            for name, why in evaluate(run.path, step=step, classifiers=classifiers).failed.items():
                 raise InputError(f"metric {name}: {why}")
             if step not in _scores(run):
                 raise TrainingError(f"{run.path}: the scores of step {step} could not be kept there")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, Tokenizer
 from layersync.core.classifier import (
     DomainClassifier,
     TrainingWindows,
@@ -39,6 +40,14 @@ NEIGHBOURS_AT_ONCE = 10_000
 HELD_OUT_NEIGHBOURS = 1_000
 
 
+def classifier_of(
+    recipe: Recipe, tokenizer: Tokenizer, folder: Path | None = None, *, keep: bool = True
+) -> DomainClassifier:
+    """The in-domain classifier of a recipe's data, kept as :func:`layersync.core.classifier.domain_classifier` says."""
+    train, held_out = recipe.adapter.dataset(recipe.data, "train"), recipe.adapter.dataset(recipe.data, "test")
+    return domain_classifier(recipe.adapter, train, held_out if len(held_out) else None, tokenizer, folder, keep=keep)
+
+
 @dataclass
 class RunScorer:
     """Scores one set of samples of a run; what several metrics need is computed once.
@@ -54,6 +63,8 @@ class RunScorer:
     shown: bool = False
     wordy: bool = False
     """Whether a metric compares the samples with their texts."""
+    classifiers: Path | None = None
+    """Where the classifier is kept; the cache where it is ``None``."""
     _generated: dict[str, FeatureSet] = field(default_factory=dict)
 
     @property
@@ -68,11 +79,9 @@ class RunScorer:
     @cached_property
     def classifier(self) -> DomainClassifier:
         """The in-domain classifier of the run's data; the main process trains it when it is missing."""
-        train, held_out = self.dataset("train"), self.dataset("test")
 
         def make() -> DomainClassifier:
-            found = held_out if len(held_out) else None
-            return domain_classifier(self.recipe.adapter, train, found, self.model.tokenizer)
+            return classifier_of(self.recipe, self.model.tokenizer, self.classifiers)
 
         if self.processes.main:
             make()

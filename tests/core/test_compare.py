@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from classifiers import another_classifier
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
@@ -195,6 +197,41 @@ def test_recipes_are_domains_of_their_own(short: list[Path], tmp_path: Path, mon
         gain = one.variants["layersync"].gain
         assert gain is not None and gain.mean == pytest.approx(1 - after / before) and abs(gain.mean) > 1e-6
         assert all((out / one.variants[name].samples / picture).is_file() for name in ("baseline", "layersync"))
+
+
+@pytest.fixture
+def elsewhere(short: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A comparison of one seed, taken to a machine whose own classifier of the data is another one."""
+    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
+    out, cache = tmp_path / "out", tmp_path / "cache"
+    layersync.compare([short[1]], seeds=[5], out=out)
+    (kept,) = (out / "classifiers").glob("*.safetensors")
+    (cache / "classifiers").mkdir(parents=True)
+    another_classifier(kept, cache / "classifiers" / kept.name)
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(cache))
+    return out
+
+
+def test_all_runs_are_scored_by_the_classifier_in_the_folder(elsewhere: Path, short: list[Path]) -> None:
+    (kept,) = (elsewhere / "classifiers").glob("*.safetensors")
+    (domain,) = layersync.compare([short[1]], seeds=[5, 6], out=elsewhere, resume=True).domains
+    scored = [run.environment["evaluation"]["metrics"] for variant in domain.variants.values() for run in variant.runs]
+    checksums = [score["fd-classifier"]["checksum"] for score in scored]
+    assert checksums == [hashlib.sha256(kept.read_bytes()).hexdigest()] * 4
+    assert not any("not taken alike" in note for note in domain.notes)
+
+
+def test_runs_that_another_classifier_would_score_are_not_begun(
+    elsewhere: Path, short: list[Path], command: Make
+) -> None:
+    """With that of the finished runs gone, a machine that has one of its own is told so before any work."""
+    shutil.rmtree(elsewhere / "classifiers")
+    before = {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()}
+    status, _, err = command(*words(short[1], elsewhere, "--seeds", "5,6", "--resume"))
+    (line,) = err.splitlines()
+    assert status == 2 and line.startswith("error: --resume: fd-classifier of numbers was taken by domain-classifier-")
+    assert "not comparable" in line and str(elsewhere / "classifiers") in line
+    assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == before
 
 
 def test_data_of_every_recipe_are_looked_at_before_any_work(short: list[Path], command: Make, tmp_path: Path) -> None:

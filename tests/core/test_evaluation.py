@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import warnings
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from classifiers import another_classifier
 from PIL import Image
 from torch import Tensor
 
@@ -280,6 +282,40 @@ def test_statistics_of_another_network_are_none_for_the_classifier(
     arguments = ["evaluate", trained.path, "--num-samples", "8", "--metrics", "fd-classifier"]
     status, _, err = command(*arguments, "--reference", tmp_path / "bare.npz")
     assert status == 2 and "bare.npz holds statistics" in err
+
+
+def test_a_folders_classifier_scores_whatever_the_cache_has(trained: Run, tmp_path: Path, command: Make) -> None:
+    """A folder without one gets the cache's. What another network reads is another distance, and its name says so."""
+    arguments = ["evaluate", trained.path, "--metrics", "fd-classifier", "--num-samples", "16", "--json"]
+    alike = [*arguments, "--classifiers", tmp_path / "shared"]
+    scores = [json.loads(command(*words)[1])["metrics"]["fd-classifier"] for words in (arguments, alike)]
+    assert scores[0] == scores[1]
+    (kept,) = (tmp_path / "shared").glob("*.safetensors")
+    assert hashlib.sha256(kept.read_bytes()).hexdigest() == scores[0]["checksum"]
+    another_classifier(kept, kept)
+    there, own = (json.loads(command(*words)[1])["metrics"]["fd-classifier"] for words in (alike, arguments))
+    assert there["value"] != pytest.approx(scores[0]["value"], rel=0.1) and own == scores[0]
+    assert there["extractor"] == f"domain-classifier-v4-{hashlib.sha256(kept.read_bytes()).hexdigest()[:8]}"
+
+
+def test_a_folder_that_holds_no_classifier_is_named(trained: Run, tmp_path: Path, command: Make) -> None:
+    layersync.evaluate(trained.path, ["label-agreement"], num_samples=8, classifiers=tmp_path)
+    (kept,) = tmp_path.glob("*.safetensors")
+    for damaged in (b"", kept.read_bytes()[:-1], b"x" * 100):
+        kept.write_bytes(damaged)
+        status, _, err = command(
+            "evaluate", trained.path, "--metrics", "label-agreement", "--num-samples", "8", "--classifiers", tmp_path
+        )
+        assert status == 2 and err.splitlines()[-1].startswith(f"error: {kept}: is damaged, or no classifier"), err
+    kept.unlink()
+    status, _, err = command(
+        "evaluate", trained.path, "--metrics", "label-agreement", "--classifiers", trained.path / "recipe.yaml"
+    )
+    assert status == 2 and "recipe.yaml: cannot be made, for the classifier of the data" in err
+    status, _, err = command(
+        "evaluate", trained.path, "--metrics", "nearest-training", "--num-samples", "8", "--classifiers", tmp_path
+    )
+    assert status == 0 and "warning: --classifiers has no effect" in err
 
 
 def test_unlabelled_data_is_refused_naming_the_others(tiny: Make, tmp_path: Path, command: Make) -> None:
