@@ -224,7 +224,10 @@ def package_versions() -> dict[str, str]:
 
 def environment(device: torch.device, precision: str, reason: str, processes: int) -> dict[str, Any]:
     """Versions, device, precision and why: ``RUN/environment.json``."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:  # with the instructions that torch uses: they decide how sums are rounded
+        name = f"{platform.processor() or platform.machine()}, {torch.backends.cpu.get_cpu_capability()}"
     return {
         "python": platform.python_version(),
         "packages": package_versions(),

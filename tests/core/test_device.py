@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -87,3 +91,10 @@ def test_what_is_kept_or_compared_is_computed_in_float32_proper(
     layersync.evaluate(trained.path, ["fd-classifier"], num_samples=16)
     exact = {(False, False)}
     assert seen["SiT.forward"] == seen["Pixels.decode"] == exact <= seen["DomainClassifier.__call__"]
+
+
+def test_a_processor_is_named_with_the_instructions_that_decide_its_rounding() -> None:
+    code = "import torch; from layersync.core import run; print(run.environment(torch.device('cpu'), '', '', 1))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"ATEN_CPU_CAPABILITY": "default"})
+    assert f"'device_name': '{platform.processor() or platform.machine()}, DEFAULT'" in done.stdout, done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The reported runs of ../plan.yaml. LAYERSYNC_DATA names the folder of data, OUT where runs go. Called again, it goes on: the
-# compare.json below OUT are all that it needs, and the folders of a comparison whose runs another one shares when that one is begun.
+# compare.json and classifiers below OUT are all that it needs, and the folders of a comparison whose runs another one shares when that one is begun.
 set -euo pipefail
 : "${LAYERSYNC_DATA:?}" "${OUT:?}"
 export LAYERSYNC_DATA; LAYERSYNC_DATA=$(realpath "$LAYERSYNC_DATA")
@@ -43,15 +43,9 @@ if [[ ! -f $OUT/third/compare.json ]]; then
 fi
 run third "${third[@]}" --seeds 110,111,112,113,114,115,116,117,118,119
 
-screened=("${third[@]}" --variants baseline,layersync --variant screened:regularizer.weight=1.0)
-if [[ ! -f $OUT/screened/compare.json ]]; then
-    run screened "${screened[@]}" --seeds 110,
-    for domain in fashion spoken-digits; do
-        for variant in baseline layersync; do share third screened "$domain" "$variant"; done
-        share second screened "$domain" screened
-    done
-fi
-run screened "${screened[@]}" --seeds 110,111,112,113,114,115,116,117,118,119
+screened=("${calm[@]}" "${stratified[@]}" --set evaluate.every=2000 --variants baseline --variant screened:regularizer.weight=1.0)
+run screened recipes/fashion.yaml "${screened[@]}" --seeds 140,141,142,143,144,145,146,147,148,149
+run screened "${domains[@]:0:2}" "${screened[@]}" --seeds 140,141,142,143,144,145,146,147,148,149
 
 run motion recipes/motion-bvh.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.num_samples=4000 --set evaluate.every=2000 \
     --set 'evaluate.metrics=[fd-geometric,fd-kinetic,fd-classifier,label-agreement]' \
