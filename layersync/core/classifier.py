@@ -227,22 +227,23 @@ def domain_classifier(
     cached = cache_folder("classifiers") / f"{key}.safetensors"
     if folder is not None and not keep and not (folder / cached.name).is_file():
         folder = None
-    path = cached if folder is None else _made(folder) / cached.name
-    with FileLock(path.with_suffix(".lock")):  # runs of a comparison come here at the same time, and must agree
-        if folder is not None and not path.is_file():
-            domain_classifier(adapter, train, held_out, tokenizer)
-            with atomic_write(path) as partial:
-                shutil.copyfile(cached, partial)
-        if not path.is_file():
-            network, settings = _train(adapter, train, tokenizer)
-            accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
-            metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
-            with atomic_write(path) as partial:
-                save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
+    path = cached if folder is None else folder / cached.name
+    if not path.is_file():
+        with FileLock(_writable(path.parent) / f"{key}.lock"):  # runs of a comparison come here at the same time
+            if folder is not None and not path.is_file():
+                domain_classifier(adapter, train, held_out, tokenizer)
+                with atomic_write(path) as partial:
+                    shutil.copyfile(cached, partial)
+            elif not path.is_file():
+                network, settings = _train(adapter, train, tokenizer)
+                accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
+                metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
+                with atomic_write(path) as partial:
+                    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
     return _read(adapter, path)
 
 
-def _made(folder: Path) -> Path:
+def _writable(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -22,7 +22,7 @@ from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
 from layersync.core.results import Evaluation, Score, SetScores
 from layersync.core.run import package_versions, writable_parent
-from layersync.core.run_scoring import RunScorer, own_score
+from layersync.core.run_scoring import RunScorer, classifier_of, own_score
 from layersync.core.scoring import combine, score
 
 NEEDS_LABELS = ("fd-classifier", "label-agreement")
@@ -77,8 +77,9 @@ def evaluate(
 
     Raises:
         InputError: for an unknown metric, fewer than 2 samples, a run that does not exist, weights that are missing,
-            data without labels where a metric needs them, and data of other classes than the run's. What one of
-            several metrics raises when it is counted is in ``failed`` of the result, and the others' scores are kept.
+            classifiers that are damaged or cannot be kept, data without labels where a metric needs them, and data of
+            other classes than the run's. What one of several metrics raises when it is counted is in ``failed`` of the
+            result, and the others' scores are kept.
     """
     take_own_device()  # the network goes there
     processes = Processes.here()
@@ -87,15 +88,17 @@ def evaluate(
     chosen = parse_metrics(recipe.modality, metrics or recipe.evaluate.metrics)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
     _check_run(model, chosen, count, replications)
-    if classifiers is not None and not reads_classifier(chosen):
+    folder = None if classifiers is None else Path(classifiers)
+    if folder is not None and not reads_classifier(chosen):
         warnings.warn(f"--classifiers has no effect: no metric is {' or '.join(NEEDS_LABELS)}", stacklevel=2)
     made = open_extractors(recipe.modality, chosen, extractors or {})
     real = _real_side(model, chosen, reference, processes)
     if isinstance(real, SampleFiles):
         real.check_statistics(chosen, made)
     wordy = any(metric.needs is Needs.TEXT for metric in chosen)
+    if folder is not None and reads_classifier(chosen):
+        classifier_of(recipe, model.tokenizer, folder)  # a folder that cannot be used is found before samples are drawn
     known = conditions_of_split(model)
-    folder = None if classifiers is None else Path(classifiers)
     found: list[dict[str, Score]] = []
     failed: dict[str, str] = {}
     for number in range(replications):

@@ -299,22 +299,20 @@ def test_a_folders_classifier_scores_whatever_the_cache_has(trained: Run, tmp_pa
 
 
 def test_a_folder_that_holds_no_classifier_is_named(trained: Run, tmp_path: Path, command: Make) -> None:
+    """Before samples are drawn: of several metrics, none is counted."""
     layersync.evaluate(trained.path, ["label-agreement"], num_samples=8, classifiers=tmp_path)
     (kept,) = tmp_path.glob("*.safetensors")
+    scored = len(trained.records("evaluation.jsonl"))
+    arguments = ["evaluate", trained.path, "--num-samples", "8", "--metrics"]
     for damaged in (b"", kept.read_bytes()[:-1], b"x" * 100):
         kept.write_bytes(damaged)
-        status, _, err = command(
-            "evaluate", trained.path, "--metrics", "label-agreement", "--num-samples", "8", "--classifiers", tmp_path
-        )
+        status, _, err = command(*arguments, "label-agreement,nearest-training", "--classifiers", tmp_path)
         assert status == 2 and err.splitlines()[-1].startswith(f"error: {kept}: is damaged, or no classifier"), err
-    kept.unlink()
-    status, _, err = command(
-        "evaluate", trained.path, "--metrics", "label-agreement", "--classifiers", trained.path / "recipe.yaml"
-    )
-    assert status == 2 and "recipe.yaml: cannot be made, for the classifier of the data" in err
-    status, _, err = command(
-        "evaluate", trained.path, "--metrics", "nearest-training", "--num-samples", "8", "--classifiers", tmp_path
-    )
+    file = trained.path / "recipe.yaml"
+    status, _, err = command(*arguments, "label-agreement,nearest-training", "--classifiers", file)
+    assert status == 2 and f"error: {file}: cannot be made, for the classifier of the data" in err
+    assert len(trained.records("evaluation.jsonl")) == scored
+    status, _, err = command(*arguments, "nearest-training", "--classifiers", tmp_path)
     assert status == 0 and "warning: --classifiers has no effect" in err
 
 
