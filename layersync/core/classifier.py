@@ -28,7 +28,7 @@ from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tok
 from layersync.core.draws import generator
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Streams
-from layersync.core.packaged import cache_folder, file_digest
+from layersync.core.packaged import cache_folder
 from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write
@@ -262,7 +262,15 @@ def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:
             accuracy = json.loads(metadata["accuracy"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         raise InputError(f"{path}: is damaged, or no classifier of layersync; delete it, or bring it back") from None
-    return DomainClassifier(adapter, network, accuracy, file_digest(path))
+    return DomainClassifier(adapter, network, accuracy, _checksum(network))
+
+
+def _checksum(network: ClassifierNetwork) -> str:
+    """SHA-256 of the weights: one for one network, whose file may hold what it says of it in another order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def classifier_input(adapter: ModalityAdapter, examples: Sequence[Example]) -> tuple[Tensor, Tensor | None]:

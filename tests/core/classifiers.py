@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import struct
 from pathlib import Path
 
 from safetensors import safe_open
@@ -16,3 +18,13 @@ def another_classifier(file: Path, target: Path) -> None:
     name = [name for name, tensor in tensors.items() if tensor.ndim == 4][-1]
     factors = 1 + (1 + tensors[name][:, :1, :1, :1].sign()) / 2
     save_file(tensors | {name: (tensors[name] * factors).contiguous()}, target, metadata=metadata)
+
+
+def with_metadata_turned(content: bytes) -> bytes:
+    """A safetensors file's ``content`` with its metadata in another order, which the format leaves to chance."""
+    (size,) = struct.unpack("<Q", content[:8])
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(reversed(header["__metadata__"].items()))
+    turned = json.dumps(header, separators=(",", ":")).encode().ljust(size)
+    assert len(turned) == size and turned != content[8 : 8 + size]
+    return content[:8] + turned + content[8 + size :]
