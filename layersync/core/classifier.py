@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterable, Sequence
@@ -31,7 +30,7 @@ from layersync.core.features import FeatureExtractor, Streams
 from layersync.core.packaged import cache_folder
 from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
-from layersync.core.run import atomic_write
+from layersync.core.run import atomic_write, writable_parent
 
 VERSION = 4
 NUM_FEATURES = 64
@@ -229,7 +228,9 @@ def domain_classifier(
         folder = None
     path = cached if folder is None else folder / cached.name
     if not path.is_file():
-        with FileLock(_writable(path.parent) / f"{key}.lock"):  # runs of a comparison come here at the same time
+        writable_parent(path, "--classifiers")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_suffix(".lock")):  # runs of a comparison come here at the same time, and must agree
             if folder is not None and not path.is_file():
                 domain_classifier(adapter, train, held_out, tokenizer)
                 with atomic_write(path) as partial:
@@ -241,16 +242,6 @@ def domain_classifier(
                 with atomic_write(path) as partial:
                     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
     return _read(adapter, path)
-
-
-def _writable(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made, for the classifier of the data ({error.strerror})") from None
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"{folder}: cannot be written to, for the classifier of the data")
-    return folder
 
 
 def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:

@@ -367,6 +367,7 @@ def _check_scores(
     }
     if read := [metric.name for metric in metrics if reads_classifier([metric])]:
         by |= dict.fromkeys(read, classifier_of(recipe, parts.tokenizer, directory / CLASSIFIERS, keep=False))
+    held = f"bring back what {directory / CLASSIFIERS} held"
     for metric, extractor in by.items():
         now = (extractor.name, extractor.checksum, extractor.preprocessing)
         before = {tuple(one[metric][key] for key in ("extractor", "checksum", "preprocessing")) for one in scored}
@@ -374,7 +375,7 @@ def _check_scores(
             then, anew = (f"{name} (weights {sha256[:12] or 'none'}; {how})" for name, sha256, how in (min(other), now))
             raise InputError(
                 f"--resume: {metric} of {arm.domain} was taken by {then} in finished runs and would be by {anew} in "
-                f"others: not comparable; bring back what {directory / CLASSIFIERS} held, or give another --out"
+                f"others: not comparable; {held if metric in read else 'take those weights'}, or give another --out"
             )
 
 

@@ -231,6 +231,24 @@ def test_runs_that_another_classifier_would_score_are_not_begun(
     assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == before
 
 
+def test_runs_that_another_extractor_would_score_are_not_begun(
+    short: list[Path], command: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seeds are added where it is the same, and refused where it reads samples in another way than it did."""
+    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
+    out = tmp_path / "out"
+    layersync.compare([short[0]], seeds=[5], out=out)
+    (domain,) = layersync.compare([short[0]], seeds=[5, 6], out=out, resume=True).domains
+    assert [run.status for run in domain.variants["baseline"].runs] == ["finished"] * 2
+    content = json.loads((out / "compare.json").read_text())
+    (run, _) = content["domains"][0]["variants"]["baseline"]["runs"]
+    run["environment"]["evaluation"]["metrics"]["fd-kinetic"]["preprocessing"] = "at another rate"
+    (out / "compare.json").write_text(json.dumps(content))
+    status, _, err = command(*words(short[0], out, "--seeds", "5,6,7", "--resume"))
+    assert status == 2 and "fd-kinetic of walks was taken by " in err and "; at another rate) in finished runs" in err
+    assert "take those weights, or give another --out" in err
+
+
 def test_data_of_every_recipe_are_looked_at_before_any_work(short: list[Path], command: Make, tmp_path: Path) -> None:
     walks, digits = short
     shutil.rmtree(tmp_path / "motions")
