@@ -132,7 +132,9 @@ class Images(Domain):
         tokenizer = self.adapter.tokenizer(self.adapter.sections["tokenizer"]["pixels"](name="pixels"))
         train = self.adapter.dataset(config, "train")
         self.classifier = domain_classifier(self.adapter, train, self.dataset, tokenizer)
-        self.real = features(self.classifier, [self.read(number) for number in self.reference])["features"]
+        self.real = features(self.classifier, [self.read(number) for number in self.reference])[
+            self.classifier.members[0]
+        ]
 
     def _config(self, folder: Path) -> Any:
         return self.adapter.sections["data"]["hf"].model_validate({"name": "hf", "path": str(folder)})
@@ -172,7 +174,7 @@ class Images(Domain):
 
     def scores(self, examples: Sequence[Example]) -> dict[str, float]:
         found = features(self.classifier, examples)
-        x, probabilities = found["features"], softmax(found["logits"].astype(np.float64), axis=1)
+        x, probabilities = found[self.classifier.members[0]], softmax(found["logits"].astype(np.float64), axis=1)
         return {
             "fd": frechet_distance(x, self.real),
             "kd": float(kernel_distance(x, self.real)),

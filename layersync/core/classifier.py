@@ -1,13 +1,15 @@
-"""A small classifier of the domain at hand: the feature extractor that every labelled data set brings with it.
+"""Small classifiers of the domain at hand: the feature extractor that every labelled data set brings with it.
 
-It is trained on the labels of the training split and read before its last layer. Distances on its features are
-called ``fd-classifier``, never FID: they compare models of one data set, and nothing across data sets.
+They are trained on the labels of the training split and read before their last layer. A distance is taken on the
+features of each and averaged, since what one of several classifiers as good sees of a gain differs. It is called
+``fd-classifier``, never FID: it compares models of one data set, and nothing across data sets.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import shutil
 from collections.abc import Iterable, Sequence
@@ -32,7 +34,8 @@ from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.run import atomic_write, writable_parent
 
-VERSION = 4
+VERSION = 5
+MEMBERS = 3
 NUM_FEATURES = 64
 STEPS = 500
 BATCH = 64
@@ -48,14 +51,14 @@ BEFORE_ONE = 1 - 2**-20
 class ClassifierNetwork(nn.Module):
     """Convolutions, a mean over what is real, 64 features, classes. Inputs (batch, channels, *grid), 1-D or 2-D."""
 
-    widths = (32, 64, 96, 128)
+    widths = (16, 32, 64, 96)
 
     def __init__(self, channels: int, axes: int, num_classes: int, strides: Sequence[int]):
         super().__init__()
         convolution: Any = nn.Conv1d if axes == 1 else nn.Conv2d
         norm: Any = nn.BatchNorm1d if axes == 1 else nn.BatchNorm2d
         kernel = 5 if axes == 1 else 3
-        self.strides, self.channels = tuple(strides), channels
+        self.strides = tuple(strides)
         layers: list[nn.Module] = []
         for width, stride in zip(self.widths, self.strides, strict=True):
             convolved = convolution(channels, width, kernel, stride, kernel // 2, bias=False)
@@ -174,28 +177,44 @@ def labels_of(examples: Iterable[Example]) -> np.ndarray:
     return np.array([example.label for example in examples], dtype=np.int64)
 
 
-class DomainClassifier(FeatureExtractor):
-    """A trained classifier. ``accuracy`` is on the held-out split, ``None`` where there is none."""
+class Ensemble(nn.ModuleList):
+    """Classifiers of the same data, trained from other weights and draws: :data:`MEMBERS` of one ``settings``."""
 
-    streams = ("features", "logits")
+    def __init__(self, settings: dict[str, Any]):
+        super().__init__(ClassifierNetwork(**settings) for _ in range(MEMBERS))
+        self.settings = settings
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        """Features (batch, 64) of each, and the logarithm of their mean probabilities (batch, classes)."""
+        features, logits = zip(*(network(x, mask) for network in self), strict=True)
+        return list(features), torch.stack(logits).log_softmax(-1).logsumexp(0) - math.log(len(self))
+
+
+class DomainClassifier(FeatureExtractor):
+    """Trained classifiers. ``accuracy``, of their mean, is on the held-out split, ``None`` where there is none."""
+
+    members = tuple(f"features-{number}" for number in range(1, MEMBERS + 1))
+    """Streams of the features of each."""
+    streams = (*members, "logits")
     batch_size = 256
 
-    def __init__(self, adapter: ModalityAdapter, network: ClassifierNetwork, accuracy: float | None, checksum: str):
+    def __init__(self, adapter: ModalityAdapter, network: Ensemble, accuracy: float | None, checksum: str):
         self.adapter, self.network, self.accuracy, self.checksum = adapter, network.eval(), accuracy, checksum
         self.name = f"domain-classifier-v{VERSION}-{checksum[:8]}"
         self.preprocessing = f"what the {adapter.name} modality gives its classifier to read"
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> Streams:
-        """Features (64) and logits (classes), one row a sample."""
+        """Features (64) of each classifier and the logits (classes) of all, one row a sample."""
         x, mask = classifier_input(self.adapter, examples)
-        channels = self.network.channels
+        channels = self.network.settings["channels"]
         if x.shape[1] != channels:
             raise InputError(
                 f"{examples[0].source}: has {x.shape[1]} channels, the classifier of this data reads {channels}"
             )
         features, logits = self.network(x, mask)
-        return {"features": list(features[:, None].numpy()), "logits": list(logits[:, None].numpy())}
+        found = dict(zip(self.streams, [*features, logits], strict=True))
+        return {stream: list(rows[:, None].numpy()) for stream, rows in found.items()}
 
 
 def domain_classifier(
@@ -207,10 +226,10 @@ def domain_classifier(
     *,
     keep: bool = True,
 ) -> DomainClassifier:
-    """The classifier of this data set, trained when it is not in the cache yet.
+    """The classifiers of this data set, trained when they are not in the cache yet.
 
-    Processors of another kind round otherwise, and train another one. Scores that are to be compared across machines
-    take it from one ``folder``, which gets a copy of the cache's where it has none, unless ``keep`` is false.
+    Processors of another kind round otherwise, and train others. Scores that are to be compared across machines
+    take them from one ``folder``, which gets a copy of the cache's where it has none, unless ``keep`` is false.
 
     Raises:
         InputError: for a folder that cannot be written to, and a file in it that is no classifier.
@@ -236,9 +255,9 @@ def domain_classifier(
                 with atomic_write(path) as partial:
                     shutil.copyfile(cached, partial)
             elif not path.is_file():
-                network, settings = _train(adapter, train, tokenizer)
+                network = _train(adapter, train, tokenizer)
                 accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
-                metadata = {"settings": json.dumps(settings), "accuracy": json.dumps(accuracy)}
+                metadata = {"settings": json.dumps(network.settings), "accuracy": json.dumps(accuracy)}
                 with atomic_write(path) as partial:
                     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
     return _read(adapter, path)
@@ -248,7 +267,7 @@ def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata()
-            network = ClassifierNetwork(**json.loads(metadata["settings"]))
+            network = Ensemble(json.loads(metadata["settings"]))
             network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
             accuracy = json.loads(metadata["accuracy"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
@@ -256,8 +275,8 @@ def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:
     return DomainClassifier(adapter, network, accuracy, _checksum(network))
 
 
-def _checksum(network: ClassifierNetwork) -> str:
-    """SHA-256 of the weights: one for one network, whose file may hold what it says of it in another order."""
+def _checksum(network: Ensemble) -> str:
+    """SHA-256 of the weights: one for the same networks, whose file may hold what it says of it in another order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
@@ -282,9 +301,7 @@ def _first_readable(dataset: ExampleDataset) -> Example:
     raise InputError("data: nothing could be read")
 
 
-def _train(
-    adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer
-) -> tuple[ClassifierNetwork, dict[str, Any]]:
+def _train(adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer) -> Ensemble:
     examples = Windows(dataset, tokenizer).read()
     x, mask = classifier_input(adapter, examples)
     labels = labels_of(examples)
@@ -298,27 +315,31 @@ def _train(
         "num_classes": len(dataset.classes),
         "strides": strides,
     }
-    with torch.random.fork_rng(devices=[]), progress("training the classifier", STEPS) as advance:
+    if x.ndim == 4:  # a third faster on a CPU
+        x = x.to(memory_format=torch.channels_last)
+    with torch.random.fork_rng(devices=[]), progress("training classifiers", MEMBERS * STEPS) as advance:
         torch.manual_seed(0)
-        network = ClassifierNetwork(**settings)
-        if x.ndim == 4:  # a third faster on a CPU
-            network, x = network.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
-        for step in range(STEPS):
-            rows = torch.from_numpy(generator(0, "fit", step, 2**32).integers(len(x), size=min(BATCH, len(x))))
-            logits = network(x[rows], None if mask is None else mask[rows])[1]
-            loss = F.cross_entropy(logits, target[rows], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            advance(1)
-    return network, settings
+        ensemble = Ensemble(settings)
+        for number, network in enumerate(ensemble):
+            if x.ndim == 4:
+                network.to(memory_format=torch.channels_last)
+            optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+            schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
+            for step in range(STEPS):
+                drawn = generator(0, "fit", step, 2**32 + number)
+                rows = torch.from_numpy(drawn.integers(len(x), size=min(BATCH, len(x))))
+                logits = network(x[rows], None if mask is None else mask[rows])[1]
+                loss = F.cross_entropy(logits, target[rows], label_smoothing=0.05)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                advance(1)
+    return ensemble
 
 
 def _accuracy(
-    adapter: ModalityAdapter, network: ClassifierNetwork, dataset: ExampleDataset, tokenizer: Tokenizer
+    adapter: ModalityAdapter, network: Ensemble, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> float | None:
     examples = Windows(dataset, tokenizer, at_least=500).read()
     classifier, labels = DomainClassifier(adapter, network, None, ""), labels_of(examples)

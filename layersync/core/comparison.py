@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from layersync.core.gain import FLAT, curve, last_change, overhead, paired_gain, speed_up
 from layersync.core.metric import Better, parse_metrics
 from layersync.core.recipe import Recipe
 from layersync.core.regularizer.layersync import Pair
-from layersync.core.results import Domain, Gain, RunRecord, Variant, few_seeds
+from layersync.core.results import BY_CLASSIFIER, Domain, Gain, RunRecord, Variant, few_seeds
 from layersync.core.run import differing_keys
 
 BASELINE = "baseline"
@@ -144,7 +146,10 @@ def _variant(
     sides = zip(runs_of[reference.variant], runs, strict=True)
     both = [(before, after) for before, after in sides if _finished_both(before, after)]
     gains = {
-        name: paired_gain([b.scores[name][-1] for b, _ in both], [a.scores[name][-1] for _, a in both], better)
+        name: replace(
+            paired_gain([b.scores[name][-1] for b, _ in both], [a.scores[name][-1] for _, a in both], better),
+            by_classifier=_by_classifier(name, both, better),
+        )
         for name, better in metrics.items()
     }
     timed = [(b.step_seconds, a.step_seconds) for b, a in both if b.step_seconds and a.step_seconds]
@@ -159,6 +164,19 @@ def _variant(
     )
     loss = _held_out_gain(arm, reference, both)
     return replace(found, gain=gains[first], gains=gains, held_out_gain=loss, speed_up=speed, overhead=cost)
+
+
+def _by_classifier(
+    metric: str, both: Sequence[tuple[RunRecord, RunRecord]], better: Better | None
+) -> tuple[float, ...]:
+    """The gain at the last step by each classifier, for a metric that averages over them."""
+    known = [[run.environment["evaluation"]["metrics"][metric]["details"] for run in pair] for pair in both]
+    values = [[details.get(BY_CLASSIFIER) for details in pair] for pair in known]
+    if not values or any(value is None for pair in values for value in pair):
+        return ()
+    sides = np.asarray(values, dtype=np.float64).transpose(2, 1, 0)  # (classifiers, before and after, seeds)
+    gains = [paired_gain(before, after, better).mean for before, after in sides]
+    return tuple(gain for gain in gains if gain is not None)
 
 
 def _held_out_gain(arm: Arm, reference: Arm, both: Sequence[tuple[RunRecord, RunRecord]]) -> Gain:

@@ -16,6 +16,8 @@ from layersync.core.errors import InputError
 ENOUGH_SEEDS = 5
 """Fewer make an interval that says little about itself: it is called indicative."""
 ONE_SEED = "one seed: no error bar"
+BY_CLASSIFIER = "by_classifier"
+"""In the details of ``fd-classifier``: the distance by each classifier, of which it is the mean."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ class Gain:
     """Half the width of the interval, as a gain: smaller ones could not have been told from none, and a true gain of
     this size is told in about half of such comparisons."""
     note: str = ""
+    by_classifier: tuple[float, ...] = ()
+    """Of ``fd-classifier``, a mean over classifiers, the gain by each alone. The interval is over seeds only."""
 
 
 @dataclass(frozen=True)

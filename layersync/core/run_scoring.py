@@ -32,7 +32,7 @@ from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, SampleFiles
-from layersync.core.results import Reference, Score
+from layersync.core.results import BY_CLASSIFIER, Reference, Score
 from layersync.core.scoring import score
 from layersync.metrics import nearest_distances
 
@@ -43,7 +43,7 @@ HELD_OUT_NEIGHBOURS = 1_000
 def classifier_of(
     recipe: Recipe, tokenizer: Tokenizer, folder: Path | None = None, *, keep: bool = True
 ) -> DomainClassifier:
-    """The in-domain classifier of a recipe's data, kept as :func:`layersync.core.classifier.domain_classifier` says."""
+    """In-domain classifiers of a recipe's data, as :func:`layersync.core.classifier.domain_classifier` keeps them."""
     train, held_out = recipe.adapter.dataset(recipe.data, "train"), recipe.adapter.dataset(recipe.data, "test")
     return domain_classifier(recipe.adapter, train, held_out if len(held_out) else None, tokenizer, folder, keep=keep)
 
@@ -78,7 +78,7 @@ class RunScorer:
 
     @cached_property
     def classifier(self) -> DomainClassifier:
-        """The in-domain classifier of the run's data; the main process trains it when it is missing."""
+        """The in-domain classifiers of the run's data; the main process trains them when they are missing."""
 
         def make() -> DomainClassifier:
             return classifier_of(self.recipe, self.model.tokenizer, self.classifiers)
@@ -100,9 +100,7 @@ class RunScorer:
     def score(self, metric: MetricName) -> Score:
         """The score of one metric."""
         if metric.kind == "fd-classifier":
-            fd = MetricName(metric.name, "fd", self.classifier.name, "features")
-            found = self._by_features(fd, self.classifier, rows=isinstance(self.real, SampleFiles))
-            return replace(found, details={**found.details, "held_out_accuracy": self.classifier.accuracy})
+            return self._by_classifiers(metric.name)
         if metric.kind == "label-agreement":
             return self._label_agreement()
         if metric.kind == "nearest-training":
@@ -111,13 +109,27 @@ class RunScorer:
             return own_score(self.recipe.adapter, metric, self.examples, self.processes)
         return self._by_features(metric, self.extractors[metric.extractor])
 
-    def _by_features(self, metric: MetricName, extractor: FeatureExtractor, *, rows: bool = False) -> Score:
+    def _by_features(self, metric: MetricName, extractor: FeatureExtractor) -> Score:
         generated = self.generated(extractor)
         if metric.needs not in (Needs.BOTH, Needs.BOTH_ROWS):
             return score(metric, generated, None, None)
-        rows = rows or metric.needs is Needs.BOTH_ROWS
-        real = self.real.features(extractor, rows=rows, shown=self.shown)
+        real = self.real.features(extractor, rows=metric.needs is Needs.BOTH_ROWS, shown=self.shown)
         return score(metric, generated, real, self.real.reference(real))
+
+    def _by_classifiers(self, name: str) -> Score:
+        """The mean over the classifiers, whose distances move together: so do the ends of their intervals."""
+        classifier = self.classifier
+        generated = self.generated(classifier)
+        real = self.real.features(classifier, rows=isinstance(self.real, SampleFiles), shown=self.shown)
+        reference = self.real.reference(real)
+        of_each = [
+            score(MetricName(name, "fd", classifier.name, stream), generated, real, reference)
+            for stream in classifier.members
+        ]
+        values, ends = [found.value for found in of_each], [found.interval for found in of_each if found.interval]
+        low, high = np.mean(ends, axis=0).tolist()
+        details = {**of_each[0].details, BY_CLASSIFIER: values, "held_out_accuracy": classifier.accuracy}
+        return replace(of_each[0], value=float(np.mean(values)), interval=(low, high), details=details)
 
     def _label_agreement(self) -> Score:
         from scipy.stats import binomtest

@@ -13,7 +13,7 @@ from scipy.special import softmax
 from layersync.core.errors import InputError
 from layersync.core.featureset import FeatureSet, StreamFeatures
 from layersync.core.metric import MetricName, Needs
-from layersync.core.results import Reference, Score
+from layersync.core.results import BY_CLASSIFIER, Reference, Score
 from layersync.metrics import (
     batched_r_precision,
     cosine_similarity_score,
@@ -211,4 +211,6 @@ def combine(scores: Sequence[Score]) -> Score:
         "interval": f"1.96 sd / sqrt(n) over {len(scores)} replications",
         "replications": [score.value for score in scores],
     }
+    if BY_CLASSIFIER in first.details:
+        details[BY_CLASSIFIER] = np.mean([score.details[BY_CLASSIFIER] for score in scores], axis=0).tolist()
     return replace(first, value=found.value, interval=found.interval, details=details)

@@ -37,6 +37,7 @@ from layersync.core.results import Comparison, Domain, RunRecord, read_compariso
 from layersync.core.sampling import write_samples
 from layersync.modalities.motion.io.amass import write_amass
 from layersync.modalities.motion.sample import Motion
+from layersync.report.text import comparison_table
 
 Make = Callable[..., Any]
 SEEDS = (3, 4)
@@ -108,12 +109,30 @@ def test_gain_is_that_of_the_paired_scores(domain: Domain) -> None:
 
     found = domain.variants["layersync"]
     assert domain.reference == "baseline" and domain.metric == METRICS[0]
-    assert found.gain == paired_gain(last("baseline", METRICS[0]), last("layersync", METRICS[0]), "lower")
+    assert found.gain is not None
+    own = replace(found.gain, by_classifier=())
+    assert own == paired_gain(last("baseline", METRICS[0]), last("layersync", METRICS[0]), "lower")
     assert domain.better == {METRICS[0]: "lower", "label-agreement": "higher", "nearest-training": None}
     assert found.gains["nearest-training"].mean is None
     assert found.gain.seeds == 2 and "indicative" in found.gain.note
     assert found.speed_up is not None and found.speed_up.seconds is None
     assert found.overhead is None, "six steps are too few to time one"
+
+
+def test_gain_by_each_classifier_is_that_of_its_own_distances(folder: Path, domain: Domain) -> None:
+    def last(variant: str) -> np.ndarray:
+        runs = (Run(folder / run.path) for run in domain.variants[variant].runs)
+        scores = [run.records("evaluation.jsonl")[-1]["metrics"]["fd-classifier"] for run in runs]
+        assert [np.mean(score["details"]["by_classifier"]) for score in scores] == [score["value"] for score in scores]
+        return np.array([score["details"]["by_classifier"] for score in scores])
+
+    gains = domain.variants["layersync"].gains
+    wanted = 1 - np.exp(np.log(last("layersync") / last("baseline")).mean(0))
+    assert gains["fd-classifier"].by_classifier == pytest.approx(wanted) and len(set(wanted)) == 3
+    assert gains["label-agreement"].by_classifier == gains["nearest-training"].by_classifier == ()
+    low, middle, high = (f"{100 * gain:+.1f} %" for gain in wanted)
+    said = f"layersync: gain in fd-classifier: {low}, {middle}, {high} by each classifier alone"
+    assert said in comparison_table(read_comparison(folder))
 
 
 def test_gain_in_held_out_loss_is_that_of_the_runs_own_logs(folder: Path, domain: Domain) -> None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from classifiers import another_classifier, with_metadata_turned
 from PIL import Image
+from safetensors import safe_open
+from scipy import linalg
 from torch import Tensor
 
 import layersync
@@ -175,6 +177,7 @@ def test_replications_draw_other_samples_and_give_the_published_interval(trained
     once = layersync.evaluate(trained.path, ["fd-classifier"], num_samples=64).metrics["fd-classifier"]
     often = layersync.evaluate(trained.path, ["fd-classifier"], num_samples=64, replications=3).metrics["fd-classifier"]
     values = often.details["replications"]
+    assert np.mean(often.details["by_classifier"]) == pytest.approx(often.value)
     assert len(set(values)) == 3 and values[0] == pytest.approx(once.value)
     half = 1.96 * np.std(values) / np.sqrt(3)
     assert often.interval == pytest.approx((np.mean(values) - half, np.mean(values) + half))
@@ -337,6 +340,41 @@ def test_samples_that_were_asked_for_nothing_cannot_agree(tiny: Make, tmp_path: 
     with pytest.raises(InputError, match=r"label-agreement: .*drawn for no label .*fd-classifier can stay"):
         layersync.evaluate(run.path, ["fd-classifier", "label-agreement"], num_samples=8)
     assert layersync.evaluate(run.path, ["fd-classifier"], num_samples=8).metrics["fd-classifier"].value > 0
+
+
+def test_the_distance_is_the_mean_of_those_on_the_features_of_several_classifiers(
+    trained: Run, tmp_path: Path, command: Make
+) -> None:
+    """Each read out of the file by hand; the Fréchet distance by SciPy's matrix root (Heusel et al. 2017, eq. 6)."""
+    words = ["evaluate", trained.path, "--metrics", "fd-classifier,label-agreement", "--num-samples", "80", "--json"]
+    found = json.loads(command(*words, "--classifiers", tmp_path)[1])["metrics"]
+    (file,) = tmp_path.glob("*.safetensors")
+    drawn = evaluation.draw(layersync.load(trained.path), 80, trained.recipe.evaluate.seed, Processes())
+    generated = [example.sample for example in drawn.values()]
+    data = trained.recipe.adapter.dataset(trained.recipe.data, "train")
+    real = [data[index].sample for index in range(len(data))]
+    with safe_open(file, framework="pt") as stored:
+        settings = json.loads(stored.metadata()["settings"])
+        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    values, probabilities = [], 0
+    for number in range(3):
+        network = classifier_module.ClassifierNetwork(**settings).eval()
+        own = {name.split(".", 1)[1]: t for name, t in tensors.items() if name.startswith(f"{number}.")}
+        network.load_state_dict(own)
+        moments = []
+        for samples in (generated, real):
+            with torch.inference_mode():
+                features, logits = network(trained.recipe.adapter.classifier_input(samples)[0])
+            moments.append((features.double().mean(0).numpy(), np.cov(features.double().numpy().T)))
+            probabilities = probabilities + (logits.softmax(1) if samples is generated else 0)
+        (m, c), (n, d) = moments
+        values.append(((m - n) ** 2).sum() + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real))
+    score = found["fd-classifier"]
+    assert score["details"]["by_classifier"] == pytest.approx(values, rel=1e-3)
+    assert score["value"] == pytest.approx(np.mean(values), rel=1e-3) and np.ptp(values) > 0.01 * np.mean(values)
+    assert score["interval"][0] < score["value"] < score["interval"][1]
+    agreed = (probabilities.argmax(1).numpy() == np.array([example.label for example in drawn.values()])).mean()
+    assert found["label-agreement"]["value"] == pytest.approx(agreed)
 
 
 @pytest.mark.parametrize("axes", [1, 2])
