@@ -150,7 +150,7 @@ def evaluate(
     ] = None,
     extractor: ExtractorOption = None,
     classifiers: Annotated[
-        Path | None, typer.Option(help="Folder of the data's classifier, made where it has none; the cache by default.")
+        Path | None, typer.Option(help="Folder of the data's classifiers, made where missing; the cache by default.")
     ] = None,
     replications: Annotated[int, typer.Option(help="Draw the set so often; mean and interval over the draws.")] = 1,
     as_json: JsonOption = False,

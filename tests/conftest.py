@@ -25,12 +25,17 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A cache of this session's own; only data that was fetched from a package index is kept between sessions."""
-    fetched = cache_directory() / "data"
-    fetched.mkdir(parents=True, exist_ok=True)
+def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this session's own; only data that was fetched from a package index is kept between sessions.
+
+    Processes of one session share classifiers, which take longest to make.
+    """
+    own = tmp_path_factory.getbasetemp()
+    session = own.parent if hasattr(request.config, "workerinput") else own
     directory = tmp_path_factory.mktemp("cache")
-    (directory / "data").symlink_to(fetched)
+    for name, kept in (("data", cache_directory() / "data"), ("classifiers", session / "classifiers")):
+        kept.mkdir(parents=True, exist_ok=True)
+        (directory / name).symlink_to(kept)
     before = os.environ.get("LAYERSYNC_CACHE")
     os.environ["LAYERSYNC_CACHE"] = str(directory)
     yield directory

@@ -133,7 +133,7 @@ class Images(Domain):
         train = self.adapter.dataset(config, "train")
         self.classifier = domain_classifier(self.adapter, train, self.dataset, tokenizer)
         self.real = features(self.classifier, [self.read(number) for number in self.reference])[
-            self.classifier.members[0]
+            self.classifier.feature_streams[0]
         ]
 
     def _config(self, folder: Path) -> Any:
@@ -174,7 +174,10 @@ class Images(Domain):
 
     def scores(self, examples: Sequence[Example]) -> dict[str, float]:
         found = features(self.classifier, examples)
-        x, probabilities = found[self.classifier.members[0]], softmax(found["logits"].astype(np.float64), axis=1)
+        x, probabilities = (
+            found[self.classifier.feature_streams[0]],
+            softmax(found["logits"].astype(np.float64), axis=1),
+        )
         return {
             "fd": frechet_distance(x, self.real),
             "kd": float(kernel_distance(x, self.real)),

@@ -386,7 +386,7 @@ class ModalityAdapter(Protocol):
         ...
 
     def classifier_input(self, samples: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
-        """What the in-domain classifier reads: (batch, channels, *grid) float32 of order 1, and a frame mask.
+        """What the in-domain classifiers read: (batch, channels, *grid) float32 of order 1, and a frame mask.
 
         The grid is 1-D or 2-D; a mask (batch, frames) runs over its last axis.
         """

@@ -35,7 +35,10 @@ from layersync.core.progress import progress
 from layersync.core.run import atomic_write, writable_parent
 
 VERSION = 5
+VERSIONED_NAME = f"domain-classifier-v{VERSION}"
+"""How names of classifiers begin, of which distances can be compared at all."""
 MEMBERS = 3
+"""How many classifiers a distance is averaged over."""
 NUM_FEATURES = 64
 STEPS = 500
 BATCH = 64
@@ -193,26 +196,26 @@ class Ensemble(nn.ModuleList):
 class DomainClassifier(FeatureExtractor):
     """Trained classifiers. ``accuracy``, of their mean, is on the held-out split, ``None`` where there is none."""
 
-    members = tuple(f"features-{number}" for number in range(1, MEMBERS + 1))
-    """Streams of the features of each."""
-    streams = (*members, "logits")
+    feature_streams = tuple(f"features-{number}" for number in range(1, MEMBERS + 1))
+    """Those of the features of each."""
+    streams = (*feature_streams, "logits")
     batch_size = 256
 
-    def __init__(self, adapter: ModalityAdapter, network: Ensemble, accuracy: float | None, checksum: str):
-        self.adapter, self.network, self.accuracy, self.checksum = adapter, network.eval(), accuracy, checksum
-        self.name = f"domain-classifier-v{VERSION}-{checksum[:8]}"
+    def __init__(self, adapter: ModalityAdapter, ensemble: Ensemble, accuracy: float | None, checksum: str):
+        self.adapter, self.ensemble, self.accuracy, self.checksum = adapter, ensemble.eval(), accuracy, checksum
+        self.name = f"{VERSIONED_NAME}-{checksum[:8]}"
         self.preprocessing = f"what the {adapter.name} modality gives its classifier to read"
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> Streams:
         """Features (64) of each classifier and the logits (classes) of all, one row a sample."""
         x, mask = classifier_input(self.adapter, examples)
-        channels = self.network.settings["channels"]
+        channels = self.ensemble.settings["channels"]
         if x.shape[1] != channels:
             raise InputError(
                 f"{examples[0].source}: has {x.shape[1]} channels, the classifier of this data reads {channels}"
             )
-        features, logits = self.network(x, mask)
+        features, logits = self.ensemble(x, mask)
         found = dict(zip(self.streams, [*features, logits], strict=True))
         return {stream: list(rows[:, None].numpy()) for stream, rows in found.items()}
 
@@ -255,11 +258,12 @@ def domain_classifier(
                 with atomic_write(path) as partial:
                     shutil.copyfile(cached, partial)
             elif not path.is_file():
-                network = _train(adapter, train, tokenizer)
-                accuracy = _accuracy(adapter, network, held_out, tokenizer) if held_out is not None else None
-                metadata = {"settings": json.dumps(network.settings), "accuracy": json.dumps(accuracy)}
+                ensemble = _train(adapter, train, tokenizer)
+                accuracy = _accuracy(adapter, ensemble, held_out, tokenizer) if held_out is not None else None
+                metadata = {"settings": json.dumps(ensemble.settings), "accuracy": json.dumps(accuracy)}
+                tensors = {name: tensor.contiguous() for name, tensor in ensemble.state_dict().items()}
                 with atomic_write(path) as partial:
-                    save_file({k: v.contiguous() for k, v in network.state_dict().items()}, partial, metadata=metadata)
+                    save_file(tensors, partial, metadata=metadata)
     return _read(adapter, path)
 
 
@@ -267,18 +271,18 @@ def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:
     try:
         with safe_open(path, framework="pt") as stored:
             metadata = stored.metadata()
-            network = Ensemble(json.loads(metadata["settings"]))
-            network.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
+            ensemble = Ensemble(json.loads(metadata["settings"]))
+            ensemble.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
             accuracy = json.loads(metadata["accuracy"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         raise InputError(f"{path}: is damaged, or no classifier of layersync; delete it, or bring it back") from None
-    return DomainClassifier(adapter, network, accuracy, _checksum(network))
+    return DomainClassifier(adapter, ensemble, accuracy, _checksum(ensemble))
 
 
-def _checksum(network: Ensemble) -> str:
+def _checksum(ensemble: Ensemble) -> str:
     """SHA-256 of the weights: one for the same networks, whose file may hold what it says of it in another order."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
+    for name, tensor in sorted(ensemble.state_dict().items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 
@@ -315,14 +319,12 @@ def _train(adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokeniz
         "num_classes": len(dataset.classes),
         "strides": strides,
     }
-    if x.ndim == 4:  # a third faster on a CPU
-        x = x.to(memory_format=torch.channels_last)
     with torch.random.fork_rng(devices=[]), progress("training classifiers", MEMBERS * STEPS) as advance:
         torch.manual_seed(0)
         ensemble = Ensemble(settings)
+        if x.ndim == 4:  # a third faster on a CPU
+            ensemble, x = ensemble.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
         for number, network in enumerate(ensemble):
-            if x.ndim == 4:
-                network.to(memory_format=torch.channels_last)
             optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS)
             for step in range(STEPS):
@@ -339,10 +341,10 @@ def _train(adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokeniz
 
 
 def _accuracy(
-    adapter: ModalityAdapter, network: Ensemble, dataset: ExampleDataset, tokenizer: Tokenizer
+    adapter: ModalityAdapter, ensemble: Ensemble, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> float | None:
     examples = Windows(dataset, tokenizer, at_least=500).read()
-    classifier, labels = DomainClassifier(adapter, network, None, ""), labels_of(examples)
+    classifier, labels = DomainClassifier(adapter, ensemble, None, ""), labels_of(examples)
     found = np.concatenate(
         [
             np.concatenate(classifier(examples[first : first + classifier.batch_size])["logits"]).argmax(1)

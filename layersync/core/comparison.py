@@ -148,7 +148,7 @@ def _variant(
     gains = {
         name: replace(
             paired_gain([b.scores[name][-1] for b, _ in both], [a.scores[name][-1] for _, a in both], better),
-            by_classifier=_by_classifier(name, both, better),
+            by_classifier=_gains_by_classifier(name, both, better),
         )
         for name, better in metrics.items()
     }
@@ -166,17 +166,18 @@ def _variant(
     return replace(found, gain=gains[first], gains=gains, held_out_gain=loss, speed_up=speed, overhead=cost)
 
 
-def _by_classifier(
+def _gains_by_classifier(
     metric: str, both: Sequence[tuple[RunRecord, RunRecord]], better: Better | None
 ) -> tuple[float, ...]:
     """The gain at the last step by each classifier, for a metric that averages over them."""
-    known = [[run.environment["evaluation"]["metrics"][metric]["details"] for run in pair] for pair in both]
-    values = [[details.get(BY_CLASSIFIER) for details in pair] for pair in known]
+    details = [[run.environment["evaluation"]["metrics"][metric]["details"] for run in pair] for pair in both]
+    values = [[of_run.get(BY_CLASSIFIER) for of_run in pair] for pair in details]
     if not values or any(value is None for pair in values for value in pair):
         return ()
     sides = np.asarray(values, dtype=np.float64).transpose(2, 1, 0)  # (classifiers, before and after, seeds)
     gains = [paired_gain(before, after, better).mean for before, after in sides]
-    return tuple(gain for gain in gains if gain is not None)
+    known = tuple(gain for gain in gains if gain is not None)
+    return known if len(known) == len(gains) else ()
 
 
 def _held_out_gain(arm: Arm, reference: Arm, both: Sequence[tuple[RunRecord, RunRecord]]) -> Gain:

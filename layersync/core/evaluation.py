@@ -69,8 +69,8 @@ def evaluate(
         weights: ``ema`` or ``model``.
         reference: samples or statistics to compare with instead of the run's own data.
         extractors: weights of feature extractors by name, a path or a hub id each.
-        classifiers: folder of the classifier behind ``fd-classifier`` and ``label-agreement``, which gets one where it
-            has none; the cache of this machine when left out. Scores of one folder can be compared across machines.
+        classifiers: folder of the classifiers behind ``fd-classifier`` and ``label-agreement``, which gets them where
+            it has none; the cache of this machine when left out. Scores of one folder can be compared across machines.
         replications: draws of the whole set, with seeds that follow the recipe's; a score is then their mean with
             the interval 1.96 sd / sqrt(n).
         shown: whether progress bars are drawn.
@@ -170,7 +170,7 @@ def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
 
 
 def reads_classifier(metrics: Sequence[MetricName]) -> bool:
-    """Whether one of ``metrics`` is taken by the in-domain classifier."""
+    """Whether one of ``metrics`` is taken by the in-domain classifiers."""
     return any(metric.kind in NEEDS_LABELS for metric in metrics)
 
 

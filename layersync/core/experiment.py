@@ -25,6 +25,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from layersync.core.adapter import registered
+from layersync.core.classifier import VERSIONED_NAME
 from layersync.core.comparison import BASELINE, Arm, Records, summarise
 from layersync.core.errors import InputError, Interrupted, nearest
 from layersync.core.evaluation import check_labels, open_extractors, reads_classifier
@@ -366,6 +367,13 @@ def _check_scores(
         metric.name: extractors[metric.extractor] for metric in metrics if metric.extractor is not None
     }
     if read := [metric.name for metric in metrics if reads_classifier([metric])]:
+        others = {one[read[0]]["extractor"] for one in scored}
+        if older := [name for name in sorted(others) if not name.startswith(f"{VERSIONED_NAME}-")]:
+            raise InputError(
+                f"--resume: {read[0]} of {arm.domain} was taken by {older[0]} in finished runs, and this version of "
+                f"layersync has {VERSIONED_NAME}: not comparable; go on with the version that began it, or give "
+                f"another --out"
+            )
         by |= dict.fromkeys(read, classifier_of(recipe, parts.tokenizer, directory / CLASSIFIERS, keep=False))
     held = f"bring back what {directory / CLASSIFIERS} held"
     for metric, extractor in by.items():

@@ -448,8 +448,9 @@ def score_table(scores: Mapping[str, Score]) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list) and len(value) > LISTED:
-        return f"[{', '.join(_short(entry) for entry in value[:LISTED])}, ... {len(value)} in all]"
+    if isinstance(value, list):
+        more = f", ... {len(value)} in all" if len(value) > LISTED else ""
+        return f"[{', '.join(map(_short, value[:LISTED]))}{more}]"
     return str(value)
 
 

@@ -32,7 +32,7 @@ from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, SampleFiles
-from layersync.core.results import BY_CLASSIFIER, Reference, Score
+from layersync.core.results import Reference, Score
 from layersync.core.scoring import score
 from layersync.metrics import nearest_distances
 
@@ -64,7 +64,7 @@ class RunScorer:
     wordy: bool = False
     """Whether a metric compares the samples with their texts."""
     classifiers: Path | None = None
-    """Where the classifier is kept; the cache where it is ``None``."""
+    """Where the classifiers are kept; the cache where it is ``None``."""
     _generated: dict[str, FeatureSet] = field(default_factory=dict)
 
     @property
@@ -100,7 +100,7 @@ class RunScorer:
     def score(self, metric: MetricName) -> Score:
         """The score of one metric."""
         if metric.kind == "fd-classifier":
-            return self._by_classifiers(metric.name)
+            return self._classifier_distance(metric.name)
         if metric.kind == "label-agreement":
             return self._label_agreement()
         if metric.kind == "nearest-training":
@@ -116,20 +116,14 @@ class RunScorer:
         real = self.real.features(extractor, rows=metric.needs is Needs.BOTH_ROWS, shown=self.shown)
         return score(metric, generated, real, self.real.reference(real))
 
-    def _by_classifiers(self, name: str) -> Score:
-        """The mean over the classifiers, whose distances move together: so do the ends of their intervals."""
+    def _classifier_distance(self, name: str) -> Score:
+        """The mean of the Fréchet distances on the features of each classifier."""
         classifier = self.classifier
         generated = self.generated(classifier)
         real = self.real.features(classifier, rows=isinstance(self.real, SampleFiles), shown=self.shown)
-        reference = self.real.reference(real)
-        of_each = [
-            score(MetricName(name, "fd", classifier.name, stream), generated, real, reference)
-            for stream in classifier.members
-        ]
-        values, ends = [found.value for found in of_each], [found.interval for found in of_each if found.interval]
-        low, high = np.mean(ends, axis=0).tolist()
-        details = {**of_each[0].details, BY_CLASSIFIER: values, "held_out_accuracy": classifier.accuracy}
-        return replace(of_each[0], value=float(np.mean(values)), interval=(low, high), details=details)
+        fd, reference = MetricName(name, "fd", classifier.name), self.real.reference(real)
+        found = score(fd, generated, real, reference, streams=classifier.feature_streams)
+        return replace(found, details={**found.details, "held_out_accuracy": classifier.accuracy})
 
     def _label_agreement(self) -> Score:
         from scipy.stats import binomtest

@@ -26,6 +26,7 @@ from layersync.metrics import (
     kernel_audio_distance,
     kernel_distance,
     matching_score,
+    mean_frechet_interval,
     multimodality,
     precision_recall,
     replicate,
@@ -44,8 +45,15 @@ Found = tuple[float, tuple[float, float] | None, dict[str, Any]]
 """Value, 95 % interval, what a reader needs beside them."""
 
 
-def score(metric: MetricName, generated: FeatureSet, real: FeatureSet | None, reference: Reference | None) -> Score:
-    """The score of one metric.
+def score(
+    metric: MetricName,
+    generated: FeatureSet,
+    real: FeatureSet | None,
+    reference: Reference | None,
+    *,
+    streams: Sequence[str] = (),
+) -> Score:
+    """The score of one metric; a Fréchet distance is the mean of those of ``streams``, where some are given.
 
     ``real`` and ``reference`` may be left out for metrics that need generated samples alone. Where a metric is defined
     by random subsets, pairs or batches they are the same ones each time. Raises :class:`InputError` for what a metric
@@ -55,8 +63,8 @@ def score(metric: MetricName, generated: FeatureSet, real: FeatureSet | None, re
         if metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
             if real is None:
                 raise InputError(f"metric {metric.name} needs real samples")
-            mine, theirs = generated.stream(metric.stream), real.stream(metric.stream)
-            value, interval, details = _against(metric, mine, theirs)
+            sets = [(generated.stream(name), real.stream(name)) for name in streams or (metric.stream,)]
+            value, interval, details = _frechet(sets) if metric.kind == "fd" else _against(metric, *sets[0])
         else:
             value, interval, details = _alone(metric, generated)
             reference = None
@@ -75,8 +83,6 @@ def score(metric: MetricName, generated: FeatureSet, real: FeatureSet | None, re
 
 
 def _against(metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures) -> Found:
-    if metric.kind == "fd":
-        return _frechet(mine, theirs)
     if metric.kind == "fd-inf":
         rows = _rows(mine)
         smallest = min(INFINITY_SMALLEST, len(rows) // 4)
@@ -98,7 +104,9 @@ def _against(metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures) -
     return float(getattr(pair, metric.kind)), None, {"k": 3 if metric.kind in ("precision", "recall") else 5}
 
 
-def _frechet(mine: StreamFeatures, theirs: StreamFeatures) -> Found:
+def _frechet(sets: Sequence[tuple[StreamFeatures, StreamFeatures]]) -> Found:
+    """The mean over pairs of generated and real features, which are of the same samples."""
+    mine, theirs = sets[0]
     for which, statistics in (("generated", mine.statistics), ("real", theirs.statistics)):
         if statistics.count is not None and statistics.count <= len(statistics.mean):
             warnings.warn(
@@ -108,12 +116,17 @@ def _frechet(mine: StreamFeatures, theirs: StreamFeatures) -> Found:
             )
     with warnings.catch_warnings():  # said above, in the words of a user
         warnings.filterwarnings("ignore", message=".*covariance is singular.*")
-        value = frechet_distance(mine.statistics, theirs.statistics)
+        values = [frechet_distance(generated.statistics, real.statistics) for generated, real in sets]
         details: dict[str, Any] = {"features": len(mine.statistics.mean)}
-        if mine.rows is None:
-            return value, None, details
-        interval, method = frechet_interval(mine.rows, theirs.statistics, groups=mine.owner)
-    return value, interval, {**details, "interval": method, "rows": len(mine.rows)}
+        rows = [generated.rows for generated, _ in sets if generated.rows is not None]
+        if len(sets) > 1:
+            details[BY_CLASSIFIER] = values
+            interval, method = mean_frechet_interval(rows, [real.statistics for _, real in sets], groups=mine.owner)
+        elif rows:
+            interval, method = frechet_interval(rows[0], theirs.statistics, groups=mine.owner)
+        else:
+            return values[0], None, details
+    return float(np.mean(values)), interval, {**details, "interval": method, "rows": len(rows[0])}
 
 
 def _frechet_each(mine: StreamFeatures, theirs: StreamFeatures) -> Found:

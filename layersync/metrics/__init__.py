@@ -10,6 +10,7 @@ from layersync.metrics.frechet import (
     frechet_infinity,
     frechet_interval,
     jackknife_frechet,
+    mean_frechet_interval,
 )
 from layersync.metrics.gaussian import GaussianStatistics
 from layersync.metrics.kernel import KernelAudioDistance, kernel_audio_distance, kernel_distance
@@ -46,6 +47,7 @@ __all__ = [
     "kernel_audio_distance",
     "kernel_distance",
     "matching_score",
+    "mean_frechet_interval",
     "multimodality",
     "nearest_distances",
     "precision_recall",

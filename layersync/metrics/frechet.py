@@ -170,11 +170,30 @@ def frechet_interval(
     x = checked(generated, "generated")
     if min(x.shape) > BOOTSTRAP_LIMIT:
         return FrechetInterval(jackknife_frechet(x, reference, groups=groups, seed=seed), "jackknife")
-    y, samples = _given(reference, "reference"), _Samples(groups, len(x))
-    draws = bootstrap(
-        lambda chosen: between(fitted(x[samples.rows(chosen)]), y), samples.numbers, resamples=RESAMPLES, seed=seed
-    ).draws
-    low, high = between(fitted(x), y) + np.quantile(draws - draws.mean(), [0.025, 0.975])
+    return mean_frechet_interval([x], [reference], groups=groups, seed=seed)
+
+
+def mean_frechet_interval(
+    generated: Sequence[Features], references: Sequence[Gaussian], *, groups: ArrayLike | None = None, seed: int = 0
+) -> FrechetInterval:
+    """Where the mean of several distances lies: of the same samples by features (n, d) of several networks.
+
+    Each has a reference of its own. Bootstrapped as by :func:`frechet_interval`, with the same resamples for all, however
+    wide the features are.
+
+    Raises ValueError for sets of different lengths.
+    """
+    sets = [checked(x, "generated") for x in generated]
+    if len({len(x) for x in sets}) != 1:
+        raise ValueError(f"generated features must be of the same samples, not of {sorted({len(x) for x in sets})}")
+    targets, samples = [_given(y, "reference") for y in references], _Samples(groups, len(sets[0]))
+
+    def mean(chosen: NDArray[np.int64]) -> float:
+        rows = samples.rows(chosen)
+        return float(np.mean([between(fitted(x[rows]), y) for x, y in zip(sets, targets, strict=True)]))
+
+    found = bootstrap(mean, samples.numbers, resamples=RESAMPLES, seed=seed)
+    low, high = found.value + np.quantile(found.draws - found.draws.mean(), [0.025, 0.975])
     return FrechetInterval((max(0.0, float(low)), float(high)), "bootstrap")
 
 

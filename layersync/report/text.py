@@ -66,7 +66,8 @@ def by_classifier(found: Gain) -> str:
     """What a gain is by each of the classifiers that its metric averages over; empty for another metric."""
     if not found.by_classifier:
         return ""
-    return f"{', '.join(map(percent, found.by_classifier))} by each classifier alone; the interval is over seeds only"
+    beside = "; the interval is over seeds only" if found.interval else ""
+    return f"{', '.join(map(percent, found.by_classifier))} by each classifier alone{beside}"
 
 
 def speed_up(variant: Variant, unit: Literal["steps", "seconds"]) -> str:
@@ -227,8 +228,7 @@ def remarks(domain: Domain) -> list[str]:
             notes = {"gain and speed-up": notes["gain"]}
         if variant.overhead is None and name != domain.reference and paired(variant, domain):
             notes["time of a step, speed-up in seconds"] = f"{NOTHING}, a run logged too few times of steps"
-        if variant.gain is not None and variant.gain.by_classifier:
-            notes[f"gain in {domain.metric}"] = by_classifier(variant.gain)
+        notes |= {f"gain in {metric}": by_classifier(own) for metric, own in variant.gains.items()}
         for about, note in notes.items():
             if note:
                 said.setdefault(f"{about}: {note}", []).append(name)
@@ -286,7 +286,7 @@ def _metric_row(name: str, variant: Variant, domain: Domain, curve: Curve | None
         "reference" if name == domain.reference else gain(own).replace(" %", ""),
         str(len(finished(variant)) if own is None else own.seeds),
         NOTHING if own is None else percent(own.resolution, sign=False),
-        "" if own is None else "; ".join(note for note in (own.note, by_classifier(own)) if note),
+        "" if own is None else own.note,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -248,6 +249,20 @@ def test_runs_that_another_classifier_would_score_are_not_begun(
     assert status == 2 and line.startswith("error: --resume: fd-classifier of numbers was taken by domain-classifier-")
     assert "not comparable" in line and str(elsewhere / "classifiers") in line
     assert {path: path.read_bytes() for path in elsewhere.rglob("*") if path.is_file()} == before
+
+
+def test_runs_that_an_earlier_version_scored_get_no_others_beside_them(
+    elsewhere: Path, short: list[Path], command: Make
+) -> None:
+    """Its classifiers are of another kind: there is nothing to bring back."""
+    content = (elsewhere / "compare.json").read_text()
+    (elsewhere / "compare.json").write_text(re.sub(r"domain-classifier-v\d+", "domain-classifier-v4", content))
+    status, _, err = command(*words(short[1], elsewhere, "--seeds", "5,6", "--resume"))
+    (line,) = err.splitlines()
+    assert status == 2 and line.startswith(
+        "error: --resume: fd-classifier of numbers was taken by domain-classifier-v4-"
+    )
+    assert "this version of layersync has domain-classifier-v" in line and "bring back" not in line
 
 
 def test_runs_that_another_extractor_would_score_are_not_begun(

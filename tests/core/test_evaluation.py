@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -171,6 +172,14 @@ class TestConventions:
         scores = [scorer(real, labels, split)("fd-classifier") for split in ("train", "test")]
         assert [s.reference.split for s in scores] == ["train", "test"]
         assert scores[0].reference.count > scores[1].reference.count and scores[0].value != scores[1].value
+
+
+def test_few_samples_are_warned_of_once(trained: Run, command: Make) -> None:
+    """Not once for each classifier."""
+    words = ["evaluate", trained.path, "--metrics", "fd-classifier", "--num-samples", "16"]
+    status, out, err = command(*words)
+    assert status == 0 and err.count("16 generated rows of 64 features: the covariance is singular") == 1
+    assert re.search(r"by_classifier \[\d+(\.\d+)?, \d+(\.\d+)?, \d+(\.\d+)?\];", out), out
 
 
 def test_replications_draw_other_samples_and_give_the_published_interval(trained: Run) -> None:

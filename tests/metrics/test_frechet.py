@@ -21,6 +21,7 @@ from layersync.metrics import (
     frechet_infinity,
     frechet_interval,
     jackknife_frechet,
+    mean_frechet_interval,
 )
 
 Array = np.ndarray
@@ -402,6 +403,18 @@ class TestInterval:
         assert many == pytest.approx(few / 8, rel=0.5)
         first, again, other = (frechet_interval(self.draw(0), self.reference, seed=seed) for seed in (1, 1, 2))
         assert first == again != other
+
+    def test_of_the_mean_over_networks_of_the_same_samples(self) -> None:
+        """Twice as large features are at four times the distance, and so are the ends of an interval."""
+        x, owner = self.draw(0), np.arange(400) // 2
+        mean, covariance = np.zeros(4), np.eye(4)
+        references = [(mean, covariance, None), (mean, 4 * covariance, None)]
+        low, high = frechet_interval(x, references[0], groups=owner).interval
+        found = mean_frechet_interval([x, 2 * x], references, groups=owner)
+        assert found.method == "bootstrap" and found.interval == pytest.approx((2.5 * low, 2.5 * high))
+        assert mean_frechet_interval([x, x], [references[0]] * 2, groups=owner).interval == pytest.approx((low, high))
+        with pytest.raises(ValueError, match=r"same samples, not of \[399, 400\]"):
+            mean_frechet_interval([x, x[1:]], references)
 
     def test_what_is_refused(self) -> None:
         with pytest.raises(ValueError, match="each of 400 rows"):

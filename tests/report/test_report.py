@@ -148,6 +148,19 @@ class TestNumbers:
         assert "3.1 % better" in said and "this is no evidence of a gain or a loss" in said
         assert "hollow: one seed, no error bar" in (folder / "figures" / "gain.svg").read_text()
 
+    def test_a_gain_by_each_classifier_stands_beside_their_mean(self, changed: Changed, words: Words) -> None:
+        """Of any metric that averages over classifiers, the domain's first or not."""
+        several = {
+            "fd-classifier": Gain(0.04, (0.03, 0.05), 3, 0.01, by_classifier=(0.031, 0.052, -0.001)),
+            "fd-other": Gain(0.04, None, 1, by_classifier=(0.1, 0.2, 0.3)),
+        }
+        said = words(write_report(changed(_with(gains=several))))
+        of_each = (
+            "gain in fd-classifier: +3.1 %, +5.2 %, -0.1 % by each classifier alone; the interval is over seeds only"
+        )
+        assert said.count(f"layersync: {of_each}.") == 1
+        assert "layersync: gain in fd-other: +10.0 %, +20.0 %, +30.0 % by each classifier alone." in said
+
     def test_what_cannot_be_said_is_said_in_words(self, changed: Changed, words: Words) -> None:
         nothing = Gain(None, None, 3, note="a score is not above 0: no ratio can be taken")
         unsaid = SpeedUp(None, None, None, None, note="a score is not above 0: its logarithm cannot be interpolated")

@@ -69,7 +69,7 @@ class MyModalityAdapter:
         write_archive(path, samples, labels)
 
     def classifier_input(self, samples: Sequence[Signal]) -> tuple[Tensor, Tensor | None]:
-        """What the classifier behind ``fd-classifier`` reads: (batch, channels, *grid) of order 1, and a frame mask.
+        """What the classifiers behind ``fd-classifier`` read: (batch, channels, *grid) of order 1, and a frame mask.
 
         REPLACE: by your samples in such a form; it may be coarser than they are.
         """
