@@ -178,8 +178,8 @@ def mean_frechet_interval(
 ) -> FrechetInterval:
     """Where the mean of several distances lies: of the same samples by features (n, d) of several networks.
 
-    Each has a reference of its own. Bootstrapped as by :func:`frechet_interval`, with the same resamples for all, however
-    wide the features are.
+    Each has a reference of its own. Bootstrapped as by :func:`frechet_interval`, with the same resamples for all,
+    however wide the features are.
 
     Raises ValueError for sets of different lengths.
     """
