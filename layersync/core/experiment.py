@@ -25,23 +25,18 @@ import torch
 from filelock import FileLock, Timeout
 
 from layersync.core.adapter import registered
-from layersync.core.classifier import VERSIONED_NAME
 from layersync.core.comparison import BASELINE, Arm, Records, summarise
 from layersync.core.errors import InputError, Interrupted, nearest
-from layersync.core.evaluation import check_labels, open_extractors, reads_classifier
+from layersync.core.evaluation import reads_classifier
+from layersync.core.experiment_checks import CLASSIFIERS, check_same, check_work, metrics_of
 from layersync.core.experiment_run import Assignment, read_record, write_record
-from layersync.core.features import FeatureExtractor
-from layersync.core.metric import MetricName, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.process_pool import POLL_SECONDS, ProcessPool, Task, dealt
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.regularizer.base import REGULARIZER_GROUP
 from layersync.core.results import COMPARISON, Comparison, RunRecord, read_comparison, seed_names
-from layersync.core.run import atomic_write, differing_keys, outside_data, package_versions, writable_parent
-from layersync.core.run_scoring import classifier_of
-from layersync.core.session import CAPTIONS_LIMIT, num_conditions
-from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
+from layersync.core.run import atomic_write, differing_keys, package_versions, writable_parent
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +47,6 @@ COMMON = ("modality", "seed", "data", "tokenizer", "evaluate", "train.steps")
 """Keys in which the variants of a comparison agree: with others, the difference of two scores would mean something
 else."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-CLASSIFIERS = "classifiers"
-"""Folder of a comparison that holds what its runs are scored by, so that runs of other machines can be added."""
 OVERRIDE = r"\s*[a-z_]+(?:\.[a-z_]+)+="
 NEXT_OVERRIDE = re.compile(rf",(?={OVERRIDE})")
 """The commas between overrides, not those inside of their values."""
@@ -98,12 +91,12 @@ def compare(
         chosen = _seeds(seeds, arms)
         earlier = _earlier(directory, resume)
         if earlier is not None:
-            _check_same(directory, arms, earlier)
+            check_same(directory, arms, earlier)
     for message in dict.fromkeys(str(warning.message) for warning in caught):  # each once, not once a variant
         warnings.warn(message, stacklevel=2)
     count = _jobs(jobs)
     records = _finished(directory, arms, chosen, earlier)
-    arms = _check_work(directory, arms, chosen, records)
+    arms = check_work(directory, arms, chosen, records)
     gc.collect()
     torch.cuda.empty_cache()  # of the networks that were tried: runs want the GPU for themselves
     experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
@@ -273,27 +266,6 @@ def _earlier(directory: Path, resume: bool) -> Comparison | None:
     return None
 
 
-def _check_same(directory: Path, arms: Sequence[Arm], earlier: Comparison) -> None:
-    """Refuse to go on with a comparison of other recipes."""
-    there = {(domain.name, name): variant for domain in earlier.domains for name, variant in domain.variants.items()}
-    asked = {(arm.domain, arm.variant): arm for arm in arms}
-    for domain, variant in there:
-        if (domain, variant) not in asked:
-            raise InputError(f"--resume: {directory} compares {variant} of {domain} too, which is not asked for now")
-    for key, arm in asked.items():
-        if key in there:
-            try:
-                before = load_recipe(there[key].content).to_mapping()  # keys that are newer have their default
-            except InputError as error:
-                raise InputError(f"--resume: {arm.variant} of {arm.domain} in {directory}: {error}") from None
-            changed = differing_keys(arm.trained.to_mapping(), before)
-            if changed:
-                raise InputError(
-                    f"--resume: {arm.variant} of {arm.domain} differs from the one in {directory} in "
-                    f"{', '.join(changed)}; this is another comparison, give it another --out"
-                )
-
-
 def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlier: Comparison | None) -> Records:
     """Runs that need not be made again: those of ``compare.json``, and those that ended since it was written."""
     found: Records = {}
@@ -313,92 +285,6 @@ def _finished(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], earlie
             if left is not None and left.status == "finished":
                 found.setdefault((arm.domain, arm.variant, seed), left)
     return found
-
-
-def _check_work(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], records: Records) -> list[Arm]:
-    """The arms with their pairs. Data, latents and extractors that runs will need are there afterwards."""
-    checked, parts = [], {}
-    for arm in arms:
-        own = [records.get((arm.domain, arm.variant, seed)) for seed in seeds]
-        if None not in own:
-            depth = next(len(record.similarity[0].cosine) for record in own if record is not None)
-            checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
-            continue
-        read = (arm.domain, arm.recipe.condition.model_dump_json())
-        if read not in parts:
-            outside_data(directory, arm.recipe.data, "--out")
-            parts[read], extractors = _parts(arm)
-            _check_data(arm, parts[read], records)
-            _check_scores(directory, arm, parts[read], extractors, records)
-        depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
-        checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
-    return checked
-
-
-def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
-    """Refuse to set runs beside finished ones of other data."""
-    finished = [record for (domain, _, _), record in records.items() if domain == arm.domain]
-    if {record.data for record in finished if record.data} - {parts.data.fingerprint}:
-        raise InputError(
-            f"--resume: the data or the tokenizer of {arm.domain} has changed since its finished runs were made; "
-            f"give another --out"
-        )
-    kept, kept_before = num_conditions(parts), min(len(parts.cache), CAPTIONS_LIMIT)  # where a run does not say it yet
-    if {record.environment.get("conditions", kept_before) for record in finished} - {kept}:
-        raise InputError(
-            f"--resume: finished runs of {arm.domain} drew the labels of their samples from fewer training examples "
-            f"than {kept}, in an earlier version; give another --out"
-        )
-
-
-def _check_scores(
-    directory: Path, arm: Arm, parts: Parts, extractors: Mapping[str, FeatureExtractor], records: Records
-) -> None:
-    """Refuse to set runs beside finished ones that were scored by other networks."""
-    recipe, metrics = arm.recipe, _metrics(arm.recipe)
-    scored = [
-        record.environment["evaluation"]["metrics"]
-        for (domain, _, _), record in records.items()
-        if domain == arm.domain
-    ]
-    if not scored:
-        return
-    by: dict[str, FeatureExtractor] = {
-        metric.name: extractors[metric.extractor] for metric in metrics if metric.extractor is not None
-    }
-    if read := [metric.name for metric in metrics if reads_classifier([metric])]:
-        others = {one[read[0]]["extractor"] for one in scored}
-        if older := [name for name in sorted(others) if not name.startswith(f"{VERSIONED_NAME}-")]:
-            raise InputError(
-                f"--resume: {read[0]} of {arm.domain} was taken by {older[0]} in finished runs, and this version of "
-                f"layersync has {VERSIONED_NAME}: not comparable; go on with the version that began it, or give "
-                f"another --out"
-            )
-        by |= dict.fromkeys(read, classifier_of(recipe, parts.tokenizer, directory / CLASSIFIERS, keep=False))
-    held = f"bring back what {directory / CLASSIFIERS} held"
-    for metric, extractor in by.items():
-        now = (extractor.name, extractor.checksum, extractor.preprocessing)
-        before = {tuple(one[metric][key] for key in ("extractor", "checksum", "preprocessing")) for one in scored}
-        if other := before - {now}:
-            then, anew = (f"{name} (weights {sha256[:12] or 'none'}; {how})" for name, sha256, how in (min(other), now))
-            raise InputError(
-                f"--resume: {metric} of {arm.domain} was taken by {then} in finished runs and would be by {anew} in "
-                f"others: not comparable; {held if metric in read else 'take those weights'}, or give another --out"
-            )
-
-
-def _metrics(recipe: Recipe) -> tuple[MetricName, ...]:
-    return tuple(parse_metrics(recipe.modality, recipe.evaluate.metrics))
-
-
-def _parts(arm: Arm) -> tuple[Parts, dict[str, FeatureExtractor]]:
-    recipe, metrics = arm.recipe, _metrics(arm.recipe)
-    found = build_parts(recipe)
-    try:
-        check_labels(recipe, metrics, found.data.classes, found.data.condition)
-    except InputError as error:
-        raise InputError(f"{arm.variant} of {arm.given}: {error}") from None
-    return found, open_extractors(recipe.modality, metrics, {})
 
 
 def _command(
@@ -475,7 +361,7 @@ class _Experiment:
                     run=str(target),
                     result=f"{target}.json",
                     path=run,
-                    classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(_metrics(arm.recipe)) else "",
+                    classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(metrics_of(arm.recipe)) else "",
                     samples=str(self.directory / arm.samples(seed)) if seed == self.seeds[0] else "",
                     keep=arm.recipe.train.keep,
                 )

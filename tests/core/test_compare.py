@@ -722,14 +722,14 @@ def test_what_ends_while_another_process_checks_its_work_is_kept(
     }
     (out / "compare.json").write_text(json.dumps(content))
     late = out / f"{run.path}.json"
-    record, check = late.read_bytes(), experiment._check_work
+    record, check = late.read_bytes(), experiment.check_work
     late.unlink()
 
     def slowly(*arguments: Any) -> Any:
         late.write_bytes(record)
         return check(*arguments)
 
-    monkeypatch.setattr(experiment, "_check_work", slowly)
+    monkeypatch.setattr(experiment, "check_work", slowly)
     shutil.rmtree(out / run.path)
     found = layersync.compare([recipe], {"baseline": (), "layersync": ()}, SEEDS, out=out, resume=True)
     assert found.domains[0].variants["layersync"].runs[1] == run and not (out / run.path).exists()
