@@ -135,7 +135,8 @@ def sample(
         out=out,
         settings={"solver": solver, "steps": steps, "guidance": guidance, "guidance_channels": guidance_channels},
     )
-    print(written)
+    if _main_process():
+        print(written)
 
 
 @app.command()

@@ -8,24 +8,29 @@ from pathlib import Path
 
 import torch
 
-from layersync.core.adapter import ConditionSpec, Example, ExampleDataset, ModalityAdapter, Split, load_adapter
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, load_adapter
 from layersync.core.device import take_own_device
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, save_features
 from layersync.core.generation import GenerativeModel, KnownConditions, load, sampling_settings
 from layersync.core.latents import LatentCache, cache_key
-from layersync.core.metric import DOMAIN_METRICS, MetricName, Needs, metric_names, parse_metrics
+from layersync.core.metric import (
+    DOMAIN_METRICS,
+    NEEDS_LABELS,
+    MetricName,
+    Needs,
+    check_labels,
+    parse_metrics,
+    reads_classifier,
+)
 from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
-from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
 from layersync.core.results import Evaluation, Score, SetScores
 from layersync.core.run import package_versions, writable_parent
 from layersync.core.run_scoring import RunScorer, classifier_of, own_score
 from layersync.core.scoring import combine, score
-
-NEEDS_LABELS = ("fd-classifier", "label-agreement")
 
 
 def open_extractors(
@@ -167,33 +172,6 @@ def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
         raise InputError(f"evaluate.conditions: test, and data {recipe.data.name} has no such split")
     cache = LatentCache.open(dataset, model.tokenizer)
     return KnownConditions(torch.from_numpy(cache.labels), torch.from_numpy(cache.frames), cache.captions)
-
-
-def reads_classifier(metrics: Sequence[MetricName]) -> bool:
-    """Whether one of ``metrics`` is taken by the in-domain classifiers."""
-    return any(metric.kind in NEEDS_LABELS for metric in metrics)
-
-
-def check_labels(
-    recipe: Recipe, metrics: Sequence[MetricName], classes: Sequence[str], condition: ConditionSpec
-) -> None:
-    """Refuse metrics of labels for data without any, and agreement where samples are drawn for nothing."""
-    kinds = {metric.kind for metric in metrics}
-    if not classes and kinds.intersection(NEEDS_LABELS):
-        other = [name for name in metric_names(recipe.modality) if name not in NEEDS_LABELS]
-        raise InputError(
-            f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
-        )
-    if len(classes) == 1 and kinds.intersection(NEEDS_LABELS):
-        raise InputError(
-            f"{' and '.join(NEEDS_LABELS)} tell classes apart, and data {recipe.data.name} has one, {classes[0]!r}; "
-            f"give evaluate.metrics that need no labels"
-        )
-    if "label-agreement" in kinds and not condition.num_classes and not condition.text_channels:
-        raise InputError(
-            "metric label-agreement: samples of this run are drawn for no label (condition.labels: ignored) and no "
-            "text, so there is nothing to agree with; leave it out, fd-classifier can stay"
-        )
 
 
 def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 from layersync.core.classifier import VERSIONED_NAME
 from layersync.core.comparison import Arm, Records
 from layersync.core.errors import InputError
-from layersync.core.evaluation import check_labels, open_extractors, reads_classifier
+from layersync.core.evaluation import open_extractors
 from layersync.core.features import FeatureExtractor
-from layersync.core.metric import MetricName, parse_metrics
+from layersync.core.metric import MetricName, check_labels, parse_metrics, reads_classifier
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import Comparison

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Literal, NamedTuple
 
-from layersync.core.adapter import ModalityAdapter, installed_adapters, load_adapter
+from layersync.core.adapter import ConditionSpec, ModalityAdapter, installed_adapters, load_adapter
 from layersync.core.errors import InputError, nearest
 from layersync.core.plugin import reason
+from layersync.core.recipe import Recipe
 
 
 class Needs(Enum):
@@ -66,6 +67,8 @@ DOMAIN_METRICS: dict[str, Better | None] = {
     "nearest-training": None,
 }
 """Metrics of a run that come with every labelled data set, and which way each improves."""
+NEEDS_LABELS = ("fd-classifier", "label-agreement")
+"""Those of them that classifiers of the data take."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,33 @@ def parse_metrics(modality: str, names: Sequence[str]) -> list[MetricName]:
     if not found:
         raise InputError(f"--metrics: none is named; {nearest('', metric_names(modality))}")
     return found
+
+
+def reads_classifier(metrics: Sequence[MetricName]) -> bool:
+    """Whether one of ``metrics`` is taken by the in-domain classifiers."""
+    return any(metric.kind in NEEDS_LABELS for metric in metrics)
+
+
+def check_labels(
+    recipe: Recipe, metrics: Sequence[MetricName], classes: Sequence[str], condition: ConditionSpec
+) -> None:
+    """Refuse metrics of labels for data without any, and agreement where samples are drawn for nothing."""
+    kinds = {metric.kind for metric in metrics}
+    if not classes and kinds.intersection(NEEDS_LABELS):
+        other = [name for name in metric_names(recipe.modality) if name not in NEEDS_LABELS]
+        raise InputError(
+            f"{' and '.join(NEEDS_LABELS)} need labels, data {recipe.data.name} has none; there are: {', '.join(other)}"
+        )
+    if len(classes) == 1 and kinds.intersection(NEEDS_LABELS):
+        raise InputError(
+            f"{' and '.join(NEEDS_LABELS)} tell classes apart, and data {recipe.data.name} has one, {classes[0]!r}; "
+            f"give evaluate.metrics that need no labels"
+        )
+    if "label-agreement" in kinds and not condition.num_classes and not condition.text_channels:
+        raise InputError(
+            "metric label-agreement: samples of this run are drawn for no label (condition.labels: ignored) and no "
+            "text, so there is nothing to agree with; leave it out, fd-classifier can stay"
+        )
 
 
 def describe_modalities() -> dict[str, dict[str, list[str] | str]]:

@@ -16,10 +16,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from layersync.core.device import take_own_device
 from layersync.core.errors import InputError, complaint
 from layersync.core.generation import Conditions, GenerativeModel, load
 from layersync.core.packaged import sync_path
-from layersync.core.recipe import UNGUIDED, ineffective
+from layersync.core.parallel import Processes
+from layersync.core.recipe import UNGUIDED, Sample, ineffective
 from layersync.core.run import writable_parent
 
 
@@ -61,7 +63,8 @@ def write_samples(
     ``samples.txt`` beside the archive is written where all have one.
 
     The folder appears when it is whole; one that exists is refused unless it is the run's own default, which is
-    replaced. Raises :class:`InputError` before any work.
+    replaced. Processes of a launch each draw a share, and the main one decodes and writes them all. Raises
+    :class:`InputError` before any work.
     """
     given = None if noise is None else read_noise(noise)
     if given is not None and num is not None and num != len(given):
@@ -77,6 +80,8 @@ def write_samples(
                 f"{option}: of {len(values)} the first {count} are used, a sample each; --num says how many samples",
                 stacklevel=2,
             )
+    take_own_device()
+    processes = Processes.here()
     model = load(run, step=step, weights=weights)
     try:
         chosen = model.settings(**(settings or {}))
@@ -94,7 +99,9 @@ def write_samples(
         if warning != UNGUIDED:  # said when latents are drawn, of every run
             warnings.warn(warning, stacklevel=2)
     conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)
-    latents, mask = model.sample_latents(conditions, noise=given, seed=seed, settings=chosen, shown=True)
+    latents, mask = _drawn(model, conditions, given, seed, chosen, processes)
+    if not processes.main:
+        return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".samples-") as scratch:
         partial = Path(scratch) / "samples"
@@ -108,6 +115,35 @@ def write_samples(
             shutil.rmtree(target)
         partial.rename(target)
     return target
+
+
+def _drawn(
+    model: GenerativeModel,
+    conditions: Conditions,
+    noise: Tensor | None,
+    seed: int,
+    settings: Sample,
+    processes: Processes,
+) -> tuple[Tensor, Tensor | None]:
+    """Latents of all samples and their mask: the shares of all processes. A sample is the same whoever draws it."""
+    share = processes.share(len(conditions))
+    part = slice(share.start, share.stop)
+    drawn = (
+        [
+            model.sample_latents(
+                conditions[part],
+                noise=None if noise is None else noise[part],
+                seed=seed,
+                start=share.start,
+                settings=settings,
+                shown=processes.main,
+            )
+        ]
+        if len(share)
+        else []
+    )
+    latents, masks = zip(*processes.gather(drawn), strict=True)
+    return torch.cat(latents), None if masks[0] is None else torch.cat(masks)
 
 
 def _write_decoded(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from layersync.core.errors import InputError, Interrupted
 from layersync.core.latents import LatentCache
+from layersync.core.metric import check_labels, parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
@@ -78,6 +80,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         outside_data(path, recipe.data, "--out")
     fresh = run is None or not run.checkpoint_steps()
     parts = build_parts(recipe, fresh=fresh)
+    _warn_of_metrics(recipe, parts)
     trainer = Trainer(recipe, parts, fresh=fresh, precision=None if run is None else run.environment.get("precision"))
     start, seconds = 0, 0.0
     if run is not None and run.data.fingerprint != parts.data.fingerprint:
@@ -98,6 +101,15 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
     run = _seen(path)
     _Session(trainer, run, start, seconds).take_steps()
     return run
+
+
+def _warn_of_metrics(recipe: Recipe, parts: Parts) -> None:
+    """Say before a training what would refuse to score it."""
+    metrics = parse_metrics(recipe.modality, recipe.evaluate.metrics)
+    try:
+        check_labels(recipe, metrics, parts.data.classes, parts.data.condition)
+    except InputError as error:
+        warnings.warn(f"evaluate.metrics: this run cannot be scored by them: {error}", stacklevel=3)
 
 
 def _seen(path: Path) -> Run:
@@ -301,6 +313,7 @@ def dry_run(recipe: Recipe) -> DryRun:
     with tempfile.TemporaryDirectory(prefix="layersync-dry-run-") as scratch:
         limit = max(2 * recipe.train.batch_size, 64)
         parts = build_parts(recipe, limit=limit, directory=Path(scratch))
+        _warn_of_metrics(recipe, parts)
         trainer = Trainer(recipe, parts)
         trainer.model.train()
         trainer.train_step(0)

@@ -19,6 +19,7 @@ import pytest
 import layersync
 from layersync import Run
 from layersync.core.results import read_comparison
+from layersync.core.sampling import write_samples
 
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
@@ -109,16 +110,36 @@ def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(tiny
     assert "15 is no multiple of accumulate x processes, 1 x 2" in said
 
 
+COMMANDS = """
+import json
+import sys
+from layersync.cli import main
+
+for command in json.loads(sys.argv.pop()):
+    sys.argv[1:] = command
+    try:
+        main()
+    except SystemExit as left:
+        assert left.code == 0
+"""
+"""Several calls of the command line, given as JSON."""
 METRICS = ["fd-classifier", "label-agreement", "nearest-training"]
 
 
-def test_two_processes_score_a_run_as_one(alone: Run, tmp_path: Path) -> None:
-    """33 samples: the shares differ, a sample does not."""
+def test_two_processes_sample_and_score_a_run_as_one(alone: Run, tmp_path: Path) -> None:
+    """3 and 33 samples: the shares differ, a sample does not. Each path is printed once, each folder is whole."""
     one = layersync.evaluate(alone.path, METRICS, num_samples=33).metrics
-    arguments = ["evaluate", str(alone.path), "--metrics", ",".join(METRICS), "--num-samples", "33", "--json"]
-    status, said = launched(arguments, tmp_path / "out.json")
+    drawn = write_samples(alone.path, num=3, seed=5, archive=True, out=tmp_path / "one")
+    program = tmp_path / "commands.py"
+    program.write_text(COMMANDS)
+    sample = ["sample", str(alone.path), "--num", "3", "--seed", "5", "--npz", "--out", str(tmp_path / "two")]
+    evaluate = ["evaluate", str(alone.path), "--metrics", ",".join(METRICS), "--num-samples", "33", "--json"]
+    status, said = launched([json.dumps([sample, evaluate])], tmp_path / "out", [str(program)])
     assert status == 0, said[-2000:]
-    two = json.loads((tmp_path / "out.json").read_text())["metrics"]
+    path, scores = (tmp_path / "out").read_text().splitlines()
+    files = {file.name: file.read_bytes() for file in drawn.iterdir()}
+    assert len(files) > 4 and {file.name: file.read_bytes() for file in Path(path).iterdir()} == files
+    two = json.loads(scores)["metrics"]
     for name in METRICS:
         assert two[name]["value"] == pytest.approx(one[name].value, rel=1e-4), name
         assert two[name]["num_samples"] == one[name].num_samples == 33

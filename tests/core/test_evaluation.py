@@ -331,11 +331,16 @@ def test_a_folder_that_holds_no_classifier_is_named(trained: Run, tmp_path: Path
 
 
 def test_unlabelled_data_is_refused_naming_the_others(tiny: Make, tmp_path: Path, command: Make) -> None:
+    """And said before the training that could not be scored."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     for n in range(20):
         Image.fromarray(np.full((8, 8), 12 * n, np.uint8)).save(folder / f"{n}.png")
-    run = layersync.train(tiny("data.name=folder", f"data.path={folder}", "train.steps=1"), tmp_path / "run")
+    recipe = tiny("data.name=folder", f"data.path={folder}", "train.steps=1", "evaluate.metrics=[fd-classifier]")
+    with pytest.warns(
+        UserWarning, match=r"evaluate\.metrics: this run cannot be scored by them: .* data folder has none"
+    ):
+        run = layersync.train(recipe, tmp_path / "run")
     with pytest.raises(InputError, match=r"need labels, data folder has none; there are: nearest-training"):
         layersync.evaluate(run.path, ["fd-classifier"], num_samples=8)
     status, _, err = command("evaluate", run.path, "--metrics", "label-agreement", "--num-samples", "8")
