@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
 import signal
 import sys
 import threading
@@ -33,7 +32,7 @@ from layersync.core.probe import Probe
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import RunRecord, SimilarityMap
-from layersync.core.run import Run, atomic_write
+from layersync.core.run import Run, atomic_write, leave_newest
 from layersync.core.sampling import write_samples
 from layersync.core.session import train
 from layersync.core.trainer import PROBE_SIZE, build_parts
@@ -182,10 +181,8 @@ def finish(assignment: Assignment) -> None:
     """Carry out the assignment and leave its record; then only, let checkpoints go."""
     record = carry_out(assignment)
     write_record(Path(assignment.result), record)
-    run = Run(assignment.run)
     if assignment.keep is not None:
-        for step in run.checkpoint_steps()[: -assignment.keep]:
-            shutil.rmtree(run.checkpoint(step))
+        leave_newest(Path(assignment.run) / "checkpoints", assignment.keep)
 
 
 def write_record(path: Path, record: RunRecord) -> None:

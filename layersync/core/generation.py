@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -217,7 +217,8 @@ class GenerativeModel:
             raise InputError(f"--noise: is {list(noise.shape)}, the run needs {[count, *self.latent.shape]}")
         mask = self._mask(conditions)
         given = self._given(conditions)
-        if settings.guidance != 1.0 and not given and not self._warned:
+        unconditional = not self.condition.num_classes and not self.condition.text_channels
+        if settings.guidance != 1.0 and unconditional and not self._warned:
             self._warned = True
             warnings.warn(UNGUIDED, stacklevel=2)
         parts = []
@@ -226,20 +227,23 @@ class GenerativeModel:
                 part = slice(first, min(first + settings.batch_size, count))
                 size = part.stop - part.start
                 x0 = sample_noise(seed, start + first, size, self.latent) if noise is None else noise[part]
-                condition = {key: value[part] for key, value in given.items()}
                 batch_mask = None if mask is None else mask[part].to(self.device)
-                parts.append(self._solve(x0.float(), condition, batch_mask, settings, seed, start + first).cpu())
+                parts.append(self._solve(x0.float(), given(part), batch_mask, settings, seed, start + first).cpu())
                 advance(size)
         return torch.cat(parts), mask
 
-    def _given(self, conditions: Conditions) -> dict[str, Tensor]:
-        """What the backbone is given: labels, where -1 becomes "none", and embedded texts."""
-        given: dict[str, Tensor] = {}
-        if none := self.condition.num_classes:
-            given["label"] = torch.where(conditions.label < 0, none, conditions.label)
-        if self.condition.text_channels:
-            given |= TextTable.of(self.text_encoder, conditions.captions, kept=False).read(conditions.captions)
-        return given
+    def _given(self, conditions: Conditions) -> Callable[[slice], dict[str, Tensor]]:
+        """What the backbone is given for a part of them: labels, where -1 becomes "none", and embedded texts."""
+        none = self.condition.num_classes
+        wordy = self.condition.text_channels
+        texts = TextTable.of(self.text_encoder, conditions.captions, kept=False) if wordy else None
+
+        def read(part: slice) -> dict[str, Tensor]:
+            found = {} if texts is None else texts.read(conditions.captions[part])
+            label = conditions.label[part]
+            return {"label": torch.where(label < 0, none, label), **found} if none else found
+
+        return read
 
     def _mask(self, conditions: Conditions) -> Tensor | None:
         if self.latent.num_frames is None:

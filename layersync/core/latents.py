@@ -51,6 +51,11 @@ def cache_key(dataset: ExampleDataset, tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
 
 
+def _mapped(path: Path, rows: int, values: int) -> np.ndarray:
+    """A file of float32, memory-mapped. NumPy's own map would keep a file open, of which a process may have few."""
+    return torch.from_file(str(path), shared=False, size=rows * values, dtype=torch.float32).numpy().reshape(rows, -1)
+
+
 class LatentCache:
     """Read access to a built cache. Made by :meth:`open`.
 
@@ -71,10 +76,7 @@ class LatentCache:
         files = [ShardFile(**file) for file in self.meta["files"]]
         verify(directory, files)
         values = math.prod(self.row_shape)
-        self._files = [
-            np.memmap(directory / file.name, np.float32, "r", shape=(file.rows, values)).view(np.ndarray)
-            for file in files
-        ]
+        self._files = [_mapped(directory / file.name, file.rows, values) for file in files]
         self._first_rows = np.concatenate([[0], np.cumsum([file.rows for file in files])])
 
     @classmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -135,7 +136,10 @@ def _kept(
         return load_features(path, extractor)
     found = make()
     if processes.main:
-        save_features(path, found)
+        try:
+            save_features(path, found)
+        except OSError as error:  # samples may have been drawn for hours by now
+            warnings.warn(f"{path}: features are not kept there ({error.strerror})", stacklevel=2)
     processes.wait()
     return found
 

@@ -11,6 +11,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -155,9 +156,7 @@ class Run:
 
     def checkpoint_steps(self) -> list[int]:
         """Steps of the checkpoints there are, ascending."""
-        found = (self.path / "checkpoints").glob(f"{CHECKPOINT_PREFIX}*")
-        numbers = (path.name.removeprefix(CHECKPOINT_PREFIX) for path in found)
-        return sorted(int(number) for number in numbers if number.isdecimal())
+        return sorted(checkpoints_in(self.path / "checkpoints"))
 
     def latest_checkpoint(self) -> Path:
         """The newest checkpoint. InputError when there is none."""
@@ -167,30 +166,56 @@ class Run:
         return self.checkpoint(steps[-1])
 
     def clear_leftovers(self) -> None:
-        """Remove what an interrupted write left behind: names that start with a dot."""
-        for folder in (self.path, self.path / "checkpoints", self.path / "samples"):
-            for leftover in folder.glob(".*"):
-                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        """Remove what a training whose writing was interrupted left behind."""
+        for leftover in (*self.path.glob(".*.partial"), *(self.path / "checkpoints").glob(f".{CHECKPOINT_PREFIX}*")):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
     def append(self, log: str, record: dict[str, Any]) -> None:
-        """Add one JSON line to a log such as ``metrics.jsonl``."""
-        with (self.path / log).open("a") as stream:
-            stream.write(json.dumps(record) + "\n")
+        """Add one JSON line to a log such as ``metrics.jsonl``; a torn one before it stays a line of its own."""
+        with (self.path / log).open("ab+") as stream:
+            if stream.tell():
+                stream.seek(-1, os.SEEK_END)
+                if stream.read() != b"\n":
+                    stream.write(b"\n")
+            stream.write(f"{json.dumps(record)}\n".encode())
 
     def records(self, log: str = "metrics.jsonl") -> list[dict[str, Any]]:
-        """The whole lines of a log; a torn last line is left out."""
+        """The whole lines of a log; those that a full disk or a kill tore are left out."""
         path = self.path / log
-        if not path.is_file():
-            return []
-        return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+        found = []
+        for line in path.read_text().splitlines(keepends=True) if path.is_file() else ():
+            with suppress(json.JSONDecodeError):
+                if line.endswith("}\n"):
+                    found.append(json.loads(line))
+        return found
 
     def cut_back(self, step: int) -> None:
-        """Drop log lines later than ``step``, and a torn last line, before a training goes on from there."""
+        """Drop log lines later than ``step``, and torn ones, before a training goes on from there."""
         for log in ("metrics.jsonl", "evaluation.jsonl"):
             if (self.path / log).is_file():
                 kept = [record for record in self.records(log) if record["step"] <= step]
                 with atomic_write(self.path / log) as partial:
                     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def checkpoints_in(folder: Path) -> dict[int, Path]:
+    """The checkpoints in ``RUN/checkpoints`` by step; other names there are not the run's."""
+    found = {path.name.removeprefix(CHECKPOINT_PREFIX): path for path in folder.glob(f"{CHECKPOINT_PREFIX}*")}
+    return {int(number): path for number, path in found.items() if number.isdecimal()}
+
+
+def leave_newest(folder: Path, keep: int) -> None:
+    """Remove all but the ``keep`` newest checkpoints in ``RUN/checkpoints``. Warns of one that cannot be removed."""
+    for _, old in sorted(checkpoints_in(folder).items())[:-keep]:
+        doomed = old.with_name(f".{old.name}")  # an end in between leaves no half of a checkpoint
+        try:
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            warnings.warn(f"{old}: cannot be removed ({error.strerror}), as train.keep says", stacklevel=2)
 
 
 def differing_keys(ours: Any, theirs: Any, path: str = "") -> list[str]:
@@ -242,7 +267,12 @@ def environment(device: torch.device, precision: str, reason: str, processes: in
 
 
 def _git_commit() -> str | None:
-    done = subprocess.run(
-        ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-    )
-    return done.stdout.strip() or None
+    """Of the repository that this code is the source of; none where it was installed, be it inside another one."""
+    root = Path(__file__).parents[2]
+    command = ["git", "-C", str(root), "rev-parse", "--show-toplevel", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:  # there is no git
+        return None
+    top, _, commit = done.stdout.strip().partition("\n")
+    return commit if done.returncode == 0 and Path(top).resolve() == root.resolve() else None

@@ -12,13 +12,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -90,17 +91,31 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         if start > recipe.train.steps:
             raise InputError(f"train.steps: {recipe.train.steps} is less than the {start} steps that {path} has taken")
     accelerator = trainer.accelerator
-    if accelerator.is_main_process:
-        if run is None:
-            run = _create(path, recipe, trainer, parts)
-        else:
-            run.clear_leftovers()
-            run.cut_back(start or -1)
-            _write_recipe(run, recipe)
-    accelerator.wait_for_everyone()
-    run = _seen(path)
-    _Session(trainer, run, start, seconds).take_steps()
+    with ExitStack() as held:
+        if accelerator.is_main_process:
+            if run is None:
+                run = _create(path, recipe, trainer, parts)
+                held.enter_context(_alone(run))
+            else:
+                held.enter_context(_alone(run))
+                run.clear_leftovers()
+                run.cut_back(start or -1)
+                _write_recipe(run, recipe)
+        accelerator.wait_for_everyone()
+        run = _seen(path)
+        _Session(trainer, run, start, seconds).take_steps()
     return run
+
+
+@contextmanager
+def _alone(run: Run) -> Iterator[None]:
+    """Keep other trainings of the run out, and InputError where there is one."""
+    try:
+        lock = FileLock(run.path / "training.lock").acquire(timeout=0)
+    except Timeout:
+        raise InputError(f"--resume: another process is training {run.path}; wait until it has ended") from None
+    with lock:
+        yield
 
 
 def _warn_of_metrics(recipe: Recipe, parts: Parts) -> None:

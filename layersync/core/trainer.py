@@ -351,6 +351,12 @@ class Trainer:
         names = [name for name, _ in self.backbone.named_parameters()]
         return dict(zip(names, self.ema.tensors, strict=True))
 
+    def _averaged_under_every_name(self) -> dict[str, Tensor]:
+        """With those that tied weights have beside the first."""
+        averages = {id(own): average for own, average in zip(self.backbone.parameters(), self.ema.tensors, strict=True)}
+        named = self.backbone.named_parameters(remove_duplicate=False)
+        return {name: averages[id(parameter)] for name, parameter in named}
+
     def measure(self) -> dict[str, Any]:
         """Held-out flow loss by bins of t and the similarity of the pairs, of the averaged network in float32."""
         training = self.backbone.training
@@ -370,7 +376,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             tensors: dict[str, Mapping[str, Tensor]] = {
                 "model": self.backbone.state_dict(),
-                "ema": {**self.backbone.state_dict(), **self._averaged()},
+                "ema": {**self.backbone.state_dict(), **self._averaged_under_every_name()},
                 "optimizer": optimizer_tensors(self.optimizer, self.names),
             }
             if any(True for _ in self.regularizer.parameters()):

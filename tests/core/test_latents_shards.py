@@ -64,6 +64,8 @@ def test_files_are_bounded_and_hold_what_was_encoded(whole: Path) -> None:
     sizes = {f.name: f.stat().st_size for f in cache.directory.glob("*.bin")}
     assert max(sizes.values()) <= BYTES and sum(sizes.values()) == len(dataset) * 2 * 64 * 4
     assert len(sizes) > len(dataset) / EXAMPLES and "shard-00000-1.bin" in sizes
+    opened = [link.readlink() for link in Path("/proc/self/fd").iterdir() if link.is_symlink()]
+    assert not [path for path in opened if path.is_relative_to(whole)], "of thousands of files none stays open"
     chosen = np.random.default_rng(0).permutation(len(dataset)).tolist()
     for variant, name in ((0.0, "original"), (0.99, "flip")):
         wanted = PIXELS.encode([dataset.variant(dataset[index].sample, name) for index in chosen])

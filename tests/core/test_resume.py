@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 import layersync
 from layersync import InputError, Run, load_recipe
@@ -223,9 +224,43 @@ def test_leftovers_of_an_interrupted_write_are_cleared(tiny: Make, tmp_path: Pat
     (run.path / "checkpoints" / ".step-00000003").mkdir()
     (run.path / "checkpoints" / ".step-00000003" / "model.safetensors").write_bytes(b"torn")
     (run.path / ".recipe.yaml.partial").write_text("modal")
+    others = (".gitignore", "samples/.samples-of-a-sample-that-runs")
+    for name in others:
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).touch()
     assert run.checkpoint_steps() == [2]
     layersync.train(tiny("train.steps=3"), run.path, resume=True)
-    assert not list(run.path.rglob(".*"))
+    assert {str(path.relative_to(run.path)) for path in run.path.rglob(".*")} == set(others)
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(tiny: Make, tmp_path: Path) -> None:
+    recipe = tiny("train.steps=2")
+    run = layersync.train(recipe, tmp_path / "run")
+    shutil.rmtree(run.latest_checkpoint())
+    leftover = run.path / "checkpoints" / ".step-00000002"
+    leftover.mkdir()
+    with (
+        FileLock(run.path / "training.lock"),
+        pytest.raises(InputError, match=r"another process is training .*/run; wait until it has ended"),
+    ):
+        layersync.train(recipe, run.path, resume=True)
+    assert leftover.exists() and len(run.records()) > 2
+    layersync.train(recipe, run.path, resume=True)
+    assert run.checkpoint_steps() == [2]
+
+
+def test_a_log_that_was_torn_goes_on(tiny: Make, tmp_path: Path) -> None:
+    """What a full disk cut off is left out, and what comes after it is read."""
+    run = layersync.train(tiny("train.steps=2"), tmp_path / "run")
+    for torn in ('{"step": 2, "metr', '{"step": 2, "metrics": {"a": {}}'):
+        with (run.path / "evaluation.jsonl").open("a") as log:
+            log.write(torn)
+        run.append("evaluation.jsonl", {"step": 2, "after": torn})
+    assert [record["after"] for record in run.records("evaluation.jsonl")] == [
+        '{"step": 2, "metr', '{"step": 2, "metrics": {"a": {}}',
+    ]  # fmt: skip
+    layersync.train(tiny("train.steps=3"), run.path, resume=True)
+    assert len(run.records("evaluation.jsonl")) == 2
 
 
 def test_a_run_that_exists_is_refused_without_resume(tiny: Make, trained: Run) -> None:

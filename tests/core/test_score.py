@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 
 from layersync import InputError, score_samples
+from layersync.core import reference
 from layersync.core.metric import DOMAIN_METRICS, KINDS, Needs, parse_metric
 from layersync.metrics import frechet_distance
 from layersync.modalities.motion.features.kinetic import kinetic_features
@@ -174,6 +177,24 @@ def test_features_of_the_reference_are_kept_and_renewed_with_the_file(tmp_path: 
     np.save(real, motions(64, 5, speed=2.0))
     changed = score_samples("motion", [sets["alike"]], ["fd-kinetic"], real=real).metrics["fd-kinetic"].value
     assert again == pytest.approx(first, rel=1e-9) and changed != pytest.approx(first, rel=1e-3)
+
+
+def test_a_cache_that_is_full_costs_no_score(
+    tmp_path: Path, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What has been drawn and read for hours is scored all the same."""
+
+    def full(path: Path, _: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    real = tmp_path / "real.npy"
+    np.save(real, motions(64, 6))
+    monkeypatch.setattr(reference, "save_features", full)
+    with pytest.warns(UserWarning, match="features are not kept there \\(No space left on device\\)"):
+        found = score_samples("motion", [sets["alike"]], ["fd-kinetic"], real=real).metrics["fd-kinetic"]
+    monkeypatch.undo()
+    again = score_samples("motion", [sets["alike"]], ["fd-kinetic"], real=real).metrics["fd-kinetic"]
+    assert found.value == pytest.approx(again.value, rel=1e-9)
 
 
 @pytest.mark.parametrize(

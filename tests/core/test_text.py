@@ -277,6 +277,8 @@ def test_what_is_said_changes_what_is_drawn(model: GenerativeModel) -> None:
     walk, dance, none, walk_again = drawn(model, ["a person walks", "a person dances", "", "a person walks"])
     assert torch.allclose(walk, walk_again, atol=1e-5)
     assert not torch.allclose(walk, dance, atol=1e-3) and not torch.allclose(walk, none, atol=1e-3)
+    in_parts = drawn(model, ["a person walks", "a person dances", "", "a person walks"], batch_size=3)
+    assert torch.allclose(torch.stack([walk, dance, none, walk_again]), torch.stack(list(in_parts)), atol=1e-5)
 
 
 def test_guidance_moves_away_from_no_text(model: GenerativeModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,14 +14,18 @@ from typing import Any
 
 import pytest
 import torch
+from plugins import Installer
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import layersync
 from layersync import load_recipe
+from layersync.core import run as run_module
 from layersync.core.draws import StepDraws, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.latents import LatentBatch, LatentCache
 from layersync.core.probe import flow_loss
+from layersync.core.run import leave_newest
 from layersync.core.trainer import Trainer, build_parts, choose_precision
 
 Make = Callable[..., Any]
@@ -354,6 +359,50 @@ def test_keep_leaves_the_newest_checkpoints(tiny: Make, tmp_path: Path) -> None:
     assert run.checkpoint_steps() == [4, 5]
     everything = layersync.train(tiny("train.steps=5", "train.checkpoint_every=2"), tmp_path / "all")
     assert everything.checkpoint_steps() == [2, 4, 5]
+
+
+def test_what_is_not_a_checkpoint_of_the_run_is_kept(tiny: Make, tmp_path: Path) -> None:
+    """A copy put aside takes no place of ``train.keep``; what cannot be removed is said, and ends nothing."""
+    run = layersync.train(tiny("train.steps=2", "train.checkpoint_every=1"), tmp_path / "run")
+    aside = run.checkpoint(1).with_name("step-00000001-best")
+    shutil.copytree(run.checkpoint(1), aside)
+    layersync.train(tiny("train.steps=4", "train.checkpoint_every=1"), run.path, resume=True)
+    (run.path / "checkpoints" / ".step-00000001" / "in-the-way").mkdir(parents=True)
+    with pytest.warns(UserWarning, match="step-00000001: cannot be removed"):
+        leave_newest(run.path / "checkpoints", 2)
+    assert run.checkpoint_steps() == [1, 3, 4] and (aside / "ema.safetensors").is_file()
+
+
+def test_the_commit_is_of_our_own_repository_or_none(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Installed inside of another repository, or where there is no git at all, a run has none."""
+    git = ("git", "-C", str(tmp_path), "-c", "user.name=n", "-c", "user.email=e")
+    for command in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "theirs")):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    for root, commit in ((tmp_path / "site-packages", None), (tmp_path, head)):
+        place = root / "layersync" / "core" / "run.py"
+        place.parent.mkdir(parents=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(run_module, "__file__", str(place))
+            assert run_module.environment(torch.device("cpu"), "float32", "", 1)["git_commit"] == commit
+    monkeypatch.setenv("PATH", "")
+    assert layersync.train(tiny("train.steps=1"), tmp_path / "run").environment["git_commit"] is None
+
+
+def test_tied_weights_are_averaged_under_each_of_their_names(installer: Installer, tmp_path: Path) -> None:
+    lines = ("built = config.build(latent, condition)", "built.blocks[1].mlp = built.blocks[0].mlp", "return built")
+    name = installer.strokes(("return config.build(latent, condition)", "\n        ".join(lines)))
+    run = layersync.train(layersync.load_recipe(f"{name}/quick", ["train.ema_decay=0.5"]), tmp_path / "run")
+    for kind in ("model", "ema"):
+        tensors = load_file(run.latest_checkpoint() / f"{kind}.safetensors")
+        pairs = [(key, key.replace("blocks.0.", "blocks.1.")) for key in tensors if key.startswith("blocks.0.mlp.")]
+        assert pairs and all(torch.equal(tensors[first], tensors[second]) for first, second in pairs)
+    again = layersync.train(
+        layersync.load_recipe(f"{name}/quick", ["train.ema_decay=0.5", "train.steps=6"]), run.path, resume=True
+    )
+    assert again.checkpoint_steps()[-1] == 6 and len(layersync.load(run.path).sample(3)) == 3
 
 
 def test_what_a_run_holds(trained: Any) -> None:

@@ -23,6 +23,7 @@ from layersync.modalities.image.samples import ImageSamples, open_image_samples,
 from layersync.modalities.image.tokenizer import Pixels, PixelsConfig, Vae, VaeConfig
 
 CLASSIFIER_SIZE = 64
+REDUCED_AT_ONCE = 256
 ALIASES = {
     "fid": "fd-inception-v3.pool",
     "sfid": "fd-inception-v3.spatial",
@@ -80,10 +81,14 @@ class ImageAdapter:
         shapes = {sample.shape for sample in samples}
         if len(shapes) > 1:
             raise InputError(f"images of differing shapes cannot be compared: {sorted(shapes)}")
-        batch = torch.from_numpy(np.stack(samples)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        if max(batch.shape[2:]) > CLASSIFIER_SIZE:
-            batch = F.interpolate(batch, CLASSIFIER_SIZE, mode="area")
-        return batch, None
+        parts = []
+        for first in range(0, len(samples), REDUCED_AT_ONCE):  # as float32 they are four times as large
+            part = torch.from_numpy(np.stack(samples[first : first + REDUCED_AT_ONCE]))
+            part = part.permute(0, 3, 1, 2).float() / 127.5 - 1
+            if max(part.shape[2:]) > CLASSIFIER_SIZE:
+                part = F.interpolate(part, CLASSIFIER_SIZE, mode="area")
+            parts.append(part)
+        return torch.cat(parts), None
 
     def render(self, samples: Sequence[np.ndarray], directory: Path) -> list[Path]:  # noqa: D102
         return render_images(samples, directory)

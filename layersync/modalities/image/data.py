@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -172,12 +173,13 @@ class Digits(ImageData):
     name: Literal["digits"] = "digits"
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
-        from sklearn.datasets import load_digits
-
-        found = load_digits()
-        images = np.round(found.images * (255 / 16)).astype(np.uint8)[..., None]
-        rows = held_out_rows(found.target, split)
-        return _from_arrays(images[rows], found.target[rows], DIGIT_CLASSES, "digits", self.flip)
+        package = find_spec("sklearn")  # whose import takes as long as torch's
+        assert package is not None and package.submodule_search_locations
+        table = _table(Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"))
+        labels = table[:, -1].astype(np.int64)
+        rows = held_out_rows(labels, split)
+        images = np.round(table[rows, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+        return _from_arrays(images, labels[rows], DIGIT_CLASSES, "digits", self.flip)
 
 
 class Mnist5k(ImageData):
@@ -191,7 +193,7 @@ class Mnist5k(ImageData):
         return MNIST5K.prepare()
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
-        table = _mnist5k_table(self.prepare() / "mnist_5k.csv.gz")
+        table = _table(self.prepare() / "mnist_5k.csv.gz")
         labels = table[:, -1].astype(np.int64)
         rows = held_out_rows(labels, split)
         images = table[rows, :-1].reshape(-1, 28, 28, 1)
@@ -199,7 +201,8 @@ class Mnist5k(ImageData):
 
 
 @lru_cache(maxsize=1)
-def _mnist5k_table(path: Path) -> np.ndarray:
+def _table(path: Path) -> np.ndarray:
+    """An image a row, its class last."""
     with gzip.open(path, "rt") as stream:
         return np.loadtxt(stream, delimiter=",", dtype=np.float32).astype(np.uint8)
 

@@ -309,3 +309,15 @@ def test_rounding_changes_decoded_bytes_by_half_a_level_and_no_latent(tmp_path: 
     assert (decoded["nearest"] - decoded["truncate"] == (level % 1 >= 0.5)).all()
     assert (decoded["nearest"] == np.stack(Pixels(PixelsConfig()).decode(latents))).all()
     assert by_name["nearest"].fingerprint == by_name["truncate"].fingerprint
+
+
+def test_the_classifier_reads_many_large_images_a_part_at_a_time() -> None:
+    """Each as it is read alone; the whole set, four times as large in float32, is never in memory at once."""
+    images = list(stack(600, (96, 128)))
+    tracemalloc.start()
+    found, _ = ImageAdapter().classifier_input(images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.shape == (600, 3, 64, 64) and peak < sum(image.nbytes for image in images) * 0.6
+    alone = torch.cat([ImageAdapter().classifier_input([images[number]])[0] for number in (0, 255, 256, 599)])
+    assert torch.equal(found[[0, 255, 256, 599]], alone)
