@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from layersync import Recipe, Run, load_recipe, train
+from layersync.core import experiment_run, trainer
 from layersync.core.packaged import cache_directory
 
 torch.set_num_threads(1)
@@ -43,6 +44,19 @@ def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         del os.environ["LAYERSYNC_CACHE"]
     else:
         os.environ["LAYERSYNC_CACHE"] = before
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_probe(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Held-out losses and similarities on 32 examples instead of 256: most of a tiny training is these.
+
+    A module with ``WHOLE_PROBE`` looks at them, or compares them with those of a process of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if not hasattr(request.module, "WHOLE_PROBE"):
+            for module in (trainer, experiment_run):
+                patch.setattr(module, "PROBE_SIZE", 32)
+        yield
 
 
 TINY: dict[str, Any] = {

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sysconfig
 import venv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,8 +32,8 @@ class Environment:
     def __init__(self, folder: Path):
         self.python = folder / "bin" / "python"
         venv.create(folder, with_pip=False, symlinks=True)
-        packages = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
-        (packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+        self.packages = folder / "lib" / f"python{sysconfig.get_python_version()}" / "site-packages"
+        (self.packages / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
         self.variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "RANK")}
         self.variables |= {
             "PATH": f"{self.python.parent}{os.pathsep}{os.environ['PATH']}",
@@ -44,19 +44,21 @@ class Environment:
         for name in SOURCES:
             kind = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             kind(ROOT / name, source / name)
-        self.install(self.wheel(source, folder / "wheels"))
+        self.install(*self.wheels([source], folder / "own-wheel"))
 
-    def wheel(self, source: Path, into: Path) -> Path:
-        """Build the package in ``source``, in a copy of it: a build leaves files behind."""
-        copy = into.parent / f"{into.name}-of" / source.name
-        shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".*"))
-        self.run(self.python, "-m", "pip", "wheel", "--quiet", "--wheel-dir", into, copy, variables=PIP)
-        (built,) = into.glob("*.whl")
+    def wheels(self, sources: Sequence[Path], into: Path) -> list[Path]:
+        """Build the packages in ``sources``, in copies of them: a build leaves files behind."""
+        copies = [into.parent / f"{into.name}-of" / source.name for source in sources]
+        for source, copy in zip(sources, copies, strict=True):
+            shutil.copytree(source, copy, ignore=shutil.ignore_patterns("build", "*.egg-info", "__pycache__", ".*"))
+        self.run(self.python, "-m", "pip", "wheel", "--quiet", "--wheel-dir", into, *copies, variables=PIP)
+        built = sorted(into.glob("*.whl"))
+        assert len(built) == len(sources), built
         return built
 
-    def install(self, wheel: Path) -> None:
-        """Install a wheel."""
-        self.run(self.python, "-m", "pip", "install", "--quiet", wheel, variables=PIP)
+    def install(self, *wheels: Path) -> None:
+        """Install wheels."""
+        self.run(self.python, "-m", "pip", "install", "--quiet", *wheels, variables=PIP)
 
     def run(
         self, *command: object, cwd: Path = ROOT.parent, status: int = 0, variables: Mapping[str, str] | None = None

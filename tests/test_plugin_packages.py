@@ -46,15 +46,15 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     folder = tmp_path_factory.mktemp("plugins")
     made = Environment(folder / "environment")
     made.layersync("new-modality", NEW, "--into", folder, cwd=folder)
-    for package in (*EXAMPLES, folder / f"layersync-{NEW}"):
-        made.install(made.wheel(package, folder / "wheels" / package.name))
+    made.install(*made.wheels([*EXAMPLES, folder / f"layersync-{NEW}"], folder / "wheels"))
     return made
 
 
-def small(recipe: str, environment: Environment, folder: Path) -> list[str]:
-    """Options that make a training of ``recipe`` a matter of seconds, scored by the modality's own metrics."""
-    shown = environment.layersync("recipes", "show", recipe, cwd=folder).stdout
-    own = [metric for metric in yaml.safe_load(shown)["evaluate"]["metrics"] if metric not in DOMAIN_METRICS]
+def small(modality: str, environment: Environment) -> list[str]:
+    """Options that make a training of ``quick`` a matter of seconds, scored by the modality's own metrics."""
+    (recipe,) = environment.packages.glob(f"*{modality.replace('-', '_')}/recipes/quick.yaml")
+    metrics = yaml.safe_load(recipe.read_text())["evaluate"]["metrics"]
+    own = [metric for metric in metrics if metric not in DOMAIN_METRICS]
     assert own, f"{recipe} has no metric of its modality"
     settings = SMALL | {"evaluate.metrics": f"[{', '.join(own)}]"}
     return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
@@ -66,7 +66,7 @@ def test_runs_of_a_modality_are_compared_sampled_and_evaluated(
     modality: str, environment: Environment, tmp_path: Path
 ) -> None:
     recipe = f"{modality}/quick"
-    options = small(recipe, environment, tmp_path)
+    options = small(modality, environment)
     regularizer = REGULARIZERS[MODALITIES.index(modality) % len(REGULARIZERS)]
     words = ["--variants", f"baseline,{regularizer}", "--seeds", 1, "--jobs", 2, "--out", "comparison", "--json"]
     (domain,) = json.loads(environment.layersync("compare", recipe, *words, *options, cwd=tmp_path).stdout)["domains"]
@@ -91,10 +91,10 @@ def test_own_tests_of_a_package_pass(package: Path, environment: Environment, tm
 def test_packages_are_the_installed_ones(environment: Environment, tmp_path: Path) -> None:
     """Nothing of the source tree is imported: layersync and the plug-ins come out of the environment."""
     code = (
-        "import importlib.metadata as m, layersync; print(layersync.__file__)\n"
+        "import importlib.metadata as m, importlib.util as u, layersync; print(layersync.__file__)\n"
         "for group in ('modalities', 'regularizers'):\n"
         "    for point in m.entry_points(group=f'layersync.{group}'):\n"
-        "        print(__import__(point.module, fromlist=['x']).__file__)\n"
+        "        print(u.find_spec(point.module.partition('.')[0]).origin)\n"
     )
     files = environment.run(environment.python, "-c", code, cwd=tmp_path).stdout.split()
     assert len(files) == 1 + len(MODALITIES) + 3 + len(entry_points("regularizers")) + 2, files

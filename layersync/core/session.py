@@ -124,7 +124,8 @@ def _warn_of_metrics(recipe: Recipe, parts: Parts) -> None:
     try:
         check_labels(recipe, metrics, parts.data.classes, parts.data.condition)
     except InputError as error:
-        warnings.warn(f"evaluate.metrics: this run cannot be scored by them: {error}", stacklevel=3)
+        what = str(error).partition(";")[0]
+        warnings.warn(f"evaluate.metrics: this run cannot be scored by them: {what}", stacklevel=3)
 
 
 def _seen(path: Path) -> Run:

@@ -105,7 +105,7 @@ def _draw(title: str, alt: str, height: float, paint: Callable[[Canvas], None]) 
         paint(canvas)
         svg, png = io.StringIO(), io.BytesIO()
         canvas.savefig(svg, format="svg", metadata={"Date": None}, dpi=PNG_DPI)
-        canvas.set_layout_engine("none")  # what the first drawing found stays: it is half of the time
+        canvas.set_layout_engine(None)  # what the first drawing found stays: to look for it is half of the time
         canvas.savefig(png, format="png", metadata={"Software": None}, dpi=PNG_DPI)
     return Figure(title, alt, svg.getvalue(), png.getvalue())
 

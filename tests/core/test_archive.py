@@ -13,6 +13,7 @@ import pytest
 import layersync
 from layersync.core.adapter import load_adapter
 
+FEWER = {"audio": ["data.num_pitches=3"]}
 SMALL = ["train.steps=2", "train.batch_size=8", "evaluate.every=2", "backbone.depth=3", "sample.steps=2"]
 
 
@@ -20,7 +21,7 @@ SMALL = ["train.steps=2", "train.batch_size=8", "evaluate.every=2", "backbone.de
 def test_an_archive_holds_the_samples_and_is_read_again(
     modality: str, command: Callable[..., Any], tmp_path: Path
 ) -> None:
-    recipe = layersync.load_recipe(f"{modality}/quick", SMALL)
+    recipe = layersync.load_recipe(f"{modality}/quick", [*SMALL, *FEWER.get(modality, ())])
     run = layersync.train(recipe, tmp_path / "run")
     status, out, _ = command(
         "sample", run.path, "--num", "4", "--labels", "1,2", "--npz", "--out", tmp_path / "samples"

@@ -218,12 +218,23 @@ def test_recipes_are_domains_of_their_own(short: list[Path], tmp_path: Path, mon
         assert all((out / one.variants[name].samples / picture).is_file() for name in ("baseline", "layersync"))
 
 
+@pytest.fixture(scope="module")
+def numbers(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A comparison of one seed on the digits of ``short``."""
+    folder = tmp_path_factory.mktemp("numbers")
+    (folder / "numbers.yaml").write_text(tiny(*SHORT, "evaluate.metrics=[fd-classifier]").to_yaml())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(experiment, "ProcessPool", OneAfterTheOther)
+        layersync.compare([folder / "numbers.yaml"], seeds=[5], out=folder / "out")
+    return folder / "out"
+
+
 @pytest.fixture
-def elsewhere(short: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A comparison of one seed, taken to a machine whose own classifier of the data is another one."""
+def elsewhere(numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That comparison, taken to a machine whose own classifier of the data is another one."""
     monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
     out, cache = tmp_path / "out", tmp_path / "cache"
-    layersync.compare([short[1]], seeds=[5], out=out)
+    shutil.copytree(numbers, out)
     (kept,) = (out / "classifiers").glob("*.safetensors")
     (cache / "classifiers").mkdir(parents=True)
     another_classifier(kept, cache / "classifiers" / kept.name)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from layersync import Run
 from layersync.core.results import read_comparison
 from layersync.core.sampling import write_samples
 
+WHOLE_PROBE = True
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
 
@@ -103,61 +105,88 @@ def test_two_processes_train_as_one(
             assert ours["held_out_loss"] == pytest.approx(theirs["held_out_loss"], abs=1e-5)
 
 
-def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(tiny_file: Path, tmp_path: Path) -> None:
-    arguments = ["train", str(tiny_file), "--set", "train.batch_size=15", "--out", str(tmp_path / "run")]
-    status, said = launched(arguments)
-    assert status != 0 and not (tmp_path / "run").exists()
-    assert "15 is no multiple of accumulate x processes, 1 x 2" in said
-
-
 COMMANDS = """
 import json
+import os
 import sys
+from pathlib import Path
 from layersync.cli import main
 
+left = []
 for command in json.loads(sys.argv.pop()):
     sys.argv[1:] = command
     try:
         main()
-    except SystemExit as left:
-        assert left.code == 0
+    except SystemExit as end:
+        left.append(end.code)
+(Path(__file__).parent / f"statuses-{os.environ['RANK']}.json").write_text(json.dumps(left))
 """
-"""Several calls of the command line, given as JSON."""
+"""Several calls of the command line, given as JSON; their exit statuses go beside this file."""
 METRICS = ["fd-classifier", "label-agreement", "nearest-training"]
+MOTION_METRICS = ["fd-kinetic", "recall-kinetic", "jitter"]
 
 
-def test_two_processes_sample_and_score_a_run_as_one(alone: Run, tmp_path: Path) -> None:
-    """3 and 33 samples: the shares differ, a sample does not. Each path is printed once, each folder is whole."""
-    one = layersync.evaluate(alone.path, METRICS, num_samples=33).metrics
-    drawn = write_samples(alone.path, num=3, seed=5, archive=True, out=tmp_path / "one")
-    program = tmp_path / "commands.py"
-    program.write_text(COMMANDS)
-    sample = ["sample", str(alone.path), "--num", "3", "--seed", "5", "--npz", "--out", str(tmp_path / "two")]
+@dataclass(frozen=True)
+class Launch:
+    """What the commands of one launch left and said."""
+
+    folder: Path
+    statuses: tuple[list[int], ...]
+    out: list[str]
+    err: str
+
+
+@pytest.fixture(scope="module")
+def launch(alone: Run, tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """A training that is refused, samples and scores of a run, scores of files: one after another, by two processes."""
+    folder = tmp_path_factory.mktemp("launch")
+    (folder / "recipe.yaml").write_text(tiny(*OVERRIDES).to_yaml())
+    (folder / "commands.py").write_text(COMMANDS)
+    random = np.random.default_rng(0)
+    joints = random.standard_normal((2, 35, 1, 22, 3)) + 0.1 * random.standard_normal((2, 35, 12, 22, 3)).cumsum(2)
+    for name, part in zip(("real", "generated"), joints, strict=True):
+        np.save(folder / f"{name}.npy", part.astype(np.float32))
+    train = ["train", f"{folder}/recipe.yaml", "--set", "train.batch_size=15", "--out", f"{folder}/refused"]
+    sample = ["sample", str(alone.path), "--num", "3", "--seed", "5", "--npz", "--out", f"{folder}/samples"]
     evaluate = ["evaluate", str(alone.path), "--metrics", ",".join(METRICS), "--num-samples", "33", "--json"]
-    status, said = launched([json.dumps([sample, evaluate])], tmp_path / "out", [str(program)])
+    score = ["score", "--modality", "motion", "--generated", f"{folder}/generated.npy", "--real", f"{folder}/real.npy"]
+    score += ["--metrics", ",".join(MOTION_METRICS), "--json"]
+    commands = json.dumps([train, sample, evaluate, score])
+    status, said = launched([commands], folder / "out", [str(folder / "commands.py")])
     assert status == 0, said[-2000:]
-    path, scores = (tmp_path / "out").read_text().splitlines()
+    statuses = tuple(json.loads((folder / f"statuses-{rank}.json").read_text()) for rank in (0, 1))
+    return Launch(folder, statuses, (folder / "out").read_text().splitlines(), said)
+
+
+def test_a_batch_that_does_not_divide_is_refused_before_anything_is_written(launch: Launch) -> None:
+    assert [statuses[0] for statuses in launch.statuses] == [2, 2] and not (launch.folder / "refused").exists()
+    assert launch.err.count("15 is no multiple of accumulate x processes, 1 x 2") == 2
+
+
+def test_two_processes_draw_the_samples_of_one(launch: Launch, alone: Run, tmp_path: Path) -> None:
+    """In one folder that is whole; its path is printed once."""
+    drawn = write_samples(alone.path, num=3, seed=5, archive=True, out=tmp_path / "one")
     files = {file.name: file.read_bytes() for file in drawn.iterdir()}
-    assert len(files) > 4 and {file.name: file.read_bytes() for file in Path(path).iterdir()} == files
-    two = json.loads(scores)["metrics"]
+    path = Path(launch.out[0])
+    assert [statuses[1] for statuses in launch.statuses] == [0, 0] and path == launch.folder / "samples"
+    assert len(files) > 4 and {file.name: file.read_bytes() for file in path.iterdir()} == files
+
+
+def test_two_processes_score_a_run_as_one(launch: Launch, alone: Run) -> None:
+    """33 samples: the shares differ, a sample does not."""
+    assert [statuses[2] for statuses in launch.statuses] == [0, 0]
+    one, two = layersync.evaluate(alone.path, METRICS, num_samples=33).metrics, json.loads(launch.out[1])["metrics"]
     for name in METRICS:
         assert two[name]["value"] == pytest.approx(one[name].value, rel=1e-4), name
         assert two[name]["num_samples"] == one[name].num_samples == 33
 
 
-def test_two_processes_score_files_as_one(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    joints = random.standard_normal((2, 35, 1, 22, 3)) + 0.1 * random.standard_normal((2, 35, 12, 22, 3)).cumsum(2)
-    for name, part in zip(("real", "generated"), joints, strict=True):
-        np.save(tmp_path / f"{name}.npy", part.astype(np.float32))
-    paths = [str(tmp_path / "generated.npy"), str(tmp_path / "real.npy")]
-    names = ["fd-kinetic", "recall-kinetic", "jitter"]
-    arguments = ["score", "--modality", "motion", "--generated", paths[0], "--real", paths[1], "--json"]
-    status, said = launched([*arguments, "--metrics", ",".join(names)], tmp_path / "out.json")
-    assert status == 0, said[-2000:]
-    two = json.loads((tmp_path / "out.json").read_text())["metrics"]
-    one = layersync.score_samples("motion", paths[:1], names, real=paths[1]).metrics
-    for name in names:
+def test_two_processes_score_files_as_one(launch: Launch) -> None:
+    assert [statuses[3] for statuses in launch.statuses] == [0, 0] and len(launch.out) == 3
+    paths = [launch.folder / f"{name}.npy" for name in ("generated", "real")]
+    one = layersync.score_samples("motion", paths[:1], MOTION_METRICS, real=paths[1]).metrics
+    two = json.loads(launch.out[2])["metrics"]
+    for name in MOTION_METRICS:
         assert two[name]["value"] == pytest.approx(one[name].value, rel=1e-6), name
         assert two[name]["num_samples"] == 35
 

@@ -15,8 +15,14 @@ from layersync import Run
 from layersync.core.probe import Probe
 from layersync.core.trainer import Trainer, build_parts
 
+WHOLE_PROBE = True
 Make = Callable[..., Any]
 Batch = tuple[Tensor, Tensor]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return layersync.train(tiny("train.steps=40"), tmp_path_factory.mktemp("trained") / "run")
 
 
 @pytest.fixture(scope="module")

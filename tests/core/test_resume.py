@@ -24,6 +24,7 @@ from layersync.core.errors import Interrupted
 from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.trainer import Trainer, choose_precision
 
+WHOLE_PROBE = True
 Make = Callable[..., Any]
 QUICK = sorted(name for name in shipped_recipes() if name.endswith("/quick"))
 SMALLER = (

@@ -140,7 +140,7 @@ def normal_increments(seed: int = 0) -> Callable[[int, torch.Size], Tensor]:
 
 
 def sde_samples(path: Interpolant, steps: int = 200, **settings: object) -> Tensor:
-    start = quantiles(10_001)
+    start = quantiles(4001)
     return solve_sde(exact_network(path), start, path, normal_increments(), steps=steps, **settings)  # type: ignore[arg-type]
 
 

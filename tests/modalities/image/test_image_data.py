@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from layersync import InputError, evaluate, load_recipe, train
+from layersync.core import classifier
 from layersync.core.adapter import ExampleDataset
 from layersync.core.latents import LatentCache
 from layersync.core.paths import fingerprint_files
@@ -345,7 +346,11 @@ def test_flip_is_a_variant_that_is_its_own_inverse() -> None:
     assert (found.variant(found.variant(sample, "flip"), "flip") == sample).all()
 
 
-def test_partly_labelled_images_train_and_are_scored(tree: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_partly_labelled_images_train_and_are_scored(
+    tree: Path, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classifier, "STEPS", 10)
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))
     for number in range(6):
         noise_image(50 + number).save(tree / f"loose-{number}.png")
     recipe = {
