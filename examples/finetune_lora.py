@@ -1,5 +1,7 @@
 """Fine-tune a diffusers transformer with PEFT's LoRA and LayerSync; only the LoRA layers get gradient, and are saved.
 
+Needs PEFT: ``pip install peft``, which the extra ``lora`` brings.
+
 By default a tiny transformer with random weights, built from its configuration, so that it runs anywhere. With
 ``--pretrained`` a published one: a folder or a hub id that holds a transformer of Stable Diffusion 3 or 3.5
 (``stabilityai/stable-diffusion-3.5-medium``, subfolder ``transformer``). The data are scikit-learn's digits, put where

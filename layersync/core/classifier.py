@@ -140,8 +140,10 @@ class Windows:
 
     def read(self, numbers: Iterable[int] | None = None) -> list[Example]:
         """All windows, or those of ``numbers``, without those that :meth:`get` has not."""
-        found = (self.get(item) for item in (range(len(self.items)) if numbers is None else numbers))
-        return [window for window in found if window is not None]
+        wanted = list(range(len(self.items)) if numbers is None else numbers)
+        by_clip = sorted(wanted, key=lambda item: self.items[item][:2])  # each is decoded once for all of its windows
+        found = {item: self.get(item) for item in by_clip}
+        return [window for item in wanted if (window := found[item]) is not None]
 
 
 class TrainingWindows(Windows):

@@ -47,7 +47,7 @@ COMMON = ("modality", "seed", "data", "tokenizer", "evaluate", "train.steps")
 """Keys in which the variants of a comparison agree: with others, the difference of two scores would mean something
 else."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-OVERRIDE = r"\s*[a-z_]+(?:\.[a-z_]+)+="
+OVERRIDE = r"\s*[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+="
 NEXT_OVERRIDE = re.compile(rf",(?={OVERRIDE})")
 """The commas between overrides, not those inside of their values."""
 

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def load_table(
-    path: str, split: Split, how: Fingerprint = "content", test_split: str | None = None
+    path: str,
+    split: Split,
+    how: Fingerprint = "content",
+    test_split: str | None = None,
+    subset: str | None = None,
 ) -> tuple[Dataset, str, DatasetDict]:
     """The rows of ``split``, a fingerprint of them, and all of the source's own splits.
 
@@ -29,10 +33,11 @@ def load_table(
     ``path`` is a hub id, a local folder or a Parquet file; of a hub id everything is fetched first, and kept by
     ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out; ``test_split``
     names another. A source without ``train`` is trained on its first split, of those that ``test_split`` does not name.
+    ``subset`` is its configuration, where it has several.
     ``how`` local files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`.
     InputError when it cannot be loaded.
     """
-    found, local = _loaded(path, streaming=False)
+    found, local = _loaded(path, subset, streaming=False)
     name, held_out = chosen_split(found, split, test_split)
     table = found[name]
     if held_out:
@@ -41,20 +46,26 @@ def load_table(
     table = _undecoded(table)
     usual = chosen_split(found, split, None)  # the files say which it is; another one has to be named
     part = split if (name, held_out) == usual else f"{name}-{split}"
+    part = part if subset is None else f"{subset}-{part}"
     return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}", found
 
 
 def open_stream(
-    path: str, split: Split, num_examples: int | None, how: Fingerprint = "content", test_split: str | None = None
+    path: str,
+    split: Split,
+    num_examples: int | None,
+    how: Fingerprint = "content",
+    test_split: str | None = None,
+    subset: str | None = None,
 ) -> tuple[Stream, str]:
     """The rows of ``split`` one after another, nothing of the source kept on disk, and a fingerprint of them.
 
     As :func:`load_table`. How many rows there are comes from the source's metadata or from local Parquet files; where
     neither says it, ``num_examples`` are read and none are held out. InputError when nothing says it.
     """
-    found, local = _loaded(path, streaming=True)
+    found, local = _loaded(path, subset, streaming=True)
     name, held_out = chosen_split(found, split, test_split)
-    total = _num_rows(path, name, found[name])
+    total = _num_rows(path, subset, name, found[name])
     if total is not None:
         kept = total // HELD_OUT_EVERY
         count = (kept if split == "test" else total - kept) if held_out else total
@@ -68,8 +79,9 @@ def open_stream(
     if local:
         source = _print_of_files(local, how)
     else:  # the addresses of the files name the revision that they are of
-        source = hashlib.sha256(json.dumps(sorted(map(str, _data_files(path, name)))).encode()).hexdigest()
-    return Stream(_undecoded(found[name]), count, every, path), f"{source}-{name}-{split}-{count}"
+        source = hashlib.sha256(json.dumps(sorted(map(str, _data_files(path, subset, name)))).encode()).hexdigest()
+    part = name if subset is None else f"{subset}-{name}"
+    return Stream(_undecoded(found[name]), count, every, path), f"{source}-{part}-{split}-{count}"
 
 
 class Stream:
@@ -144,7 +156,7 @@ class StreamedLabels(Sequence[int]):
         return int(label)
 
 
-def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
+def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Path | None]:
     """The splits, and where they lie if they are on this machine."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -153,10 +165,12 @@ def _loaded(path: str, *, streaming: bool) -> tuple[Any, Path | None]:
     source = str(local) if local.exists() else path
     try:
         if local.is_file() and local.suffix == ".parquet":
-            return load_dataset("parquet", data_files=source, streaming=streaming), local
-        return load_dataset(source, streaming=streaming), local if local.exists() else None
+            return load_dataset("parquet", subset, data_files=source, streaming=streaming), local
+        return load_dataset(source, subset, streaming=streaming), local if local.exists() else None
     except (DatasetNotFoundError, DatasetsError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason, *more = str(error).splitlines() or [type(error).__name__]
+        if subset is None and reason.startswith("Config name is missing"):
+            raise InputError(f"data.subset: {path!r} has several; {' '.join(more[:1])}") from None
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
 
 
@@ -191,22 +205,22 @@ def _print_of_files(local: Path, how: Fingerprint) -> str:
     return fingerprint_files(local.parent, files, None, how)
 
 
-def _data_files(path: str, split: str) -> list[str]:
+def _data_files(path: str, subset: str | None, split: str) -> list[str]:
     from datasets import load_dataset_builder
 
     local = expanded(path, "data.path")
     if local.is_file():
         return [str(local)]
-    builder = load_dataset_builder(str(local) if local.exists() else path)
+    builder = load_dataset_builder(str(local) if local.exists() else path, subset)
     return list((builder.config.data_files or {}).get(split, ()))
 
 
-def _num_rows(path: str, split: str, rows: IterableDataset) -> int | None:
+def _num_rows(path: str, subset: str | None, split: str, rows: IterableDataset) -> int | None:
     """From the source's metadata, else from the footers of Parquet files on this machine."""
     splits = rows.info.splits or {}
     if split in splits and splits[split].num_examples:
         return int(splits[split].num_examples)
-    files = _data_files(path, split)
+    files = _data_files(path, subset, split)
     if files and all(file.endswith(".parquet") and Path(file).is_file() for file in files):
         from pyarrow.parquet import read_metadata  # type: ignore[import-untyped]
 

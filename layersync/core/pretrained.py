@@ -89,8 +89,12 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) 
 
 
 def network_digest(network: Any) -> str:
-    """What a diffusers autoencoder computes, in 16 hexadecimal digits: settings and weights, wherever they lie."""
-    settings = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
+    """What a diffusers autoencoder computes, in 16 hexadecimal digits: settings and weights, wherever they lie.
+
+    Of the settings those that its file states: a newer diffusers has defaults for more.
+    """
+    defaults = network.config.get("_use_default_values", ())
+    settings = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in defaults}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())

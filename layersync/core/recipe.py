@@ -109,7 +109,9 @@ class Train(Settings):
     checkpoint_every: Count = 1000
     keep: Count | None = Field(None, description="How many checkpoints stay; null keeps all.")
     log_every: Count = 10
-    init: str | None = Field(None, description="A run or checkpoint whose weights the training starts from.")
+    init: str | None = Field(
+        None, min_length=1, description="A run or checkpoint whose weights the training starts from."
+    )
 
 
 class Sample(Settings):

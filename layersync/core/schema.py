@@ -23,7 +23,8 @@ def recipe_schema() -> dict[str, Any]:
     """
     definitions: dict[str, Any] = {}
 
-    def variants(scope: str, kinds: Mapping[str, type[Section]]) -> dict[str, Any]:
+    def variants(scope: str, kinds: Mapping[str, type[Section]], default: str | None) -> dict[str, Any]:
+        """One of ``kinds``, which has to be named unless it is the ``default``."""
         options: list[dict[str, Any]] = []
         for name, kind in kinds.items():
             try:
@@ -37,6 +38,8 @@ def recipe_schema() -> dict[str, Any]:
                 schema, models = {"type": "object", "properties": {"name": {"const": name}}}, {}
             for model, definition in models.items():
                 definitions[f"{scope}.{name}.{model}"] = definition
+            if name != default:
+                schema["required"] = sorted({*schema.get("required", ()), "name"})
             options.append(schema)
         return {"anyOf": options}
 
@@ -49,14 +52,18 @@ def recipe_schema() -> dict[str, Any]:
     regularizers, broken_regularizers = installed_regularizers()
     for error in (*broken.values(), *broken_regularizers.values()):
         warnings.warn(f"left out: {error}", stacklevel=2)
-    properties["regularizer"] = variants("regularizer", {name: kind.Config for name, kind in regularizers.items()})
+    configs = {name: kind.Config for name, kind in regularizers.items()}
+    properties["regularizer"] = variants("regularizer", configs, "none")
     properties["seed"] = {"type": "integer", "minimum": 0}
     properties["modality"] = {"enum": list(adapters)}
     for section in SECTIONS:
         properties[section] = {"type": "object"}
     rules = []
     for modality, adapter in adapters.items():
-        sections = {section: variants(f"{modality}.{section}", adapter.sections[section]) for section in SECTIONS}
+        sections = {
+            section: variants(f"{modality}.{section}", kinds, None if section == "data" else next(iter(kinds)))
+            for section, kinds in ((section, adapter.sections[section]) for section in SECTIONS)
+        }
         rules.append({"if": {"properties": {"modality": {"const": modality}}}, "then": {"properties": sections}})
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

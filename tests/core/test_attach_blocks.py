@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -98,6 +99,34 @@ def test_what_cannot_be_told_is_an_error_that_lists_what_there_was(form: Any, se
     handle, _ = streams(form, select, text=7)
     with pytest.raises(ValueError, match=said):
         handle.loss()
+
+
+class TextFirst(Returning):
+    """As reference MMDiT has it: text comes first, by position."""
+
+    def forward(self, context: Tensor, x: Tensor) -> Any:  # type: ignore[override]
+        return context, x + torch.tanh(self.linear(x))
+
+
+def test_text_that_comes_first_is_not_taken_for_the_latents() -> None:
+    torch.manual_seed(0)
+    blocks = [TextFirst(lambda *_: None) for _ in range(3)]
+
+    def run() -> list[Tensor]:
+        context, hidden, latents = torch.randn(6, 3, 16), INPUT, []
+        for block in blocks:
+            context, hidden = block(context, hidden)
+            latents.append(hidden)
+        return latents
+
+    handle = layersync.attach(blocks, [(1, 3)], 0.5)
+    run()
+    with pytest.raises(ValueError, match=r"output\[0\] \(6, 3, 16\).*may be of latents or of text.*select="):
+        handle.loss()
+    handle.remove()
+    handle, latents = layersync.attach(blocks, [(1, 3)], 0.5, 1), run()
+    similarity = handle.output().similarity[(1, 3)]
+    assert torch.allclose(similarity, torch.cosine_similarity(latents[0], latents[2], dim=-1).mean(), atol=1e-6)
 
 
 def test_a_lone_tensor_of_another_shape_is_taken_when_select_says_so() -> None:
@@ -337,6 +366,18 @@ def test_a_copy_is_not_attached(expected: tuple[float, Gradients]) -> None:
     loss = handle.loss()
     (flow + loss).backward()
     assert loss.item() == expected[0] and difference(gradients(model), expected[1]) < 1e-7
+
+
+def test_a_model_that_was_saved_as_a_whole_is_not_attached() -> None:
+    """Nor is the saving stopped by a ``select`` that cannot be pickled."""
+    model = trunk()
+    handle = layersync.attach(model.blocks, [(2, 4)], 0.5, lambda output: output)
+    loaded = pickle.loads(pickle.dumps(model))
+    assert torch.equal(loaded(INPUT), model(INPUT)) and handle.loss() < 0
+    loaded(INPUT)
+    with pytest.raises(RuntimeError, match="no forward pass has run"):
+        handle.loss()
+    assert b"Attachment" not in pickle.dumps(model)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors

@@ -76,3 +76,14 @@ def test_of_many_clips_there_are_fewer_windows_each(monkeypatch: pytest.MonkeyPa
     windows = TrainingWindows(strokes, Offsets(OffsetsConfig()))
     long = [index for index in range(SIZE) if len(strokes[index].sample) > OffsetsConfig().num_frames + 1]
     assert windows.places == 3 and len(windows.read(long)) == 3 * len(long)
+
+
+def test_each_clip_is_read_once_for_all_of_its_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of the windows all the same."""
+    windows = Windows(Strokes(SIZE, "train"), Offsets(OffsetsConfig()))
+    wanted = [windows.get(item) for item in range(len(windows))]
+    read, get = [], Strokes.__getitem__
+    monkeypatch.setattr(Strokes, "__getitem__", lambda self, index: (read.append(index), get(self, index))[1])
+    found = Windows(Strokes(SIZE, "train"), Offsets(OffsetsConfig())).read()
+    assert len(found) > 20 * SIZE and sorted(read) == list(range(SIZE))
+    assert all(np.array_equal(a.sample, b.sample) for a, b in zip(found, wanted, strict=True))

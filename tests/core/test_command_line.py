@@ -67,6 +67,7 @@ def refused(command: Make, tiny_file: Path, tmp_path: Path) -> Make:
         ("backbone.patch_size=3", ["patch_size", "[3, 3]", "[8, 8]"]),
         ("backbone.num_heads=5", ["32", "num_heads, 5"]),
         ("tokenizer.name=vae", ["tokenizer"]),
+        ("train.init=", ["train.init", "at least 1"]),
         ("train.init=/nowhere/run", ["train.init", "/nowhere/run"]),
         ("train.steps=yes", ["train", "steps", "True"]),
         ("seed=2020-13-45", ["seed=2020-13-45", "no valid YAML"]),

@@ -693,6 +693,8 @@ def test_a_falling_step_size_is_said_where_there_is_a_curve(every: int | None, s
 def test_overrides_of_a_variant_may_hold_commas() -> None:
     found = parse_variants("baseline", ["two:regularizer.pairs=[[1, 2],[2,3]],train.steps=5"])
     assert found == {"baseline": (), "two": ("regularizer.pairs=[[1, 2],[2,3]]", "train.steps=5")}
+    found = parse_variants("baseline", ["a:regularizer.weight=1,optimizer.beta2=0.5,backbone.conv1d_Width=8"])
+    assert found["a"] == ("regularizer.weight=1", "optimizer.beta2=0.5", "backbone.conv1d_Width=8")
 
 
 def test_a_regularizers_key_means_layersync_where_the_recipe_has_none(command: Make, tmp_path: Path) -> None:

@@ -63,6 +63,15 @@ def test_overrides_of_a_class_of_tests_reach_what_it_checks(monkeypatch: pytest.
     assert seen[0].backbone.depth == 3
 
 
+def test_an_adapter_of_unlabelled_data_passes(installer: Installer, command: Command) -> None:
+    name = installer.strokes(
+        ('Example(sample, {"label": label}, f"{self.split}', 'Example(sample, {}, f"{self.split}'),
+        ('    classes = ("circle", "zigzag")\n', ""),
+    )
+    out = command("check", name, "--json")[1]
+    assert {check["name"]: check["status"] for check in json.loads(out)["checks"]}["archive"] == "ok", out
+
+
 def test_a_whole_adapter_passes_every_check(installer: Installer, command: Command) -> None:
     name = installer.strokes()
     status, out, _ = command("check", name, "--json")

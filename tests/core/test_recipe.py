@@ -293,6 +293,18 @@ class TestSchema:
         for section, key in (("train", "stps"), ("backbone", "dept"), ("data", "flipp"), ("regularizer", "wieght")):
             assert not valid({**tiny_mapping, section: {**tiny_mapping[section], key: 1}}), section
 
+    def test_a_kind_is_named_unless_it_is_the_default(self, valid: Any, tiny_mapping: dict) -> None:
+        """As recipes are read."""
+        for section in ("data", "tokenizer", "backbone", "regularizer"):
+            given = {key: value for key, value in tiny_mapping[section].items() if key != "name"}
+            mapping = {**tiny_mapping, section: given}
+            try:
+                load_recipe(mapping)
+            except InputError:
+                assert not valid(mapping), section
+            else:
+                assert valid(mapping), section
+
     def test_every_key_is_in_it(self) -> None:
         """Of every section, of every kind that a section can be of, of every modality."""
         schema = recipe_schema()

@@ -201,10 +201,10 @@ def archive(subject: Subject) -> None:
                 opened = subject.adapter.open_samples(path)
                 again = [opened[index] for index in range(len(opened))]
             expect(len(again) == len(some), opening, f"the {len(some)} samples of the archive", f"{len(again)}")
-            for example, found in zip(some, again, strict=True):
+            for label, found in zip(labels, again, strict=True):
                 expect(isinstance(found, Example), opening, "an Example", repr(type(found)))
                 if given is not None and found.label >= 0:
-                    expect(found.label == example.label, opening, f"label {example.label}", f"{found.label}")
+                    expect(found.label == label, opening, f"label {label}", f"{found.label}")
             error = relative_error(_description(subject, again), _description(subject, some))
             expect(
                 error <= ARCHIVE_TOLERANCE,

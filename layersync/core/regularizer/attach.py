@@ -11,6 +11,7 @@ made in the hook would stay without gradient.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -24,6 +25,8 @@ from layersync.core.regularizer.layersync import LayerSync, LayerSyncOutput
 Select = int | str | Callable[[Any], Tensor]
 DEFAULT_LAYOUTS = {3: "BTC", 4: "BFTC"}
 """How axes are read where no layout is given, by their number."""
+HIDDEN_STATES = ("hidden_states", "x", "src", "img", "latents")
+"""What blocks call the latent tokens that they work on, where text may come first."""
 COMPILED_BEFORE = "; where it was compiled and run before attach(), call torch._dynamo.reset()"
 
 
@@ -32,6 +35,8 @@ class _Kept(NamedTuple):
 
     output: Any
     shape: torch.Size | None
+    named: bool
+    """Whether a name said that the shape is of hidden states, and not only that it is the first argument's."""
     versions: tuple[int, ...]
     recorded: bool
 
@@ -87,6 +92,7 @@ class Attachment:
     def __init__(self, blocks: Sequence[nn.Module], sync: LayerSync, select: Select | None, layout: str | None):
         self.sync, self._blocks, self._select, self._layout = sync, blocks, select, layout
         self._students = frozenset(student for student, _ in sync.pairs)
+        self._named = [_first_argument(block) in HIDDEN_STATES for block in blocks]
         self._kept: dict[int, _Kept] = {}
         self._dropped: dict[int, bool] = {}
         """Students of the last pass that had no gradient, and whether gradient was being recorded."""
@@ -186,7 +192,8 @@ class Attachment:
         elif not self._kept:
             return  # no student of this pass has gradient
         shape = _hidden_shape(inputs, keywords)
-        self._kept[number] = _Kept(output, shape, _versions(output), recorded)
+        named = self._named[number - 1] or not inputs or "hidden_states" in keywords
+        self._kept[number] = _Kept(output, shape, named, _versions(output), recorded)
 
     def _check(self, number: int) -> None:
         """At the start of the block after a student: without gradient by now, it never gets any."""
@@ -205,8 +212,19 @@ class _Hook:
     def __deepcopy__(self, _: dict[int, Any]) -> _Hook:
         return self
 
+    def __reduce__(self) -> tuple[type[_Idle], tuple[()]]:
+        """Of a model that is saved as a whole: what is loaded is not attached."""
+        return _Idle, ()
+
     def applies(self, block: nn.Module) -> bool:
         return self.handle._active and block is self.handle._blocks[self.number - 1] and not _replayed()
+
+
+class _Idle:
+    """In the place of a hook in a model that was saved as a whole."""
+
+    def __call__(self, *_: Any) -> None:
+        """Nothing."""
 
 
 class _Begin(_Hook):
@@ -331,6 +349,14 @@ def _hidden_shape(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> torch
     return None
 
 
+def _first_argument(block: nn.Module) -> str:
+    """What a block calls it; empty where its signature does not say."""
+    try:
+        return next(iter(inspect.signature(block.forward).parameters), "")
+    except (TypeError, ValueError):
+        return ""
+
+
 def _chosen(number: int, kept: _Kept, select: Select | None) -> Tensor:
     """The tensor of latent tokens in what a block returned."""
     named = list(_named(kept.output))
@@ -348,9 +374,12 @@ def _chosen(number: int, kept: _Kept, select: Select | None) -> Tensor:
             raise ValueError(f"{returned}: there is no [{select!r}]; choose another select=") from None
     else:
         fitting = [tensor for _, tensor in named if tensor.shape == kept.shape]
-        if len(fitting) != 1:
+        streams = [1 for _, tensor in named for own in fitting[:1] if tensor.ndim == own.ndim > 2]
+        if len(fitting) != 1 or (len(streams) > 1 and not kept.named):
             wanted = "no argument called hidden_states, src or x" if kept.shape is None else tuple(kept.shape)
-            count = "several of them fit" if fitting else "none of them fits"
+            count = "several of them fit" if len(fitting) > 1 else "none of them fits"
+            if len(fitting) == 1:
+                count = "which may be of latents or of text: its name does not say"
             raise ValueError(
                 f"{returned}; its input is {wanted}, {count}: say which holds the latent tokens by select=, an index, "
                 "a key or a function"

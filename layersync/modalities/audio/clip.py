@@ -57,13 +57,13 @@ class Clip:
         return Clip(resample(self.waveform, self.sample_rate, sample_rate), sample_rate, side)
 
 
-def read_clip(source: Path | bytes, name: str, middle: float | None = None) -> Clip:
+def read_clip(source: Path | bytes, name: str, middle: float | None = None, *, silence: bool = False) -> Clip:
     """Decode a WAV, FLAC, MP3, OGG or other file that libsndfile knows, given as a path or as its bytes.
 
     Channels are averaged; those of a stereo file that differ stay apart in ``side`` as well. ``middle`` reads only so
     many seconds around the middle. A float file whose mono mix goes beyond full scale is scaled down to a peak of 1.
     Raises :class:`InputError` that starts with ``name`` for what cannot be decoded, is empty, holds numbers that are
-    not finite, or is silent once mixed to mono.
+    not finite, or, unless ``silence`` is fine, is silent once mixed to mono.
     """
     import soundfile
 
@@ -87,7 +87,7 @@ def read_clip(source: Path | bytes, name: str, middle: float | None = None) -> C
     peak = float(np.abs(waveform).max(initial=0.0))
     if len(waveform) == 0:
         raise InputError(f"{name}: holds no samples")
-    if peak < SILENCE:
+    if peak < SILENCE and not silence:
         raise InputError(f"{name}: is silent once mixed to mono (peak {peak:.1e}, at least {SILENCE:.0e} is wanted)")
     scale = np.float32(max(peak, 1.0))
     stereo = samples.shape[1] == 2 and not np.array_equal(samples[:, 0], samples[:, 1])

@@ -18,7 +18,9 @@ from pydantic import AfterValidator, Field
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError
 from layersync.core.paths import (
+    FINGERPRINT,
     UNREADABLE,
+    Fingerprint,
     as_text,
     caption_files,
     expand,
@@ -29,6 +31,7 @@ from layersync.core.paths import (
     name_bytes,
     read_captions,
     read_or_skip,
+    sizes_and_times,
 )
 from layersync.modalities.audio.clip import check_header, read_clip
 
@@ -71,6 +74,7 @@ class FolderConfig(DataConfig):
     test_fraction: float = Field(default=0.1, ge=0, lt=1)
     on_error: OnError = "stop"
     extensions: tuple[str, ...] = Field(default=(".wav", ".flac", ".mp3", ".ogg"), min_length=1)
+    fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
 
     def build(self, split: Split) -> FolderClips:
         """The readable files of ``split``, by relative name."""
@@ -107,7 +111,9 @@ class FolderClips(ExampleDataset):
                 check_header(file)
         settings = (self.on_error, *self.classes)
         skip = self.on_error == "skip"
-        self.fingerprint = _folder_fingerprint(chosen, self._files, self._labels, settings, skip=skip)
+        self.fingerprint = _folder_fingerprint(
+            chosen, self._files, self._labels, settings, config.fingerprint, skip=skip
+        )
         if texts:
             self.fingerprint += f"-{fingerprint_files(root, sorted(texts.values()), None)}"
 
@@ -184,11 +190,21 @@ def _names_of_split(names: Sequence[str], config: FolderConfig, split: Split, he
 
 
 def _folder_fingerprint(
-    names: Sequence[str], files: Sequence[Path], labels: Sequence[str | None], settings: Sequence[str], *, skip: bool
+    names: Sequence[str],
+    files: Sequence[Path],
+    labels: Sequence[str | None],
+    settings: Sequence[str],
+    how: Fingerprint,
+    *,
+    skip: bool,
 ) -> str:
     digest = hashlib.blake2b(repr(settings).encode(), digest_size=16)
-    for name, file, label in zip(names, files, labels, strict=True):
-        read = read_or_skip(Path.read_bytes, file, skip)
-        contents = UNREADABLE if read is None else hashlib.blake2b(read, digest_size=16).hexdigest()
+    stats = sizes_and_times(files, how, skip=skip)
+    for number, (name, file, label) in enumerate(zip(names, files, labels, strict=True)):
+        if stats is None:
+            read = read_or_skip(Path.read_bytes, file, skip)
+            contents = UNREADABLE if read is None else hashlib.blake2b(read, digest_size=16).hexdigest()
+        else:
+            contents = "{}-{}".format(*stats[number])
         digest.update(name_bytes(f"{name}\0{label}\0{contents}\n"))
     return f"audio-folder-{digest.hexdigest()}"

@@ -138,10 +138,14 @@ class GriffinLim:
         from torchaudio.transforms import GriffinLim as Phases
 
         num_samples = magnitudes_BFT.shape[-1] * self.hop_length
+        # transforms are of waveforms longer than half a window, which silence after the last frame makes of any
+        num_frames = max(magnitudes_BFT.shape[-1], -(-(self.n_fft // 2 + 2) // self.hop_length))
+        magnitudes_BFT = torch.nn.functional.pad(magnitudes_BFT, (0, num_frames - magnitudes_BFT.shape[-1]))
         # the longest waveform of T frames is a sample short of T hops; that sample is added as a zero
+        length = num_frames * self.hop_length - 1
         phases = Phases(
-            self.n_fft, self.iterations, hop_length=self.hop_length, power=1.0, length=num_samples - 1, rand_init=False
+            self.n_fft, self.iterations, hop_length=self.hop_length, power=1.0, length=length, rand_init=False
         )
         with torch.no_grad():
             waveforms = [phases(part) for part in magnitudes_BFT.split(_CLIPS_AT_ONCE)]
-        return torch.nn.functional.pad(torch.cat(waveforms), (0, 1))
+        return torch.nn.functional.pad(torch.cat(waveforms), (0, 1))[:, :num_samples]

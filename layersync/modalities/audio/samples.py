@@ -42,16 +42,16 @@ def open_audio_samples(path: Path) -> ExampleDataset:
 
 
 def write_waveforms(path: Path, clips: Sequence[Clip]) -> None:
-    """Write the mono mix of clips as one ``.npz`` that :func:`open_audio_samples` reads.
+    """Write the mono mix of clips of one sample rate as one ``.npz`` that :func:`open_audio_samples` reads.
 
-    Raises :class:`InputError` for clips of differing lengths.
+    Shorter ones are filled up with zeros; ``lengths`` (clips,) says where each ends.
     """
-    kinds = {(len(clip.waveform), clip.sample_rate) for clip in clips}
-    if len(kinds) > 1:
-        lengths = sorted({length for length, _ in kinds})
-        raise InputError(f"{path}: clips of {lengths[0]} to {lengths[-1]} samples do not fit one array; take the WAVs")
+    lengths = np.array([len(clip.waveform) for clip in clips])
+    waveforms = np.zeros((len(clips), lengths.max()), np.float32)
+    for row, clip in zip(waveforms, clips, strict=True):
+        row[: len(clip.waveform)] = clip.waveform
     with atomic_write(path) as partial, partial.open("wb") as stream:
-        np.savez(stream, waveforms=np.stack([clip.waveform for clip in clips]), sample_rate=clips[0].sample_rate)
+        np.savez(stream, waveforms=waveforms, lengths=lengths, sample_rate=clips[0].sample_rate)
 
 
 class AudioFiles(ExampleDataset):
@@ -63,6 +63,7 @@ class AudioFiles(ExampleDataset):
         if not self._files:
             raise InputError(f"{root}: holds no audio file ({', '.join(EXTENSIONS)})")
         _warn_of_rates(root, {_sample_rate(file) for file in self._files})
+        self._silence = _Silence()
         captions = [caption for file in self._files if (caption := file.with_suffix(".txt")).is_file()]
         self._captions = {caption.with_suffix(""): first_caption(caption) for caption in captions}
         self.fingerprint = f"audio-files-{fingerprint_files(root, [*self._files, *captions], None)}"
@@ -73,18 +74,21 @@ class AudioFiles(ExampleDataset):
     def __getitem__(self, index: int) -> Example:
         file = self._files[index]
         caption = self._captions.get(file.with_suffix(""))
-        return Example(read_clip(file, str(file)), {} if caption is None else {"text": caption}, str(file))
+        clip = read_clip(file, str(file), silence=True)
+        self._silence.heard(float(np.abs(clip.waveform).max()), str(file))
+        return Example(clip, {} if caption is None else {"text": caption}, str(file))
 
 
 class WaveformArray(ExampleDataset):
     """``waveforms`` (clips, samples), floating, full scale 1, at ``sample_rate`` Hz, of one ``.npz`` file.
 
-    As with files, a clip beyond full scale is scaled down to a peak of 1, and a silent one is refused.
+    ``lengths`` (clips,) may say where each ends. As with files, a clip beyond full scale is scaled down to a peak of 1.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._waveforms, self._sample_rate = _read_arrays(path)
+        self._waveforms, self._lengths, self._sample_rate = _read_arrays(path)
+        self._silence = _Silence()
         self.fingerprint = f"audio-array-{fingerprint_files(path.parent, [path], None)}"
 
     def __len__(self) -> int:
@@ -92,13 +96,25 @@ class WaveformArray(ExampleDataset):
 
     def __getitem__(self, index: int) -> Example:
         source = f"{self._path} clip {index}"
-        waveform = self._waveforms[index].astype(np.float32)
+        waveform = self._waveforms[index, : self._lengths[index]].astype(np.float32)
         if not np.isfinite(waveform).all():
             raise InputError(f"{source}: holds samples that are not finite numbers")
         peak = float(np.abs(waveform).max())
-        if peak < SILENCE:
-            raise InputError(f"{source}: is silent (peak {peak:.1e}, at least {SILENCE:.0e} is wanted)")
+        self._silence.heard(peak, source)
         return Example(Clip(waveform / np.float32(max(peak, 1.0)), self._sample_rate), {}, source)
+
+
+class _Silence:
+    """Says once that there are silent sounds: a model that makes them is scored with them."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def heard(self, peak: float, source: str) -> None:
+        """Of each sound its peak."""
+        if peak < SILENCE and not self._said:
+            self._said = True
+            warnings.warn(f"{source}: is silent (peak {peak:.1e}); silent sounds are scored as they are", stacklevel=4)
 
 
 def _sample_rate(file: Path) -> int:
@@ -114,14 +130,15 @@ def _warn_of_rates(root: Path, rates: set[int]) -> None:
         warnings.warn(f"{root}: files of different sample rates ({listed} Hz); each is converted", stacklevel=4)
 
 
-def _read_arrays(path: Path) -> tuple[NDArray[np.floating], int]:
+def _read_arrays(path: Path) -> tuple[NDArray[np.floating], NDArray[np.integer], int]:
+    """Waveforms, where each ends, and their sample rate."""
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("waveforms", "sample_rate") if name in stored.files}
+            arrays = {name: stored[name] for name in ("waveforms", "sample_rate", "lengths") if name in stored.files}
             names = ", ".join(stored.files) or "nothing"
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]})") from None
-    if len(arrays) < 2:
+    if not {"waveforms", "sample_rate"} <= set(arrays):
         raise InputError(f"{path}: holds {names}; waveforms (clips, samples) and sample_rate are wanted")
     waveforms, rate = arrays["waveforms"], arrays["sample_rate"]
     if waveforms.ndim != 2 or not np.issubdtype(waveforms.dtype, np.floating) or 0 in waveforms.shape:
@@ -132,4 +149,8 @@ def _read_arrays(path: Path) -> tuple[NDArray[np.floating], int]:
     real = np.issubdtype(rate.dtype, np.integer) or np.issubdtype(rate.dtype, np.floating)
     if rate.size != 1 or not real or not float(rate.item()).is_integer() or rate.item() < 1:
         raise InputError(f"{path}: sample_rate is {rate.tolist()}; one positive whole number (Hz) is wanted")
-    return waveforms, int(rate.item())
+    lengths = arrays.get("lengths", np.full(len(waveforms), waveforms.shape[1]))
+    whole = lengths.shape == (len(waveforms),) and np.issubdtype(lengths.dtype, np.integer)
+    if not whole or lengths.min() < 1 or lengths.max() > waveforms.shape[1]:
+        raise InputError(f"{path}: lengths has to be [clips], whole numbers of samples from 1 to {waveforms.shape[1]}")
+    return waveforms, lengths, int(rate.item())

@@ -66,7 +66,7 @@ class MelConfig(Section):
     log: Logarithm = "log10"
     num_frames: int = Field(default=64, ge=1)
     vocoder: VocoderName = "griffin-lim"
-    vocoder_path: str | None = None
+    vocoder_path: str | None = Field(None, min_length=1)
     vocoder_statistics: str | None = None
     griffin_lim_iterations: int = Field(default=32, ge=1, le=10000)
 

@@ -6,14 +6,15 @@ import gzip
 import hashlib
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import Field
 
 from layersync.core.adapter import DataConfig, DataFacts, Example, ExampleDataset, Split
@@ -80,17 +81,9 @@ class LargeImageData(ImageData):
         """``fingerprint`` of files, made one of the images that they become."""
         return fingerprint if self.orientation == "stored" else f"{fingerprint}-{self.orientation}"
 
-    def decoder(self) -> Callable[[bytes, str], np.ndarray]:
-        """:func:`decode_image` by ``orientation``, which warns of the first image of which it leaves something out."""
-        warned: set[str] = set()
-
-        def warn(what: str, source: str) -> None:
-            if what not in warned:
-                warned.add(what)
-                warnings.warn(f"data.path: {source} is {LEFT_OUT[what]}", stacklevel=2)
-
-        upright = self.orientation == "exif"
-        return lambda content, source: decode_image(content, source, upright=upright, left_out=warn)
+    def decoder(self) -> Decoder:
+        """As ``orientation`` says."""
+        return Decoder(self.orientation == "exif")
 
     def checked(self, dataset: ImageDataset, split: Split) -> ImageDataset:
         """``dataset``, if it is as large as this section says. InputError otherwise."""
@@ -99,6 +92,23 @@ class LargeImageData(ImageData):
         if self.num_examples is not None and split == "train" and len(dataset) != self.num_examples:
             raise InputError(f"data.num_examples: {self.num_examples}, {self.path} has {len(dataset)} to train on")
         return dataset
+
+
+class Decoder:
+    """:func:`decode_image`, which warns of the first image of which it leaves something out."""
+
+    def __init__(self, upright: bool):
+        self.upright = upright
+        self._warned: set[str] = set()
+
+    def __call__(self, content: bytes, source: str) -> np.ndarray:
+        """The pixels of a file's content."""
+        return decode_image(content, source, upright=self.upright, left_out=self._warn)
+
+    def _warn(self, what: str, source: str) -> None:
+        if what not in self._warned:
+            self._warned.add(what)
+            warnings.warn(f"data.path: {source} is {LEFT_OUT[what]}", stacklevel=2)
 
 
 class ImageDataset(ExampleDataset):
@@ -266,28 +276,42 @@ class Folder(LargeImageData):
         elif self.medical != MedicalConfig() and split == "train":
             warnings.warn(f"data.medical has no effect: {self.path} holds no DICOM and no NIfTI files", stacklevel=2)
 
-        decode = self.decoder()
-
-        def read(index: int) -> np.ndarray:
-            file = files[rows[index]]
-            return scans.read(file, slices[index]) if is_scan(file) else decode(read_file(file), str(file))
-
-        def source(index: int) -> str:
-            file = files[rows[index]]
-            return as_text(f"{file}[{slices[index]}]" if is_scan(file) else str(file))
-
+        images = _Files(files, rows, slices, scans, self.decoder(), captions)
         dataset = ImageDataset(
-            read,
+            images.read,
             None if tree.labels is None else [tree.labels[row] for row in rows],
             told,
             size=len(rows),
-            source=source,
+            source=images.source,
             classes=tree.classes,
             flip=self.flip,
             on_error=self.on_error,
-            captions=(lambda index: captions.get(files[rows[index]], ())) if captions else None,
+            captions=images.captions_of if captions else None,
         )
         return self.checked(dataset, split)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Images by number: each a file of ``files``, or a slice of one."""
+
+    files: Sequence[Path]
+    rows: np.ndarray
+    slices: np.ndarray
+    scans: Scans
+    decode: Decoder
+    captions: Mapping[Path, tuple[str, ...]]
+
+    def read(self, index: int) -> np.ndarray:
+        file = self.files[self.rows[index]]
+        return self.scans.read(file, self.slices[index]) if is_scan(file) else self.decode(read_file(file), str(file))
+
+    def source(self, index: int) -> str:
+        file = self.files[self.rows[index]]
+        return as_text(f"{file}[{self.slices[index]}]" if is_scan(file) else str(file))
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        return self.captions.get(self.files[self.rows[index]], ())
 
 
 class Tiles(ImageData):
@@ -336,20 +360,44 @@ class Tiles(ImageData):
         if labels and bands and split == "train" and len(set(labels)) < bands:
             raise InputError(f"data.bands: {bands}, tiles of {file} lie in {len(set(labels))} of them; fewer bands")
         content = hashlib.sha256(picture.data).hexdigest()
+        tiles = _Tiles(picture, corners, size, file.name)
         return ImageDataset(
-            lambda index: picture[corners[index][0] :, corners[index][1] :][:size, :size],
+            tiles.read,
             labels,
             f"{content}-{split}-{size}-{step}" + (f"-{bands}" if bands else ""),
             size=len(corners),
-            source=lambda index: as_text(f"{file.name}@{corners[index][1]},{corners[index][0]}"),
+            source=tiles.source,
             classes=[f"band {number} of {bands}" for number in range(1, bands + 1)] if bands else (),
             flip=self.flip,
         )
 
 
+@dataclass(frozen=True)
+class _Tiles:
+    """Squares of a picture by number: each from its upper left corner (row, column) on."""
+
+    picture: np.ndarray
+    corners: Sequence[tuple[int, int]]
+    size: int
+    name: str
+
+    def read(self, index: int) -> np.ndarray:
+        y, x = self.corners[index]
+        return self.picture[y : y + self.size, x : x + self.size]
+
+    def source(self, index: int) -> str:
+        y, x = self.corners[index]
+        return as_text(f"{self.name}@{x},{y}")
+
+
 @lru_cache(maxsize=1)
 def _read_picture(file: Path) -> np.ndarray:
-    return np.ascontiguousarray(decode_image(read_file(file), str(file)))
+    """Of any size: the one picture was asked for by its name."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        return np.ascontiguousarray(decode_image(read_file(file), str(file)))
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
 
 
 class HuggingFace(LargeImageData):
@@ -365,6 +413,7 @@ class HuggingFace(LargeImageData):
     label_column: str | None = Field(None, description="Column of labels: ClassLabel, strings, integers, booleans.")
     caption_column: str | None = Field(None, description="Column of texts, one or a list of them a row.")
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
+    subset: str | None = Field(None, description="Configuration of a source that has several.")
     streaming: bool = Field(
         False,
         description="Read row after row and keep nothing of the source on disk, rather than fetch all of it first.",
@@ -373,7 +422,6 @@ class HuggingFace(LargeImageData):
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         from layersync.core.huggingface import (
             caption_column,
-            captions_of,
             column_of_type,
             label_column,
             load_table,
@@ -385,14 +433,16 @@ class HuggingFace(LargeImageData):
         labels: Sequence[int | None] | None = None
         classes: list[str] = []
         if self.streaming:
-            stream, fingerprint = open_stream(self.path, split, self.num_examples, self.fingerprint, self.test_split)
+            stream, fingerprint = open_stream(
+                self.path, split, self.num_examples, self.fingerprint, self.test_split, self.subset
+            )
             image = column_of_type(stream, "Image", self.path)
             label = label_column(stream.features, self.label_column, self.path)
             if label is not None:
                 labels, classes = stream.labels(label, self.num_classes)
             rows: Any = stream
         else:
-            table, fingerprint, splits = load_table(self.path, split, self.fingerprint, self.test_split)
+            table, fingerprint, splits = load_table(self.path, split, self.fingerprint, self.test_split, self.subset)
             image = column_of_type(table, "Image", self.path)
             label = label_column(table.features, self.label_column, self.path)
             if label is not None:
@@ -401,10 +451,10 @@ class HuggingFace(LargeImageData):
         if label is not None:
             fingerprint += print_of_labels(label, rows.features[label], classes, named=self.label_column is not None)
         column = caption_column(rows.features, self.caption_column, self.path)
-        decode = self.decoder()
         fingerprint = self.oriented(fingerprint)
+        images = _Rows(self.path, rows, image, column, self.decoder())
         dataset = ImageDataset(
-            lambda index: decode(*_stored(rows[index][image], f"{self.path}[{index}]")),
+            images.read,
             labels,
             fingerprint if column is None else f"{fingerprint}-{column}",
             size=len(rows),
@@ -412,9 +462,28 @@ class HuggingFace(LargeImageData):
             classes=classes,
             flip=self.flip,
             on_error=self.on_error,
-            captions=None if column is None else lambda index: captions_of(rows[index][column]),
+            captions=None if column is None else images.captions_of,
         )
         return self.checked(dataset, split)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Images by row of a ``datasets`` table or stream."""
+
+    path: str
+    rows: Any
+    image: str
+    text: str | None
+    decode: Decoder
+
+    def read(self, index: int) -> np.ndarray:
+        return self.decode(*_stored(self.rows[index][self.image], _row(self.path, index)))
+
+    def captions_of(self, index: int) -> tuple[str, ...]:
+        from layersync.core.huggingface import captions_of
+
+        return captions_of(self.rows[index][self.text])
 
 
 def _stored(content: dict[str, Any] | None, source: str) -> tuple[bytes, str]:

@@ -76,6 +76,8 @@ def decode_image(
                 array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except InputError:
         raise
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{source}: is too large a picture to be opened unasked ({error})") from None
     except CORRUPT as error:
         raise InputError(f"{source}: is corrupt or no image ({error})") from None
     return array[..., None] if array.ndim == 2 else array

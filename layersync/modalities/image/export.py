@@ -122,6 +122,7 @@ def _write_diffusers(run: Run, checkpoint: Path, weights: str, target: Path) -> 
         **settings,
     )
     transformer.network.load_state_dict(model.backbone.state_dict())
+    tokenizer.vae.register_to_config(scaling_factor=tokenizer.scale)  # which the recipe may have set
     pipeline = DiTPipeline(transformer, tokenizer.vae, FlowMatchEulerScheduler())
     if any(name != str(number) for number, name in enumerate(model.classes)):
         pipeline.register_to_config(id2label={str(number): name for number, name in enumerate(model.classes)})

@@ -15,10 +15,13 @@ from pydantic import Field
 from torch import Tensor
 
 from layersync.core.adapter import LatentSpec, Section, Tokenizer
+from layersync.core.device import default_device
 from layersync.core.errors import InputError
-from layersync.core.pretrained import network_digest
+from layersync.core.pretrained import first_line, network_digest
 
 Rounding = Literal["nearest", "truncate"]
+VAE_BATCH = 8
+"""Images at once: of 512x512 the activations of one are a gigabyte."""
 ROUNDING = "How pixels become bytes. nearest: as SiT, DiT and EDM; truncate: as ADM and REPA, half a grey level darker."
 
 
@@ -173,7 +176,7 @@ class Vae(Tokenizer):
     def __init__(self, config: VaeConfig):
         self.config = config
         self.vae = _load_vae(config.path)
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.device = default_device()
         self.vae.to(self.device).eval().requires_grad_(False)
         settings = self.vae.config
         reduction = 2 ** (len(settings.block_out_channels) - 1)
@@ -203,9 +206,11 @@ class Vae(Tokenizer):
     @torch.no_grad()
     def encode(self, samples: Sequence[np.ndarray]) -> list[Tensor]:
         """(2 channels, height, width) each: means, then deviations."""
-        images = _to_unit(samples, self.config.image_size, self.vae.config.in_channels).to(self.device)
-        posterior = self.vae.encode(images).latent_dist
-        return list(torch.cat([posterior.mean, posterior.std], dim=1).float().cpu())
+        stored: list[Tensor] = []
+        for part in _to_unit(samples, self.config.image_size, self.vae.config.in_channels).split(VAE_BATCH):
+            posterior = self.vae.encode(part.to(self.device)).latent_dist
+            stored += torch.cat([posterior.mean, posterior.std], dim=1).float().cpu()
+        return stored
 
     def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
         """A draw from the posterior with ``noise``, its mean without."""
@@ -216,7 +221,7 @@ class Vae(Tokenizer):
     @torch.no_grad()
     def decode(self, latents: Tensor, mask: Tensor | None = None) -> list[np.ndarray]:  # noqa: D102
         images: list[np.ndarray] = []
-        for part in latents.split(8):
+        for part in latents.split(VAE_BATCH):
             unscaled = part.to(self.device, dtype=torch.float32) / self.scale + self.shift
             images += list(to_bytes(self.vae.decode(unscaled).sample, self.config.rounding))
         return images
@@ -232,13 +237,21 @@ def scale_state(scale: float, shift: float) -> dict[str, Tensor]:
 
 
 def _load_vae(path: str) -> Any:
+    """The network, every weight of it from safetensors. Raises :class:`InputError` for anything else."""
     from diffusers import AutoencoderKL
+    from safetensors import SafetensorError
 
     try:
-        return AutoencoderKL.from_pretrained(_expanded(path), use_safetensors=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        model, info = AutoencoderKL.from_pretrained(_expanded(path), use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"tokenizer.path: no VAE can be loaded from {path!r} ({reason}); give a hub id with a connection, or a "
-            f"local folder with config.json and diffusion_pytorch_model.safetensors"
+            f"tokenizer.path: no VAE can be loaded from {path!r} ({first_line(error)}); give a hub id with a "
+            f"connection, or a local folder with config.json and diffusion_pytorch_model.safetensors"
         ) from None
+    wrong = {*info["missing_keys"], *info["unexpected_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
+    if wrong:
+        raise InputError(
+            f"tokenizer.path: the weights in {path!r} are of another network: {len(wrong)} tensors are missing, "
+            f"misshapen or beyond its config.json, such as {min(wrong)}"
+        )
+    return model

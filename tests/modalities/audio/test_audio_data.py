@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +133,27 @@ def test_the_fingerprint_follows_samples_labels_and_names(tree: Path, write_audi
     (tree / "reed").rename(tree / "oboe")
     seen.append(config.build("train").fingerprint)
     assert len(set(seen)) == 4
+
+
+def test_a_fingerprint_is_of_contents_or_of_sizes_and_times(tree: Path) -> None:
+    """A file that was touched is another one by ``stat`` alone."""
+    before, after = (
+        {
+            how: FolderConfig(path=str(tree), fingerprint=how).build("train").fingerprint
+            for how in ("content", "stat", "auto")
+        }
+        for _ in touched(tree)
+    )
+    assert after["content"] == before["content"] == before["auto"]
+    assert len({before["content"], before["stat"], after["stat"]}) == 3
+
+
+def touched(tree: Path) -> Iterator[None]:
+    """Once as they are, and once with every file changed a second later."""
+    yield
+    for file in tree.rglob("*.*"):
+        os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    yield
 
 
 def test_a_silent_file_is_named_when_read(write_audio: Write, tmp_path: Path) -> None:

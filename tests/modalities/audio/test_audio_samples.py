@@ -12,7 +12,8 @@ import soundfile
 
 from layersync.core.errors import InputError
 from layersync.modalities.audio.adapter import AudioAdapter
-from layersync.modalities.audio.samples import open_audio_samples
+from layersync.modalities.audio.clip import Clip
+from layersync.modalities.audio.samples import open_audio_samples, write_waveforms
 
 WriteAudio = Callable[..., Path]
 
@@ -103,13 +104,35 @@ def test_what_cannot_be_read_is_named(write_audio: WriteAudio, tmp_path: Path) -
     refused(good, "a.wav", "folder")
     (tmp_path / "b.wav").write_text("not audio")
     refused(tmp_path, "b.wav", "cannot be read as audio")
-    soundfile.write(tmp_path / "b.wav", np.zeros(100), 16000)
-    refused(tmp_path, "b.wav", "silent")
     soundfile.write(tmp_path / "b.wav", np.zeros(0), 16000)
     refused(tmp_path, "b.wav", "no samples")
 
 
+@pytest.mark.parametrize("kind", ["files", "array"])
+def test_silent_sounds_are_scored_as_they_are_and_said_once(kind: str, write_audio: WriteAudio, tmp_path: Path) -> None:
+    """As those of a run are: a model that makes them is not spared them."""
+    tone, silence = np.sin(np.arange(800) / 5).astype(np.float32) / 2, np.zeros(800, dtype=np.float32)
+    path = tmp_path / "out.npz" if kind == "array" else tmp_path
+    if kind == "array":
+        np.savez(path, waveforms=np.stack([tone, silence, silence]), sample_rate=16000)
+    else:
+        for name, waveform in (("a", tone), ("b", silence), ("c", silence)):
+            soundfile.write(tmp_path / f"{name}.wav", waveform, 16000)
+    dataset = open_audio_samples(path)
+    with pytest.warns(UserWarning, match="is silent .* scored as they are") as said:
+        peaks = [float(np.abs(dataset[index].sample.waveform).max()) for index in range(3)]
+    assert peaks[0] > 0.4 and peaks[1:] == [0, 0] and len(said) == 1
+
+
 class TestArrays:
+    def test_clips_of_any_lengths_come_back(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.npz"
+        waveforms = [np.random.default_rng(0).uniform(-0.5, 0.5, length).astype(np.float32) for length in (40, 7, 25)]
+        write_waveforms(path, [Clip(waveform, 22050) for waveform in waveforms])
+        dataset = open_audio_samples(path)
+        for index, waveform in enumerate(waveforms):
+            np.testing.assert_array_equal(dataset[index].sample.waveform, waveform)
+
     def test_rows_of_an_npz_are_clips(self, tmp_path: Path) -> None:
         path = tmp_path / "out.npz"
         waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 800))
@@ -147,7 +170,10 @@ class TestArrays:
             ({"waveforms": np.full((2, 9), 0.1), "sample_rate": np.nan}, ["sample_rate"]),
             ({"waveforms": np.full((2, 9), 0.1), "sample_rate": [1, 2]}, ["sample_rate"]),
             ({"waveforms": np.array([[0.1, np.nan]]), "sample_rate": 16000}, ["clip 0", "not finite"]),
-            ({"waveforms": np.array([[0.1, 0.2], [0, 0]]), "sample_rate": 16000}, ["clip 1", "silent"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9]}, ["lengths", "[clips]"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9, 0]}, ["lengths", "from 1 to 9"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9, 10]}, ["lengths", "from 1 to 9"]),
+            ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9, 8.5]}, ["lengths", "whole"]),
             ({"waveforms": np.array([[None]]), "sample_rate": 16000}, ["cannot be read"]),
         ],
     )

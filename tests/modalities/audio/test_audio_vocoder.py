@@ -144,6 +144,12 @@ class TestPresets:
         decades = (stored - again)[loud].abs().mean() / (np.log(10) if tokenizer.config.log == "natural" else 1)
         assert loud.sum() > 100 and 20 * decades < 3
 
+    @pytest.mark.parametrize("num_frames", [1, 2, 3, 4])
+    def test_griffin_lim_plays_the_shortest_sounds(self, num_frames: int) -> None:
+        """Shorter than half a window, which is what transforms are padded by."""
+        (clip,) = MelTokenizer(MelConfig(griffin_lim_iterations=2)).decode(torch.zeros(1, 1, 80, num_frames))
+        assert len(clip.waveform) == num_frames * 256 and np.isfinite(clip.waveform).all()
+
     def test_a_preset_survives_the_written_recipe_and_refuses_other_values(self) -> None:
         config = MelConfig.model_validate({"preset": "vocos"})
         assert MelConfig.model_validate(config.model_dump(mode="json")) == config

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import pickle
 import struct
 import warnings
 from collections.abc import Callable
@@ -364,6 +365,75 @@ def test_partly_labelled_images_train_and_are_scored(
     }
     run = train(load_recipe(recipe), tmp_path_factory.mktemp("runs") / "run")
     assert 0 <= evaluate(run.path).metrics["label-agreement"].value <= 1
+
+
+def test_held_out_is_the_folder_that_holds_labelled_files(tmp_path: Path) -> None:
+    """As a challenge is unpacked: ``test`` flat or empty, labels in ``val`` alone."""
+    for place in ("train/cat/0", "train/cat/1", "train/dog/0", "val/cat/9", "val/dog/9"):
+        file = tmp_path / f"{place}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        noise_image(len(place)).save(file)
+    (tmp_path / "test").mkdir()
+    assert len(dataset("test", name="folder", path=str(tmp_path))) == 2
+    for number in range(3):
+        noise_image(number).save(tmp_path / "test" / f"{number}.png")
+    with pytest.warns(UserWarning, match=r"val is held out, not .*test, which has no labels"):
+        found = dataset("test", name="folder", path=str(tmp_path))
+    assert [found[index].label for index in range(len(found))] == [0, 1]
+    (tmp_path / "test" / "dog").mkdir()
+    (tmp_path / "test" / "2.png").rename(tmp_path / "test" / "dog" / "2.png")
+    assert len(dataset("test", name="folder", path=str(tmp_path))) == 3, "test where it has labels"
+
+
+def test_folders_that_become_one_label_are_said(tmp_path: Path) -> None:
+    for place in ("cat/images", "dog/images", "dog/more"):
+        (tmp_path / place).mkdir(parents=True)
+        noise_image(len(place)).save(tmp_path / place / "0.png")
+    with pytest.warns(UserWarning, match="folders cat/images and dog/images become one label, 'images'"):
+        assert dataset(name="folder", path=str(tmp_path)).classes == ("images", "more")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        named = dataset(name="folder", path=str(tmp_path), labels=r"^(?P<label>[^/]+)/")
+    assert named.classes == ("cat", "dog")
+
+
+def test_data_goes_to_processes_that_are_started_anew(tmp_path: Path, labelled_parquet: Callable[..., str]) -> None:
+    noise_image(0, (64, 64)).save(tmp_path / "picture.png")
+    (tmp_path / "picture.txt").write_text("noise")
+    sections = (
+        {"name": "folder", "path": str(tmp_path)},
+        {"name": "tiles", "path": str(tmp_path / "picture.png"), "tile_size": 16},
+        {"name": "hf", "path": labelled_parquet("data.parquet", label=[0, 1, 1])},
+    )
+    for section in sections:
+        data = dataset(**section)
+        again = pickle.loads(pickle.dumps(data))
+        assert np.array_equal(again[0].sample, data[0].sample) and again[0].captions == data[0].captions
+        assert (again[0].source, again.fingerprint, len(again)) == (data[0].source, data.fingerprint, len(data))
+
+
+def test_a_picture_of_any_size_is_cut_into_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's limit is against files that were not asked for; in a folder it is said to be that."""
+    noise_image(0, (64, 64)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(dataset(name="tiles", path=str(tmp_path / "large.png"), tile_size=16)) == 12
+    assert Image.MAX_IMAGE_PIXELS == 1000
+    with pytest.raises(InputError, match=r"large\.png: is too large a picture to be opened unasked"):
+        dataset(name="folder", path=str(tmp_path))[0]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_subset_of_several_is_the_one_that_is_named(streaming: bool, labelled_parquet: Callable[..., str]) -> None:
+    folder = Path(labelled_parquet("set/few.parquet", label=[0, 1])).parent
+    labelled_parquet("set/many.parquet", label=[0, 1, 1, 0, 1])
+    names = "".join(f"- {{config_name: {name}, data_files: {name}.parquet}}\n" for name in ("few", "many"))
+    (folder / "README.md").write_text(f"---\nconfigs:\n{names}---\n")
+    section = {"name": "hf", "path": str(folder), "num_classes": 2, "streaming": streaming}
+    found = {name: dataset(**section, subset=name) for name in ("few", "many")}
+    assert {name: len(data) for name, data in found.items()} == {"few": 2, "many": 5}
+    assert found["few"].fingerprint != found["many"].fingerprint
+    with pytest.raises(InputError, match=r"^data\.subset: .* has several.*\['few', 'many'\]"):
+        dataset(**section)
 
 
 def test_small_pictures_train_without_a_held_out_part(tmp_path: Path) -> None:

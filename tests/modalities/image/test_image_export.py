@@ -226,6 +226,15 @@ def test_what_cannot_be_exported(
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
+def test_a_scale_of_the_recipes_own_goes_along(vae: Path, tmp_path: Path) -> None:
+    """The pipeline divides by the VAE's: else every image of it would be wrong."""
+    overrides = [HEADS, f"tokenizer.path={vae}", "tokenizer.image_size=16", "tokenizer.scaling_factor=0.5"]
+    run = import_checkpoint("sit", sit_file(tmp_path / "a.pt"), tmp_path / "run", overrides)
+    out = export_run(run.path, "diffusers", out=tmp_path / "pipeline")
+    assert json.loads((out / "vae" / "config.json").read_text())["scaling_factor"] == 0.5
+    assert json.loads((vae / "config.json").read_text())["scaling_factor"] == 0.18215
+
+
 def test_exports_replace_nothing(command: Command, imported: Run, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     for to in ("sit", "safetensors", "diffusers"):

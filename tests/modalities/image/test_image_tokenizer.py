@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -149,6 +150,28 @@ def test_a_vae_that_is_not_there_or_does_not_fit_is_one_line(vae_folder: Path, t
         Vae(VaeConfig(path=str(tmp_path), image_size=16))
     with pytest.raises(InputError, match=r"image_size: 15 is no multiple"):
         Vae(VaeConfig(path=str(vae_folder), image_size=15))
+
+
+@pytest.mark.parametrize("channels", [(8,), (8, 8, 8), (16, 16)])
+def test_weights_of_another_vae_are_refused(channels: tuple[int, ...], vae_folder: Path, tmp_path: Path) -> None:
+    """More, fewer or wider layers than config.json says."""
+    config = json.loads((vae_folder / "config.json").read_text())
+    down, up = ([f"{name}Block2D"] * len(channels) for name in ("DownEncoder", "UpDecoder"))
+    config |= {"block_out_channels": channels, "down_block_types": down, "up_block_types": up}
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    (tmp_path / "vae" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"tokenizer\.path: .*vae") as refused:
+        Vae(VaeConfig(path=str(tmp_path / "vae"), image_size=16))
+    assert "\n" not in str(refused.value)
+
+
+def test_many_images_are_encoded_a_few_at_a_time(vae_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = Vae(VaeConfig(path=str(vae_folder), image_size=16))
+    sizes, encode = [], tokenizer.vae.encode
+    monkeypatch.setattr(tokenizer.vae, "encode", lambda part: (sizes.append(len(part)), encode(part))[1])
+    images = list(np.random.default_rng(0).integers(0, 256, (19, 16, 16, 3), dtype=np.uint8))
+    stored = tokenizer.encode(images)
+    assert sizes == [8, 8, 3] and torch.allclose(stored[17], tokenizer.encode(images[17:18])[0], atol=1e-5)
 
 
 def test_latents_of_a_vae_train_and_sample(vae_folder: Path, tmp_path: Path) -> None:
