@@ -9,10 +9,12 @@ import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
+import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
@@ -31,8 +33,8 @@ from layersync.core.paths import (
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
-from layersync.modalities.motion.presets import PRESETS, choose_preset
-from layersync.modalities.motion.retarget import Alignment, Up, align
+from layersync.modalities.motion.presets import PRESETS, Preset, choose_preset
+from layersync.modalities.motion.retarget import Alignment, SourceMotion, Up, align, spans_of, vertical_of
 from layersync.modalities.motion.sample import Motion
 
 logger = logging.getLogger(__name__)
@@ -228,9 +230,10 @@ class BvhConfig(MotionFolderConfig):
             if (file := self._try(path, self._checked)) is not None:
                 skeletons.setdefault(self._skeleton(file), []).append(path)
         readers: dict[Path, Callable[[], Motion]] = {}
+        up = self._vertical(list(skeletons.values())) if len(skeletons) > 1 and self.up == "auto" else self.up
         for members in skeletons.values():
-            alignment = self._align(members)
-            readers |= {path: partial(read_mapped, path, alignment) for path in members}
+            alignment = self._align(members, up)
+            readers |= {path: Mapped(path, alignment) for path in members}
         self._say_skipped(len(readers), paths)
         return {path: readers[path] for path in paths if path in readers}
 
@@ -245,22 +248,46 @@ class BvhConfig(MotionFolderConfig):
         pelvis = names.index(choose_preset(names, self.skeleton).joints["pelvis"])
         return names, file.hierarchy.parents, file.hierarchy.offsets[pelvis + 1 :].round(3).tobytes()
 
-    def _align(self, members: Sequence[Path]) -> Alignment:
-        """The alignment of one skeleton, from some of its files spread over the folder."""
+    def _references(self, members: Sequence[Path]) -> tuple[list[SourceMotion], Preset]:
+        """Some of the motions of one skeleton, spread over the folder."""
         chosen = members[:: max(1, len(members) // _NUM_REFERENCES)][:_NUM_REFERENCES]
         references = [read_bvh(path).motion() for path in chosen]
-        preset = choose_preset(references[0].names, self.skeleton, str(chosen[0]))
-        alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
+        return references, choose_preset(references[0].names, self.skeleton, str(chosen[0]))
+
+    def _vertical(self, skeletons: Sequence[Sequence[Path]]) -> Up:
+        """The vertical axis of a tree of several skeletons, of which one may only crawl: that of most of the frames."""
+        spans = [spans_of(*self._references(members)) for members in skeletons]
+        found = vertical_of(np.concatenate(spans))
+        for members, span in zip(skeletons, spans, strict=True):
+            if (own := vertical_of(span)) != found:
+                warnings.warn(
+                    f"data.up: {members[0]} and {len(members) - 1} more of its skeleton look as if {own} were their "
+                    f"vertical; most frames of {self.path} say {found}, which all are taken by: set up to {own} if not",
+                    stacklevel=4,
+                )
+        return found
+
+    def _align(self, members: Sequence[Path], up: Up) -> Alignment:
+        """The alignment of one skeleton, from some of its files spread over the folder."""
+        references, preset = self._references(members)
+        alignment = align(references, preset, up=up, scale=None if self.scale == "auto" else self.scale)
         logger.info(
-            "%d BVH files: skeleton %s, rest pose from %s, %.5f m per unit", len(members), preset.name, alignment.how,
-            alignment.scale,
+            "%d BVH files: skeleton %s, rest pose from %s, %.5f m per unit, vertical %s", len(members), preset.name,
+            alignment.how, alignment.scale, "y" if np.array_equal(alignment.world, np.eye(3)) else "z",
         )  # fmt: skip
         return alignment
 
 
-def read_mapped(path: Path, alignment: Alignment) -> Motion:
-    """The motion of a BVH file on SMPL's joints, at 30 fps."""
-    return alignment.apply(read_bvh(path).motion(), FPS)
+@dataclass(frozen=True)
+class Mapped:
+    """Reads the motion of a BVH file on SMPL's joints, at 30 fps."""
+
+    path: Path
+    alignment: Alignment
+
+    def __call__(self) -> Motion:
+        """Once more from the file."""
+        return self.alignment.apply(read_bvh(self.path).motion(), FPS)
 
 
 class AmassConfig(MotionFolderConfig):
@@ -319,9 +346,11 @@ class MotionFolder(ExampleDataset):
         if not self._records and split == "train":
             raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
         digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split", "captions"}).encode())
+        digest.update(name_bytes(f"{self.classes} {self.variants}"))  # which files of the other split decide too
         for record in self._records:
             name = record.path.relative_to(root)
-            digest.update(name_bytes(f"{name} {record.label} {record.captions} {file_digest(record.path)}"))
+            how = record.read.alignment.told if isinstance(record.read, Mapped) else ""
+            digest.update(name_bytes(f"{name} {record.label} {record.captions} {file_digest(record.path)} {how}"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -364,6 +393,9 @@ class MotionFolder(ExampleDataset):
 
 
 def _names_side(text: str) -> bool:
-    """Whether left or right is in ``text``, if only within a word, unless all the word is one such as upright."""
+    """Whether left, right or a sense of rotation is in ``text``, which mirroring would turn into the other.
+
+    If only within a word, unless all the word is one such as upright; ``cw`` and ``ccw`` as words of their own.
+    """
     rest = _WORD.sub(lambda word: "" if _NO_SIDE.fullmatch(word[0]) else word[0], text)
-    return re.search(r"left|right", rest, re.IGNORECASE) is not None
+    return re.search(r"left|right|clockwise|(?<![a-z])c?cw(?![a-z])", rest, re.IGNORECASE) is not None

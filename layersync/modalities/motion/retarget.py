@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -100,6 +101,12 @@ class Alignment:
         motion = Motion(translation.astype(np.float32), local.astype(np.float32), source.fps)
         return motion if fps is None else motion.resampled(fps)
 
+    @cached_property
+    def told(self) -> str:
+        """What it does, in numbers that are the same on every machine."""
+        numbers = np.concatenate([self.world.ravel(), *(self.turns[joint].ravel() for joint in sorted(self.turns))])
+        return f"{sorted(self.joints.items())} {(numbers.round(4) + 0.0).tolist()} {self.scale:.6g}"
+
     def positions(self, source: SourceMotion) -> np.ndarray:
         """Joints (frames, joints, 3) of the source in metres, Y up: what the mapped joints should coincide with."""
         return source.positions @ self.world.T * self.scale
@@ -135,15 +142,33 @@ def _leg_length(positions: Mapping[int, np.ndarray]) -> float:
     return total
 
 
+def _spans(references: Sequence[SourceMotion], joints: Mapping[int, int]) -> np.ndarray:
+    """(frames, 3) from the feet to the head."""
+    ankles = [joints[INDEX["left_ankle"]], joints[INDEX["right_ankle"]]]
+    return np.concatenate(
+        [clip.positions[:, joints[INDEX["head"]]] - clip.positions[:, ankles].mean(axis=1) for clip in references]
+    )
+
+
+def spans_of(references: Sequence[SourceMotion], preset: Preset) -> np.ndarray:
+    """(frames, 3) from the feet to the head, in legs of the body: what :func:`vertical_of` several bodies reads."""
+    joints = preset.matched(references[0].names)
+    if joints is None:
+        raise InputError(f"skeleton {preset.name!r} lacks joints that it needs: {', '.join(REQUIRED)}")
+    rest = references[0].unrotated()
+    return _spans(references, joints) / _leg_length({smpl: rest[joint] for smpl, joint in joints.items()})
+
+
+def vertical_of(spans: np.ndarray) -> Literal["y", "z"]:
+    """The axis along which heads are furthest from feet in most of the frames."""
+    span = np.median(spans, axis=0)
+    return "z" if abs(span[2]) > abs(span[1]) else "y"
+
+
 def _upright(references: Sequence[SourceMotion], joints: Mapping[int, int], up: Up) -> np.ndarray:
     """The rotation that makes the source's vertical Y. ``auto``: the axis along which heads are furthest from feet."""
     if up == "auto":
-        ankles = [joints[INDEX["left_ankle"]], joints[INDEX["right_ankle"]]]
-        spans = [
-            clip.positions[:, joints[INDEX["head"]]] - clip.positions[:, ankles].mean(axis=1) for clip in references
-        ]
-        span = np.median(np.concatenate(spans), axis=0)
-        up = "z" if abs(span[2]) > abs(span[1]) else "y"
+        up = vertical_of(_spans(references, joints))
     return np.eye(3) if up == "y" else np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 

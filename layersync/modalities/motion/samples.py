@@ -168,7 +168,7 @@ def _is_amass(path: Path) -> bool:
     if path.suffix.lower() != ".npz":
         return False
     with opened_npz(path) as archive:
-        return "poses" in archive
+        return "poses" in archive or {"root_orient", "pose_body"} <= set(archive.files)
 
 
 def _of_files(paths: Sequence[Path], root: Path) -> list[Record]:
@@ -370,12 +370,18 @@ def _of_split(path: Path) -> list[Record]:
         raise InputError(f"{path}: none of its {len(named)} names is a file in {folder}")
     if len(paths) < len(named):
         logger.warning("%s: %d of %d names have no file in %s", path, len(named) - len(paths), len(named), folder)
-    frames = {str(each.relative_to(folder)): len(_array(each, mapped=True)) for each in paths}
+    frames = {each: len(_array(each, mapped=True)) for each in paths}
+    kept = [each for each in paths if frames[each] in SPLIT_FRAMES]
+    finite = [each for each in kept if np.isfinite(_array(each)).all()]
+    told = [each for each in finite if (path.parent / "texts" / f"{each.stem}.txt").is_file()] or finite
+    for count, why in ((len(kept) - len(finite), "values that are not finite"), (len(finite) - len(told), "no texts")):
+        if count:  # as the published loaders do: two files of the test set of HumanML3D itself are not finite
+            logger.warning("%s: %d of %d motions are left out, which have %s", path, count, len(kept), why)
+    lengths = {str(each.relative_to(folder)): frames[each] for each in told}
     records = [
         record
-        for record in _of_files(paths, folder)
-        if frames[record.source] in SPLIT_FRAMES
-        and (record.caption is None or len(record.caption.rows(frames[record.source], FPS)) in SPLIT_FRAMES)
+        for record in (_of_files(told, folder) if told else [])
+        if record.caption is None or len(record.caption.rows(lengths[record.source], FPS)) in SPLIT_FRAMES
     ]
     if not records:
         raise InputError(f"{path}: no motion is {SPLIT_FRAMES.start} to {SPLIT_FRAMES.stop - 1} frames long")

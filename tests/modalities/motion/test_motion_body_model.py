@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse
 
 from layersync.core.errors import InputError
+from layersync.modalities.motion.io import body_model
 from layersync.modalities.motion.io.body_model import BodyModel, read_body_model
 from layersync.modalities.motion.skeleton import PARENTS, REST
 
@@ -56,6 +57,14 @@ def test_joints_of_a_mean_body_are_those_of_its_regressor(npz, make_motion):
     np.testing.assert_allclose(body.rest(), REST + np.array([0, -0.22, 0.03]), atol=1e-5)
     np.testing.assert_allclose(body.joints(motion), motion.joints(), atol=1e-4)
     assert body.vertices(motion).shape == (6, VERTICES, 3)
+
+
+def test_a_long_motion_is_posed_in_parts(npz, make_motion, monkeypatch):
+    motion, body = make_motion(frames=11), BodyModel(npz)
+    whole = body.joints(motion), body.vertices(motion)
+    monkeypatch.setattr(body_model, "FRAMES_AT_ONCE", 4)
+    for found, wanted in zip((body.joints(motion), body.vertices(motion)), whole, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_betas_change_the_joints_as_the_blend_shapes_say(npz, smpl, make_motion):
@@ -161,23 +170,37 @@ def test_published_pickles_hold_sparse_and_chumpy_arrays(smpl, tmp_path, make_mo
     chumpy, ch = types.ModuleType("chumpy"), types.ModuleType("chumpy.ch")
 
     class Ch:
-        def __init__(self, x):
-            self.x = x
+        """With the state that chumpy leaves in a pickle, sets among it (chumpy/ch.py, ``__getstate__``)."""
 
-    Ch.__module__, Ch.__qualname__ = "chumpy.ch", "Ch"
-    ch.Ch = Ch
+        def __init__(self, **state):
+            self.__dict__.update(state, _dirty_vars=set(), _itr=None, _depends_on_deps={})
+
+    class Select(Ch):
+        pass
+
+    for kind in (Ch, Select):
+        kind.__module__, kind.__qualname__ = "chumpy.ch", kind.__name__
+        setattr(ch, kind.__name__, kind)
+    order = np.random.default_rng(2).permutation(smpl["v_template"].size)
     content = smpl | {
         "J_regressor": scipy.sparse.csc_matrix(smpl["J_regressor"]),
-        "shapedirs": Ch(smpl["shapedirs"]),
+        "shapedirs": Ch(x=smpl["shapedirs"]),
+        "v_template": Select(
+            a=Ch(x=smpl["v_template"].ravel()[order]), idxs=np.argsort(order), preferred_shape=(VERTICES, 3)
+        ),
         "bs_style": "lbs",
     }
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "chumpy", chumpy)
         patch.setitem(sys.modules, "chumpy.ch", ch)
         (tmp_path / "SMPL_NEUTRAL.pkl").write_bytes(pickle.dumps(content, protocol=2))
+        (tmp_path / "odd.pkl").write_bytes(pickle.dumps(content | {"weights": Ch(b=1)}, protocol=2))
+    with pytest.raises(InputError, match=r"odd\.pkl: no body model .* a chumpy array of .*b"):
+        read_body_model(tmp_path / "odd.pkl")
     read = read_body_model(tmp_path / "SMPL_NEUTRAL.pkl")
     np.testing.assert_array_equal(read["J_regressor"], smpl["J_regressor"])
     np.testing.assert_array_equal(read["shapedirs"], smpl["shapedirs"])
+    np.testing.assert_array_equal(read["v_template"], smpl["v_template"])
     motion = make_motion(frames=2)
     np.testing.assert_allclose(BodyModel(tmp_path / "SMPL_NEUTRAL.pkl").joints(motion), motion.joints(), atol=1e-4)
 

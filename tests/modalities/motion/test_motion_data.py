@@ -48,6 +48,21 @@ def test_a_changed_file_changes_the_fingerprint(amass_tree, make_motion):
     assert AmassConfig(path=str(amass_tree), up="y").build("train").fingerprint not in before
 
 
+def test_what_files_of_the_other_split_decide_changes_the_fingerprint(make_motion, write_body_bvh, tmp_path):
+    """Numbers of classes, mirroring, and how a skeleton lies: latents that are kept hold all of them."""
+    for number, name in enumerate(("train/run/a", "train/walk/a", "test/run/b", "test/walk/b")):
+        write_body_bvh(f"tree/{name}.bvh", make_motion(frames=21, seed=number))
+    config = BvhConfig(path=str(tmp_path / "tree"), min_clips=1)
+    before = config.build("test")
+    write_body_bvh("tree/train/dance/a.bvh", make_motion(frames=21, seed=9))
+    classes = config.build("test")
+    (tmp_path / "tree" / "train" / "run" / "a.txt").write_text("a person runs to the left\n")
+    mirrored = config.build("test")
+    assert before.classes == ("run", "walk") and classes.classes == ("dance", "run", "walk")
+    assert before.variants == classes.variants == ("original", "mirror") and mirrored.variants == ("original",)
+    assert len({data.fingerprint for data in (before, classes, mirrored)}) == 3
+
+
 def test_files_in_one_folder_have_no_label_unless_a_pattern_names_it(amass_tree):
     flat = AmassConfig(path=str(amass_tree / "walk"))
     assert flat.build("train").classes == ()
@@ -115,11 +130,11 @@ def test_labels_that_name_a_side_are_not_mirrored(amass_tree):
 
 WITHOUT_SIDE = (
     "upright bright outright downright forthright copyright birthright fright brightly frightened walk_upright "
-    "UPRIGHT WalkUpright upright2 bright-uprightness"
+    "UPRIGHT WalkUpright upright2 bright-uprightness mccwalk clock"
 )
 WITH_SIDE = (
     "walk-left left_hand TurnLeft turnleft leftward lefthanded RIGHT UpRight up-right climbright ThumbRight "
-    "jumpupright brightleft uprightRight UPRIGHTHAND LEFTturn upright_left"
+    "jumpupright brightleft uprightRight UPRIGHTHAND LEFTturn upright_left turn-clockwise CounterClockwise spin_ccw cw"
 )
 
 
@@ -226,6 +241,21 @@ def test_the_vertical_that_is_said_is_taken_where_none_can_be_seen(make_motion, 
     for up in ("y", "z"):
         np.testing.assert_allclose(bvh_joints(tmp_path / up, up=up), expected, atol=1e-2)
         assert np.abs(bvh_joints(tmp_path / up) - expected).max() > 0.5
+
+
+def test_the_vertical_of_a_tree_is_that_of_most_of_it(make_motion, write_body_bvh, tmp_path):
+    """Though one performer, whose skeleton is its own, is only seen lying: turned apart from the others it is wrong."""
+    upright, lying = make_motion(frames=41, wild=0.1), make_motion(frames=21, wild=0.1)
+    lying.rotations[:, 0] = Rotation.from_rotvec([1.4, 0, 0]).as_matrix()
+    z_up = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+    for place, motion, unit in (("stands", upright, 0.01), ("lies", lying, 0.02)):
+        write_body_bvh(f"tree/{place}/a.bvh", motion, unit=unit, world=z_up)
+    with pytest.warns(UserWarning, match=r"data\.up: .*lies/a\.bvh .* as if y were .* say z, which all are taken by"):
+        found = BvhConfig(path=str(tmp_path / "tree"), min_clips=1).build("train")
+    assert found.classes == ("lies", "stands")
+    for example, motion in zip((found[0], found[1]), (lying, upright), strict=True):
+        joints = example.sample.joints()[:, :22]
+        np.testing.assert_allclose(joints, motion.joints()[:, :22], atol=1e-2)
 
 
 def test_the_skeleton_that_is_said_is_taken(make_motion, write_body_bvh, tmp_path):

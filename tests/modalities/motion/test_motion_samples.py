@@ -131,6 +131,11 @@ def test_amass_and_bvh_come_at_30_frames_a_second(tmp_path, make_motion, write_b
     assert [(sample.fps, len(sample)) for sample in samples_of(tmp_path / "bvh")] == [(30.0, 61), (30.0, 31)]
     assert len(samples_of(tmp_path / "bvh" / "1.bvh")) == 1
     assert open_samples(tmp_path / "amass")[1].source == "sub1/clip.npz"
+    with np.load(tmp_path / "amass" / "sub1" / "clip.npz") as archive:
+        parts = {key: archive[key] for key in archive.files if key != "poses"}
+        parts |= {"root_orient": archive["poses"][:, :3], "pose_body": archive["poses"][:, 3:66]}
+    np.savez(tmp_path / "alone.npz", **parts)
+    assert [(sample.fps, len(sample)) for sample in samples_of(tmp_path / "alone.npz")] == [(30.0, 31)]
     write_amass(tmp_path / "bvh" / "extra.npz", make_motion())
     with pytest.raises(InputError, match=r"holds \.bvh and \.npz"):
         open_samples(tmp_path / "bvh")
@@ -214,6 +219,15 @@ def test_a_split_of_humanml3d_has_the_published_lengths(tmp_path, features, capl
         dataset = open_samples(tmp_path / "test.txt")
     assert [dataset[index].source for index in range(len(dataset))] == ["c.npy", "b.npy"]
     assert "1 of 5 names" in caplog.text
+    (tmp_path / "test.txt").write_text("b\nc\nnan\nmute\n")
+    np.save(vecs / "nan.npy", np.full((84, 263), np.nan, np.float32))
+    np.save(vecs / "mute.npy", np.resize(features, (84, 263)))
+    (texts / "nan.txt").write_text("walks#walk/VERB#0.0#0.0\n")
+    with caplog.at_level(logging.WARNING):
+        dataset = open_samples(tmp_path / "test.txt")
+    assert [dataset[index].source for index in range(len(dataset))] == ["b.npy", "c.npy"], "as the published test set"
+    assert "1 of 4 motions are left out, which have values that are not finite" in caplog.text
+    assert "1 of 3 motions are left out, which have no texts" in caplog.text
     (tmp_path / "test.txt").write_text("a\n")
     with pytest.raises(InputError, match="40 to 199"):
         open_samples(tmp_path / "test.txt")

@@ -222,11 +222,11 @@ class TextMotion(FeatureExtractor):
         found: dict[str, str] = {}
         for path in sorted(self._texts.glob("*.txt")):
             try:
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = path.read_text(encoding="utf-8-sig").splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"extractor {self.name}: {path}: no readable text ({error})") from None
-            for line in lines:
-                found.setdefault(line.partition("#")[0], line.strip())
+            for line in map(str.strip, lines):
+                found.setdefault(line.partition("#")[0], line)
         return found
 
     def _features(self, example: Example) -> np.ndarray:

@@ -26,6 +26,8 @@ from layersync.modalities.motion.skeleton import NUM_JOINTS
 
 _NEEDED = ("v_template", "shapedirs", "posedirs", "J_regressor", "weights", "kintree_table", "f")
 
+FRAMES_AT_ONCE = 256
+"""Of a body that is posed: half a megabyte each while it is."""
 _MODELS = {24: ("SMPL", (22, 23)), 52: ("SMPL-H", (22, 37)), 55: ("SMPL-X", (25, 40))}
 """By its joints, what a model is called and which of them are its hands, left and right."""
 
@@ -37,6 +39,8 @@ _ALLOWED = {
     ("numpy.core.multiarray", "scalar"),
     ("numpy._core.multiarray", "scalar"),
     ("_codecs", "encode"),
+    ("__builtin__", "set"),  # Python 2's name of it, in the state of every chumpy array
+    ("builtins", "set"),
     *(
         (module, f"{kind}_matrix")
         for kind in ("csc", "csr", "coo")
@@ -51,13 +55,19 @@ _BAD_PICKLE = (
 
 
 class ChumpyArray:
-    """Stand-in for ``chumpy.Ch``: keeps what was pickled and shows its value, ``x``."""
+    """Stand-in for ``chumpy.Ch``: keeps what was pickled and shows its value, ``x``, or a selection ``a[idxs]``."""
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.array(self.__dict__["x"], dtype=dtype)
+        state = self.__dict__
+        if "x" in state:
+            return np.array(state["x"], dtype=dtype)
+        if {"a", "idxs", "preferred_shape"} <= set(state):  # chumpy.reordering.Select
+            chosen = np.asarray(state["a"]).ravel()[np.asarray(state["idxs"])]
+            return np.array(chosen.reshape(state["preferred_shape"]), dtype=dtype)
+        raise ValueError(f"a chumpy array of {', '.join(sorted(map(str, state))) or 'nothing'} is none that is known")
 
 
 class _ModelUnpickler(pickle.Unpickler):
@@ -81,7 +91,10 @@ def read_body_model(path: Path) -> dict[str, Any]:
         raise InputError(
             f"{path}: no body model: it lacks {', '.join(missing) if isinstance(content, dict) else 'all'}"
         )
-    return {key: _plain(value) for key, value in content.items()}
+    try:
+        return {key: _plain(value) for key, value in content.items()}
+    except (ValueError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: no body model that can be read safely ({error})") from error
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -135,11 +148,11 @@ class BodyModel:
 
     def joints(self, motion: Motion, betas: np.ndarray | None = None) -> np.ndarray:
         """Joint positions (frames, 24, 3) in metres of ``motion`` on a body of shape ``betas`` (num_betas,)."""
-        return self._body(self._posed(motion, betas)[1]).numpy()
+        return self._body(self._posed(motion, betas, skin=False)).numpy()
 
     def vertices(self, motion: Motion, betas: np.ndarray | None = None) -> np.ndarray:
         """Vertices (frames, 6890 or SMPL-X's 10475, 3) in metres."""
-        return self._posed(motion, betas)[0].numpy()
+        return self._posed(motion, betas, skin=True).numpy()
 
     def _betas(self, betas: np.ndarray | None) -> Tensor:
         values = torch.zeros(1, self.num_betas)
@@ -149,21 +162,22 @@ class BodyModel:
         return values
 
     @torch.no_grad()
-    def _posed(self, motion: Motion, betas: np.ndarray | None) -> tuple[Tensor, Tensor]:
-        """Vertices and joints of the whole model."""
+    def _posed(self, motion: Motion, betas: np.ndarray | None, *, skin: bool) -> Tensor:
+        """Vertices of the whole model, or its joints."""
         from smplx.lbs import lbs
 
-        frames = len(motion)
-        pose = torch.eye(3).repeat(frames, len(self._parents), 1, 1)
         given = NUM_JOINTS if self.name == "SMPL" else BODY_JOINTS
-        pose[:, :given] = torch.from_numpy(motion.rotations[:, :given])
-        vertices, joints = lbs(
-            self._betas(betas).expand(frames, -1), pose, self._v_template, self._shapedirs, self._posedirs,
-            self._J_regressor, self._parents, self._weights, pose2rot=False,
-        )  # fmt: skip
+        parts: list[Tensor] = []
+        for rotations in torch.from_numpy(motion.rotations[:, :given]).split(FRAMES_AT_ONCE):
+            pose = torch.eye(3).repeat(len(rotations), len(self._parents), 1, 1)
+            pose[:, :given] = rotations
+            vertices, joints = lbs(
+                self._betas(betas).expand(len(rotations), -1), pose, self._v_template, self._shapedirs, self._posedirs,
+                self._J_regressor, self._parents, self._weights, pose2rot=False,
+            )  # fmt: skip
+            parts.append(vertices if skin else joints)
         # The model's origin is moved so that the pelvis comes to where the motion says that it is.
-        offset = torch.from_numpy(motion.translation - self.rest(betas)[:1])[:, None]
-        return vertices + offset, joints + offset
+        return torch.cat(parts) + torch.from_numpy(motion.translation - self.rest(betas)[:1])[:, None]
 
     def _body(self, joints: Tensor) -> Tensor:
         """SMPL's 24 of a model's joints; the first left and right finger joint stand for hands with fingers."""
