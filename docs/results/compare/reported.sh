@@ -47,9 +47,11 @@ screened=("${calm[@]}" "${stratified[@]}" --set evaluate.every=2000 --variants b
 run screened recipes/fashion.yaml "${screened[@]}" --seeds 140,141,142,143,144,145,146,147,148,149
 run screened "${domains[@]:0:2}" "${screened[@]}" --seeds 140,141,142,143,144,145,146,147,148,149
 
-run motion recipes/motion-bvh.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.num_samples=4000 --set evaluate.every=2000 \
-    --set 'evaluate.metrics=[fd-geometric,fd-kinetic,fd-classifier,label-agreement]' \
-    --seeds 120,121,122,123,124,125,126,127,128,129
+motion=("${calm[@]}" "${stratified[@]}" --set evaluate.num_samples=4000 --set evaluate.every=2000
+    --set 'evaluate.metrics=[fd-geometric,fd-kinetic,fd-classifier,label-agreement]')
+run motion recipes/motion-bvh.yaml "${motion[@]}" --seeds 120,121,122,123,124,125,126,127,128,129
+run screened-motion recipes/motion-bvh.yaml "${motion[@]}" --variants baseline --variant screened:regularizer.weight=1.0 \
+    --seeds 150,151,152,153,154,155,156,157,158,159
 
 run longer recipes/fashion.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 130,131,132,133,134,135,136,137
 
