@@ -11,7 +11,7 @@ install: $(STAMP)
 # tinysoundfont is installed without its dependencies: pyaudio, which it needs for live playback only, has no wheel and
 # wants system headers.
 $(STAMP): pyproject.toml constraints.txt
-	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --upgrade --constraint constraints.txt pip setuptools wheel
 	$(BIN)/python -m pip install --constraint constraints.txt --no-build-isolation --editable ".[test,lint]"
 	$(BIN)/python -m pip install --constraint constraints.txt --no-deps tinysoundfont

@@ -53,7 +53,9 @@ def cache_key(dataset: ExampleDataset, tokenizer: Tokenizer) -> str:
 
 def _mapped(path: Path, rows: int, values: int) -> np.ndarray:
     """A file of float32, memory-mapped. NumPy's own map would keep a file open, of which a process may have few."""
-    return torch.from_file(str(path), shared=False, size=rows * values, dtype=torch.float32).numpy().reshape(rows, -1)
+    mapped = torch.from_file(str(path), shared=False, size=rows * values, dtype=torch.float32).numpy()
+    mapped.setflags(write=False)
+    return mapped.reshape(rows, values)
 
 
 class LatentCache:

@@ -133,23 +133,19 @@ def labelled_files(
     """
     if not root.is_dir():
         raise InputError(f"data.path: {str(root)!r} is a file, not a folder")
+    training = root / "train"
+    apart = [root / name for name in HELD_OUT_NAMES if (root / name).is_dir()] if training.is_dir() else []
     below = {
-        root / name: files_below(root / name, tuple(extensions), skip=skip)
-        for name in ("train", *HELD_OUT_NAMES)
-        if (root / "train").is_dir() and (root / name).is_dir()
+        base: files_below(base, tuple(extensions), skip=skip) for base in ([training, *apart] if apart else [root])
     }
-    held_out = [base for base, files in below.items() if files and base.name != "train"]
-    own_splits = bool(held_out) and bool(below[root / "train"])
+    held_out = [base for base in apart if below[base]]
+    own_splits = bool(held_out)
     if own_splits and pattern is None:  # of a challenge, test has none
         held_out.sort(key=lambda base: all(file.parent == base for file in below[base]))
-    bases = [root / "train", held_out[0]] if own_splits else [root]
+    bases = [training, held_out[0]] if own_splits else [training] if apart else [root]
     if own_splits and held_out[0].name != next(name for name in HELD_OUT_NAMES if root / name in held_out):
         warnings.warn(f"data.path: {held_out[0]} is held out, not {held_out[1]}, which has no labels", stacklevel=4)
-    found = [
-        (base, file)
-        for base in bases
-        for file in (below[base] if own_splits else files_below(base, tuple(extensions), skip=skip))
-    ]
+    found = [(base, file) for base in bases for file in below[base]]
     files = [file for _, file in found]
     if not files:
         raise InputError(f"data.path: nothing readable in {str(root)!r}; looked for {', '.join(extensions)}")

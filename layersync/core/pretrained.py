@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import pickle
 from collections.abc import Iterator
@@ -91,15 +92,23 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) 
 def network_digest(network: Any) -> str:
     """What a diffusers autoencoder computes, in 16 hexadecimal digits: settings and weights, wherever they lie.
 
-    Of the settings those that its file states: a newer diffusers has defaults for more.
+    Settings at their default are left out: a newer diffusers has more of them, and a saved copy states all.
     """
-    defaults = network.config.get("_use_default_values", ())
-    settings = {key: value for key, value in network.config.items() if not key.startswith("_") and key not in defaults}
+    parameters = inspect.signature(type(network).__init__).parameters
+    settings = {
+        key: value
+        for key, value in network.config.items()
+        if not key.startswith("_") and not (key in parameters and _alike(value, parameters[key].default))
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().float().numpy().data)
     return digest.hexdigest()[:16]
+
+
+def _alike(value: Any, default: Any) -> bool:
+    return json.dumps(value, default=str) == json.dumps(default, default=str)
 
 
 def first_line(error: Exception) -> str:

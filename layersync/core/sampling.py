@@ -125,7 +125,10 @@ def _drawn(
     settings: Sample,
     processes: Processes,
 ) -> tuple[Tensor, Tensor | None]:
-    """Latents of all samples and their mask: the shares of all processes. A sample is the same whoever draws it."""
+    """Latents of all samples and their mask: the shares of all processes, on each.
+
+    A sample is the same whoever draws it (dopri5 apart, whose steps are of a whole batch).
+    """
     share = processes.share(len(conditions))
     part = slice(share.start, share.stop)
     drawn = (

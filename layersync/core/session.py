@@ -69,6 +69,14 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
     if run is None and path.exists():
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     check_launch(recipe)
+    with ExitStack() as held:
+        if run is not None and os.environ.get("RANK", "0") == "0":
+            held.enter_context(_alone(run))  # before its state is read
+        return _trained(recipe, path, run)
+
+
+def _trained(recipe: Recipe, path: Path, run: Run | None) -> Run:
+    """The run in ``path``, made or gone on with."""
     if run is not None:
         _check_steps(path, (run.checkpoint_steps() or [0])[-1])
     if run is not None and run.checkpoint_steps()[-1:] == [recipe.train.steps]:
@@ -97,7 +105,6 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
                 run = _create(path, recipe, trainer, parts)
                 held.enter_context(_alone(run))
             else:
-                held.enter_context(_alone(run))
                 run.clear_leftovers()
                 run.cut_back(start or -1)
                 _write_recipe(run, recipe)
@@ -110,11 +117,13 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
 @contextmanager
 def _alone(run: Run) -> Iterator[None]:
     """Keep other trainings of the run out, and InputError where there is one."""
-    try:
-        lock = FileLock(run.path / "training.lock").acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"--resume: another process is training {run.path}; wait until it has ended") from None
-    with lock:
+    with ExitStack() as held:
+        try:
+            held.enter_context(FileLock(run.path / "training.lock").acquire(timeout=0))
+        except Timeout:
+            raise InputError(f"--resume: another process is training {run.path}; wait until it has ended") from None
+        except OSError as error:
+            logger.warning("%s: cannot be locked against a second training (%s)", run.path, error.strerror or error)
         yield
 
 

@@ -25,6 +25,8 @@ from layersync.core.regularizer.layersync import LayerSync, LayerSyncOutput
 Select = int | str | Callable[[Any], Tensor]
 DEFAULT_LAYOUTS = {3: "BTC", 4: "BFTC"}
 """How axes are read where no layout is given, by their number."""
+WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
+"""Where torch.compile, checkpoint_wrapper, FSDP and DDP keep the block that they were given."""
 HIDDEN_STATES = ("hidden_states", "x", "src", "img", "latents")
 """What blocks call the latent tokens that they work on, where text may come first."""
 COMPILED_BEFORE = "; where it was compiled and run before attach(), call torch._dynamo.reset()"
@@ -350,7 +352,9 @@ def _hidden_shape(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> torch
 
 
 def _first_argument(block: nn.Module) -> str:
-    """What a block calls it; empty where its signature does not say."""
+    """What a block calls it, whatever is wrapped around it; empty where its signature does not say."""
+    while (inner := next((getattr(block, name) for name in WRAPPED if hasattr(block, name)), None)) is not None:
+        block = inner
     try:
         return next(iter(inspect.signature(block.forward).parameters), "")
     except (TypeError, ValueError):

@@ -44,8 +44,11 @@ def open_audio_samples(path: Path) -> ExampleDataset:
 def write_waveforms(path: Path, clips: Sequence[Clip]) -> None:
     """Write the mono mix of clips of one sample rate as one ``.npz`` that :func:`open_audio_samples` reads.
 
-    Shorter ones are filled up with zeros; ``lengths`` (clips,) says where each ends.
+    Shorter ones are filled up with zeros; ``lengths`` (clips,) says where each ends. Raises :class:`InputError` for
+    clips of several sample rates.
     """
+    if len(rates := sorted({clip.sample_rate for clip in clips})) > 1:
+        raise InputError(f"{path}: clips of {', '.join(map(str, rates))} Hz do not fit one array; take the WAVs")
     lengths = np.array([len(clip.waveform) for clip in clips])
     waveforms = np.zeros((len(clips), lengths.max()), np.float32)
     for row, clip in zip(waveforms, clips, strict=True):

@@ -8,13 +8,12 @@ import re
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
-import numpy as np
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
@@ -33,8 +32,8 @@ from layersync.core.paths import (
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
-from layersync.modalities.motion.presets import PRESETS, Preset, choose_preset
-from layersync.modalities.motion.retarget import Alignment, SourceMotion, Up, align, spans_of, vertical_of
+from layersync.modalities.motion.presets import PRESETS, choose_preset
+from layersync.modalities.motion.retarget import Alignment, Up, align
 from layersync.modalities.motion.sample import Motion
 
 logger = logging.getLogger(__name__)
@@ -229,11 +228,11 @@ class BvhConfig(MotionFolderConfig):
         for path in paths:
             if (file := self._try(path, self._checked)) is not None:
                 skeletons.setdefault(self._skeleton(file), []).append(path)
-        readers: dict[Path, Callable[[], Motion]] = {}
-        up = self._vertical(list(skeletons.values())) if len(skeletons) > 1 and self.up == "auto" else self.up
+        readers: dict[Path, Mapped] = {}
         for members in skeletons.values():
-            alignment = self._align(members, up)
+            alignment = self._align(members)
             readers |= {path: Mapped(path, alignment) for path in members}
+        self._say_verticals(readers)
         self._say_skipped(len(readers), paths)
         return {path: readers[path] for path in paths if path in readers}
 
@@ -248,34 +247,29 @@ class BvhConfig(MotionFolderConfig):
         pelvis = names.index(choose_preset(names, self.skeleton).joints["pelvis"])
         return names, file.hierarchy.parents, file.hierarchy.offsets[pelvis + 1 :].round(3).tobytes()
 
-    def _references(self, members: Sequence[Path]) -> tuple[list[SourceMotion], Preset]:
-        """Some of the motions of one skeleton, spread over the folder."""
+    def _align(self, members: Sequence[Path]) -> Alignment:
+        """The alignment of one skeleton, from some of its files spread over the folder."""
         chosen = members[:: max(1, len(members) // _NUM_REFERENCES)][:_NUM_REFERENCES]
         references = [read_bvh(path).motion() for path in chosen]
-        return references, choose_preset(references[0].names, self.skeleton, str(chosen[0]))
-
-    def _vertical(self, skeletons: Sequence[Sequence[Path]]) -> Up:
-        """The vertical axis of a tree of several skeletons, of which one may only crawl: that of most of the frames."""
-        spans = [spans_of(*self._references(members)) for members in skeletons]
-        found = vertical_of(np.concatenate(spans))
-        for members, span in zip(skeletons, spans, strict=True):
-            if (own := vertical_of(span)) != found:
-                warnings.warn(
-                    f"data.up: {members[0]} and {len(members) - 1} more of its skeleton look as if {own} were their "
-                    f"vertical; most frames of {self.path} say {found}, which all are taken by: set up to {own} if not",
-                    stacklevel=4,
-                )
-        return found
-
-    def _align(self, members: Sequence[Path], up: Up) -> Alignment:
-        """The alignment of one skeleton, from some of its files spread over the folder."""
-        references, preset = self._references(members)
-        alignment = align(references, preset, up=up, scale=None if self.scale == "auto" else self.scale)
+        preset = choose_preset(references[0].names, self.skeleton, str(chosen[0]))
+        alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
         logger.info(
             "%d BVH files: skeleton %s, rest pose from %s, %.5f m per unit, vertical %s", len(members), preset.name,
-            alignment.how, alignment.scale, "y" if np.array_equal(alignment.world, np.eye(3)) else "z",
+            alignment.how, alignment.scale, alignment.vertical,
         )  # fmt: skip
         return alignment
+
+    def _say_verticals(self, readers: Mapping[Path, Mapped]) -> None:
+        """Warn where skeletons of one tree seem to stand along different axes: one may only have been seen lying."""
+        found = Counter(reader.alignment.vertical for reader in readers.values())
+        if len(found) > 1:
+            rare = min(found, key=lambda vertical: found[vertical])
+            first = next(path for path, reader in readers.items() if reader.alignment.vertical == rare)
+            warnings.warn(
+                f"data.up: {rare} is vertical in {found[rare]} of {found.total()} files ({first} is the first), whose "
+                f"skeletons are others; if they only lie or crawl, set up to the axis of the rest",
+                stacklevel=4,
+            )
 
 
 @dataclass(frozen=True)
@@ -336,7 +330,7 @@ class MotionFolder(ExampleDataset):
         if sided and config.mirror == "auto" and split == "train":
             named = next((name for name in self.classes if _names_side(name)), sided_text)
             logger.info("data.mirror: auto mirrors nothing, since %r names a side", named)
-        if mirror and sided_text is not None:
+        if mirror and (sided_text := next((text for text in sorted(texts) if _names_side(text, turns=False)), None)):
             raise InputError(f"data.mirror: true, and captions name a side ({sided_text!r}); set it to auto or false")
         self.variants = ("original", "mirror") if mirror else ("original",)
         self.reference_variants = self.variants
@@ -392,10 +386,11 @@ class MotionFolder(ExampleDataset):
         return [record for record in records if (record.path in test) == (split == "test")]
 
 
-def _names_side(text: str) -> bool:
-    """Whether left, right or a sense of rotation is in ``text``, which mirroring would turn into the other.
+def _names_side(text: str, *, turns: bool = True) -> bool:
+    """Whether left or right is in ``text``, or with ``turns`` clockwise: mirrored, it would say what is not so.
 
     If only within a word, unless all the word is one such as upright; ``cw`` and ``ccw`` as words of their own.
     """
     rest = _WORD.sub(lambda word: "" if _NO_SIDE.fullmatch(word[0]) else word[0], text)
-    return re.search(r"left|right|clockwise|(?<![a-z])c?cw(?![a-z])", rest, re.IGNORECASE) is not None
+    sides = r"left|right|clockwise|(?<![a-z])c?cw(?![a-z])" if turns else r"left|right"
+    return re.search(sides, rest, re.IGNORECASE) is not None

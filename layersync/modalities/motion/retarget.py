@@ -101,6 +101,11 @@ class Alignment:
         motion = Motion(translation.astype(np.float32), local.astype(np.float32), source.fps)
         return motion if fps is None else motion.resampled(fps)
 
+    @property
+    def vertical(self) -> Literal["y", "z"]:
+        """The source's."""
+        return "y" if np.array_equal(self.world, np.eye(3)) else "z"
+
     @cached_property
     def told(self) -> str:
         """What it does, in numbers that are the same on every machine."""
@@ -142,33 +147,15 @@ def _leg_length(positions: Mapping[int, np.ndarray]) -> float:
     return total
 
 
-def _spans(references: Sequence[SourceMotion], joints: Mapping[int, int]) -> np.ndarray:
-    """(frames, 3) from the feet to the head."""
-    ankles = [joints[INDEX["left_ankle"]], joints[INDEX["right_ankle"]]]
-    return np.concatenate(
-        [clip.positions[:, joints[INDEX["head"]]] - clip.positions[:, ankles].mean(axis=1) for clip in references]
-    )
-
-
-def spans_of(references: Sequence[SourceMotion], preset: Preset) -> np.ndarray:
-    """(frames, 3) from the feet to the head, in legs of the body: what :func:`vertical_of` several bodies reads."""
-    joints = preset.matched(references[0].names)
-    if joints is None:
-        raise InputError(f"skeleton {preset.name!r} lacks joints that it needs: {', '.join(REQUIRED)}")
-    rest = references[0].unrotated()
-    return _spans(references, joints) / _leg_length({smpl: rest[joint] for smpl, joint in joints.items()})
-
-
-def vertical_of(spans: np.ndarray) -> Literal["y", "z"]:
-    """The axis along which heads are furthest from feet in most of the frames."""
-    span = np.median(spans, axis=0)
-    return "z" if abs(span[2]) > abs(span[1]) else "y"
-
-
 def _upright(references: Sequence[SourceMotion], joints: Mapping[int, int], up: Up) -> np.ndarray:
     """The rotation that makes the source's vertical Y. ``auto``: the axis along which heads are furthest from feet."""
     if up == "auto":
-        up = vertical_of(_spans(references, joints))
+        ankles = [joints[INDEX["left_ankle"]], joints[INDEX["right_ankle"]]]
+        spans = [
+            clip.positions[:, joints[INDEX["head"]]] - clip.positions[:, ankles].mean(axis=1) for clip in references
+        ]
+        span = np.median(np.concatenate(spans), axis=0)
+        up = "z" if abs(span[2]) > abs(span[1]) else "y"
     return np.eye(3) if up == "y" else np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 
 

@@ -375,6 +375,15 @@ def test_held_out_is_the_folder_that_holds_labelled_files(tmp_path: Path) -> Non
         noise_image(len(place)).save(file)
     (tmp_path / "test").mkdir()
     assert len(dataset("test", name="folder", path=str(tmp_path))) == 2
+    (tmp_path / "val").rename(tmp_path / "later")
+    alone = dataset(name="folder", path=str(tmp_path))
+    assert (len(alone), alone.classes) == (3, ("cat", "dog")), "of train alone, labels by the folders in it"
+    (tmp_path / "later").rename(tmp_path / "val")
+    (tmp_path / "train").rename(tmp_path / "later")
+    (tmp_path / "train").mkdir()
+    assert len(dataset(name="folder", path=str(tmp_path))) == 0, "what is held out is never trained on"
+    (tmp_path / "train").rmdir()
+    (tmp_path / "later").rename(tmp_path / "train")
     for number in range(3):
         noise_image(number).save(tmp_path / "test" / f"{number}.png")
     with pytest.warns(UserWarning, match=r"val is held out, not .*test, which has no labels"):

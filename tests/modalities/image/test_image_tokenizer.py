@@ -165,6 +165,18 @@ def test_weights_of_another_vae_are_refused(channels: tuple[int, ...], vae_folde
     assert "\n" not in str(refused.value)
 
 
+def test_a_vae_saved_again_has_the_same_fingerprint(vae_folder: Path, tmp_path: Path) -> None:
+    """Hubs hold files that leave defaults out; whoever saves them again, or has a newer diffusers, states more."""
+    config = json.loads((vae_folder / "config.json").read_text())
+    shutil.copytree(vae_folder, tmp_path / "short")
+    left_out = ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention", "act_fn")
+    short = {key: value for key, value in config.items() if key not in left_out}
+    (tmp_path / "short" / "config.json").write_text(json.dumps(short))
+    assert len(short) == len(config) - len(left_out)
+    prints = {Vae(VaeConfig(path=str(path), image_size=16)).fingerprint for path in (vae_folder, tmp_path / "short")}
+    assert len(prints) == 1
+
+
 def test_many_images_are_encoded_a_few_at_a_time(vae_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = Vae(VaeConfig(path=str(vae_folder), image_size=16))
     sizes, encode = [], tokenizer.vae.encode

@@ -226,8 +226,8 @@ def test_a_split_of_humanml3d_has_the_published_lengths(tmp_path, features, capl
     with caplog.at_level(logging.WARNING):
         dataset = open_samples(tmp_path / "test.txt")
     assert [dataset[index].source for index in range(len(dataset))] == ["b.npy", "c.npy"], "as the published test set"
-    assert "1 of 4 motions are left out, which have values that are not finite" in caplog.text
-    assert "1 of 3 motions are left out, which have no texts" in caplog.text
+    assert "1 of 4 motions are left out: values that are not finite" in caplog.text
+    assert "1 of 3 motions are left out: no texts" in caplog.text
     (tmp_path / "test.txt").write_text("a\n")
     with pytest.raises(InputError, match="40 to 199"):
         open_samples(tmp_path / "test.txt")

@@ -92,7 +92,7 @@ def read_body_model(path: Path) -> dict[str, Any]:
             f"{path}: no body model: it lacks {', '.join(missing) if isinstance(content, dict) else 'all'}"
         )
     try:
-        return {key: _plain(value) for key, value in content.items()}
+        return {key: _plain(content[key]) for key in _NEEDED}
     except (ValueError, IndexError, TypeError) as error:
         raise InputError(f"{path}: no body model that can be read safely ({error})") from error
 
