@@ -375,9 +375,7 @@ def _of_split(path: Path) -> list[Record]:
     finite = [each for each in kept if np.isfinite(_array(each)).all()]
     told = [each for each in finite if (path.parent / "texts" / f"{each.stem}.txt").is_file()] or finite
     for some, fewer, why in ((kept, finite, "values that are not finite"), (finite, told, "no texts")):
-        if len(fewer) < len(
-            some
-        ):  # as the published loaders do: two motions of HumanML3D's own test set are not finite
+        if len(fewer) < len(some):  # as published loaders do: two motions of HumanML3D's own test set are not finite
             logger.warning("%s: %d of %d motions are left out: %s", path, len(some) - len(fewer), len(some), why)
     if kept and not finite:
         raise InputError(f"{path}: all {len(kept)} motions of its lengths hold values that are not finite")

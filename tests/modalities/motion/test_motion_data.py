@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import warnings
 
 import numpy as np
 import pytest
