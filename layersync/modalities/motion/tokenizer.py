@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Literal
 
@@ -71,6 +72,12 @@ class Smpl6dTokenizer(ChannelStatistics):
                 raise InputError(
                     f"tokenizer smpl6d: takes motions with rotations, as BVH and AMASS files have; "
                     f"{type(sample).__name__} goes with tokenizer humanml3d or kit-ml"
+                )
+            if sample.fps < self.config.fps - 1e-3:
+                warnings.warn(
+                    f"tokenizer.fps: {self.config.fps:g}, and motions come at {sample.fps:g} frames a second: those in "
+                    f"between are interpolated, which is no more motion",
+                    stacklevel=2,
                 )
             motion = sample.resampled(self.config.fps)
             sixd = matrix_to_sixd(torch.from_numpy(motion.rotations)).flatten(1)

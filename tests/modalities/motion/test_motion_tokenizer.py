@@ -131,6 +131,12 @@ def test_frames_last_what_the_recipe_says(make_motion):
     np.testing.assert_allclose(tokenizer.window(motion, 0.0).joints(), expected.joints(), atol=1e-4)
 
 
+def test_frames_that_there_are_not_are_said_to_be_interpolated(make_motion):
+    tokenizer = Smpl6dTokenizer(Smpl6dConfig(num_frames=16, fps=60))
+    with pytest.warns(UserWarning, match=r"tokenizer\.fps: 60, and motions come at 30 frames a second"):
+        tokenizer.encode([make_motion(frames=21)])
+
+
 def test_statistics_travel_and_wrong_ones_are_refused(make_motion):
     tokenizer, stored = fitted("velocity", [make_motion()])
     other = Smpl6dTokenizer(tokenizer.config)
