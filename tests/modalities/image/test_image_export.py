@@ -230,6 +230,7 @@ def test_a_scale_of_the_recipes_own_goes_along(vae: Path, tmp_path: Path) -> Non
     """The pipeline divides by the VAE's: else every image of it would be wrong."""
     overrides = [HEADS, f"tokenizer.path={vae}", "tokenizer.image_size=16", "tokenizer.scaling_factor=0.5"]
     run = import_checkpoint("sit", sit_file(tmp_path / "a.pt"), tmp_path / "run", overrides)
+    save_file(scale_state(0.5, 0.0), run.path / "tokenizer.safetensors")  # as of a run that was trained so
     out = export_run(run.path, "diffusers", out=tmp_path / "pipeline")
     assert json.loads((out / "vae" / "config.json").read_text())["scaling_factor"] == 0.5
     assert json.loads((vae / "config.json").read_text())["scaling_factor"] == 0.18215
