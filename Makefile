@@ -22,7 +22,7 @@ demo: install
 	$(BIN)/layersync compare image/quick audio/quick motion/quick --seeds 1 --jobs 2 --out demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test-all: install
 	$(BIN)/python -m pytest

@@ -25,6 +25,15 @@ from layersync.core.packaged import cache_directory
 torch.set_num_threads(1)
 
 
+LONGEST = ("test_new_modality_document", "test_plugin_packages", "test_compare", "test_distributed")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with one at the end."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of this session's own; only data that was fetched from a package index is kept between sessions.

@@ -247,7 +247,7 @@ def test_a_config_without_a_schema_leaves_the_others_theirs(broken: str, install
         schema = recipe_schema()
     (rule,) = (rule for rule in schema["allOf"] if rule["if"]["properties"]["modality"]["const"] == name)
     (data,), (tokenizer,) = (rule["then"]["properties"][section]["anyOf"] for section in ("data", "tokenizer"))
-    assert data == {"type": "object", "properties": {"name": {"const": "strokes"}}}
+    assert data == {"type": "object", "properties": {"name": {"const": "strokes"}}, "required": ["name"]}
     assert "num_frames" in tokenizer["properties"] and json.dumps(schema)
 
 
