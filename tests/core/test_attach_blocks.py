@@ -129,6 +129,20 @@ def test_text_that_comes_first_is_not_taken_for_the_latents() -> None:
     assert torch.allclose(similarity, torch.cosine_similarity(latents[0], latents[2], dim=-1).mean(), atol=1e-6)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_names_of_arguments_are_read_whatever_is_around_a_block(compiled: bool) -> None:
+    """Called by position, as checkpointing calls it: a compiled block is known by the one inside, a word is no block."""
+    torch.manual_seed(0)
+    blocks: list[nn.Module] = [Returning(FORMS["tuple"]) for _ in range(3)]
+    for block in blocks:
+        block.module = "attention"  # type: ignore[assignment]
+    called = [torch.compile(block, backend="eager") for block in blocks] if compiled else blocks
+    handle, hidden = layersync.attach(called, [(1, 3)], 0.5), INPUT
+    for block in called:
+        _, hidden = block(hidden, torch.randn(6, 3, 16))
+    assert handle.loss() < 0
+
+
 def test_a_lone_tensor_of_another_shape_is_taken_when_select_says_so() -> None:
     handle, _ = streams(lambda latents, text: latents[:, 1:], select=0)
     assert handle.loss() < 0

@@ -353,8 +353,10 @@ def _hidden_shape(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> torch
 
 def _first_argument(block: nn.Module) -> str:
     """What a block calls it, whatever is wrapped around it; empty where its signature does not say."""
-    while (inner := next((getattr(block, name) for name in WRAPPED if hasattr(block, name)), None)) is not None:
-        block = inner
+    inside = [getattr(block, name, None) for name in WRAPPED]
+    while wrapped := [inner for inner in inside if isinstance(inner, nn.Module)]:
+        block = wrapped[0]
+        inside = [getattr(block, name, None) for name in WRAPPED]
     try:
         return next(iter(inspect.signature(block.forward).parameters), "")
     except (TypeError, ValueError):
