@@ -131,7 +131,7 @@ def test_text_that_comes_first_is_not_taken_for_the_latents() -> None:
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_names_of_arguments_are_read_whatever_is_around_a_block(compiled: bool) -> None:
-    """Called by position, as checkpointing calls it: a compiled block is known by the one inside, a word is no block."""
+    """Called by position, as checkpointing calls it, a compiled block is known by the one inside."""
     torch.manual_seed(0)
     blocks: list[nn.Module] = [Returning(FORMS["tuple"]) for _ in range(3)]
     for block in blocks:
