@@ -20,7 +20,8 @@ from layersync.core.paths import fingerprint_files
 from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.session import train
 from layersync.core.trainer import FlowMatching
-from layersync.modalities.image.data import Folder, HuggingFace
+from layersync.modalities.image.data import Folder
+from layersync.modalities.image.hub import HuggingFace
 from layersync.modalities.image.tokenizer import Pixels, PixelsConfig, centre_crop
 
 PAPER = sorted(name for name in shipped_recipes() if name.startswith("image/imagenet"))
