@@ -75,6 +75,8 @@ def train(
         if out or resume:
             warnings.warn("--out and --resume have no effect with --dry-run, which leaves nothing behind", stacklevel=2)
         needs = estimate(chosen)
+        if not _main_process():
+            return
         _say(
             f"{needs.parameters:,} parameters on {needs.device} in {needs.precision}: "
             f"{needs.seconds_per_step:.3f} s a step, {duration(needs.seconds_total)} in all\n"
@@ -526,6 +528,14 @@ def main() -> None:
         status = 1
     except (OSError, SafetensorError) as error:  # a full disk, or one that may not be written to
         _say(f"error: {_of_storage(error)}")
+        status = 1
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which need not have been imported
+            raise
+        _say(
+            f"error: {str(error).splitlines()[0]} Smaller parts take less: train.accumulate, "
+            f"train.gradient_checkpointing, sample.batch_size"
+        )
         status = 1
     except typer.Exit as leave:
         status = leave.exit_code

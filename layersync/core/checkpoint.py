@@ -30,8 +30,8 @@ def save_checkpoint(
 ) -> None:
     """Write ``NAME.safetensors`` for each entry of ``tensors``, and ``state.json``, as one atomic step.
 
-    A checkpoint of the same step is replaced. ``keep`` leaves only that many newest checkpoints. Nothing is left of one
-    that fails; TrainingError where it cannot be written.
+    A checkpoint of the same step is replaced, others are removed as :func:`layersync.core.run.leave_newest` says.
+    Nothing is left of one that fails; TrainingError where it cannot be written.
     """
     partial = directory.parent / f".{directory.name}"
     try:
@@ -45,8 +45,7 @@ def save_checkpoint(
         raise TrainingError(f"{directory}: cannot be written ({error}); checkpoints so far are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # not there any more where all went well
-    if keep is not None:
-        leave_newest(directory.parent, keep)
+    leave_newest(directory.parent, keep)
 
 
 def _fill(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

@@ -45,6 +45,8 @@ BATCH = 64
 LEARNING_RATE = 8e-3
 WINDOW_LIMIT = 20_000
 WINDOWS_AT_LEAST = 2_000
+WINDOWS_AT_ONCE = 256
+"""Raw ones in memory: of sounds some GB."""
 PLACES_AT_MOST = 64
 PLACES_IN_ALL = 10_000
 BEFORE_ONE = 1 - 2**-20
@@ -141,9 +143,12 @@ class Windows:
     def read(self, numbers: Iterable[int] | None = None) -> list[Example]:
         """All windows, or those of ``numbers``, without those that :meth:`get` has not."""
         wanted = list(range(len(self.items)) if numbers is None else numbers)
-        by_clip = sorted(wanted, key=lambda item: self.items[item][:2])  # each is decoded once for all of its windows
-        found = {item: self.get(item) for item in by_clip}
+        found = {item: self.get(item) for item in self.by_clip(wanted)}
         return [window for item in wanted if (window := found[item]) is not None]
+
+    def by_clip(self, numbers: Iterable[int]) -> list[int]:
+        """``numbers`` in an order in which each clip is decoded once for all of its windows."""
+        return sorted(numbers, key=lambda item: self.items[item][:2])
 
 
 class TrainingWindows(Windows):
@@ -207,16 +212,27 @@ class DomainClassifier(FeatureExtractor):
         self.adapter, self.ensemble, self.accuracy, self.checksum = adapter, ensemble.eval(), accuracy, checksum
         self.name = f"{VERSIONED_NAME}-{checksum[:8]}"
         self.preprocessing = f"what the {adapter.name} modality gives its classifier to read"
+        self._first: tuple[list[int], str] | None = None
 
     @torch.inference_mode()
     def __call__(self, examples: Sequence[Example]) -> Streams:
-        """Features (64) of each classifier and the logits (classes) of all, one row a sample."""
+        """Features (64) of each classifier and the logits (classes) of all, one row a sample.
+
+        Raises :class:`InputError` for samples of other channels, or that are read in another size than those before.
+        """
         x, mask = classifier_input(self.adapter, examples)
         channels = self.ensemble.settings["channels"]
         if x.shape[1] != channels:
             raise InputError(
                 f"{examples[0].source}: has {x.shape[1]} channels, the classifier of this data reads {channels}"
             )
+        if mask is None:
+            size, first = self._first = self._first or (list(x.shape[2:]), examples[0].source)
+            if list(x.shape[2:]) != size:
+                raise InputError(
+                    f"{examples[0].source}: is read as {list(x.shape[2:])} and {first} as {size}, by classifiers that "
+                    f"know one size; bring one to the other's size"
+                )
         features, logits = self.ensemble(x, mask)
         found = dict(zip(self.streams, [*features, logits], strict=True))
         return {stream: list(rows[:, None].numpy()) for stream, rows in found.items()}
@@ -300,6 +316,31 @@ def classifier_input(adapter: ModalityAdapter, examples: Sequence[Example]) -> t
     return x, mask
 
 
+def inputs_of(adapter: ModalityAdapter, windows: Windows) -> tuple[Tensor, Tensor | None, np.ndarray]:
+    """What :class:`ClassifierNetwork` reads of all windows, in their order, and their labels.
+
+    Raw windows, which are much larger, are held some at a time. Shorter inputs are padded with zeros that ``mask`` is
+    false on.
+    """
+    parts: list[tuple[Tensor, Tensor | None]] = []
+    labels: list[np.ndarray] = []
+    items: list[int] = []
+    order = windows.by_clip(range(len(windows)))
+    for first in range(0, len(order), WINDOWS_AT_ONCE):
+        read = {item: found for item in order[first : first + WINDOWS_AT_ONCE] if (found := windows.get(item))}
+        if read:
+            parts.append(classifier_input(adapter, list(read.values())))
+            labels.append(labels_of(read.values()))
+            items += read
+    if not parts:
+        raise InputError("data: nothing could be read")
+    frames = max(x.shape[-1] for x, _ in parts)
+    rows = torch.from_numpy(np.argsort(items))
+    x = torch.cat([F.pad(x, (0, frames - x.shape[-1])) for x, _ in parts])[rows]
+    masks = [F.pad(mask, (0, frames - mask.shape[-1])) for _, mask in parts if mask is not None]
+    return x, torch.cat(masks)[rows] if masks else None, np.concatenate(labels)[rows.numpy()]
+
+
 def _first_readable(dataset: ExampleDataset) -> Example:
     for index in range(len(dataset)):
         if (found := read_example(dataset, index)) is not None:
@@ -308,9 +349,7 @@ def _first_readable(dataset: ExampleDataset) -> Example:
 
 
 def _train(adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokenizer) -> Ensemble:
-    examples = Windows(dataset, tokenizer).read()
-    x, mask = classifier_input(adapter, examples)
-    labels = labels_of(examples)
+    x, mask, labels = inputs_of(adapter, Windows(dataset, tokenizer))
     labelled = torch.from_numpy(labels >= 0)
     x, mask = x[labelled], None if mask is None else mask[labelled]
     target = torch.from_numpy(labels)[labelled]
@@ -345,13 +384,11 @@ def _train(adapter: ModalityAdapter, dataset: ExampleDataset, tokenizer: Tokeniz
 def _accuracy(
     adapter: ModalityAdapter, ensemble: Ensemble, dataset: ExampleDataset, tokenizer: Tokenizer
 ) -> float | None:
-    examples = Windows(dataset, tokenizer, at_least=500).read()
-    classifier, labels = DomainClassifier(adapter, ensemble, None, ""), labels_of(examples)
-    found = np.concatenate(
-        [
-            np.concatenate(classifier(examples[first : first + classifier.batch_size])["logits"]).argmax(1)
-            for first in range(0, len(examples), classifier.batch_size)
-        ]
-    )
+    x, mask, labels = inputs_of(adapter, Windows(dataset, tokenizer, at_least=500))
+    ensemble.eval()
+    with torch.inference_mode():
+        batches = [slice(first, first + BATCH) for first in range(0, len(x), BATCH)]
+        logits = [ensemble(x[rows], None if mask is None else mask[rows])[1] for rows in batches]
+    found = torch.cat(logits).argmax(1).numpy()
     labelled = labels >= 0
     return float((found == labels)[labelled].mean()) if labelled.any() else None

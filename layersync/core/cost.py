@@ -54,7 +54,8 @@ class Cost:
     """What ``layersync recipes show NAME --cost`` prints. Sizes are bytes, FLOPs count a multiply-add as two.
 
     ``num_examples`` and what follows from it are ``None`` where neither recipe nor caller say it.
-    ``activation_bytes`` are those of one sample: times the samples that a device holds at once.
+    ``activation_bytes`` are those of one sample: times the samples that a device holds at once. ``cast_bytes``, of
+    weights in bf16, are needed once.
     """
 
     parameters: int
@@ -72,6 +73,7 @@ class Cost:
     optimizer_bytes: int
     ema_bytes: int
     activation_bytes: int
+    cast_bytes: int
     checkpoint_bytes: int
     checkpoints: int
     latent_bytes: int
@@ -110,6 +112,8 @@ def cost(recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, util
     facts = recipe.data.facts()
     condition = _condition(recipe, facts)
     forward, both, parameters, trained = _count(recipe, latent, condition)
+    kept_of_one, kept_of_two = (_kept(recipe, latent, condition, samples) for samples in (1, 2))
+    activations = kept_of_two - kept_of_one
     train = recipe.train
     count = facts.num_examples if num_examples is None else num_examples
     channels = recipe.tokenizer.stored_channels() or latent.channels
@@ -131,7 +135,8 @@ def cost(recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, util
         gradient_bytes=BYTES * trained,
         optimizer_bytes=2 * BYTES * trained,
         ema_bytes=BYTES * parameters,
-        activation_bytes=_activations(recipe, latent, condition),
+        activation_bytes=activations,
+        cast_bytes=kept_of_one - activations,
         checkpoint_bytes=BYTES * (2 * parameters + 2 * trained),
         checkpoints=min(kept, train.keep) if train.keep else kept,
         latent_bytes=latent_bytes,
@@ -160,7 +165,7 @@ def _count(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec) -> tupl
     with torch.device("meta"):
         backbone, run = _backbone(recipe, latent, condition)
         with FlopCounterMode(display=False) as counter:
-            out = run()
+            out = run(1)
             forward = counter.get_total_flops()
             out.prediction.square().mean().backward()
     parameters = list(backbone.parameters())
@@ -168,8 +173,8 @@ def _count(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec) -> tupl
     return forward, counter.get_total_flops(), sum(p.numel() for p in parameters), trained
 
 
-def _activations(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec) -> int:
-    """Bytes that autograd keeps of the forward pass of one sample, weights not counted.
+def _kept(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec, samples: int) -> int:
+    """Bytes that autograd keeps of a forward pass, weights not counted, but for their copies in bf16.
 
     Run on fake CPU tensors rather than on meta ones, whose attention is not the fused kernel and would keep a matrix
     of tokens by tokens for each head.
@@ -190,29 +195,29 @@ def _activations(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec) -
             torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
             torch.autocast("cpu", dtype=torch.bfloat16, enabled=half, cache_enabled=False),
         ):
-            out = run()
+            out = run(samples)
         del out
         return sum(value.untyped_storage().nbytes() for key, value in kept.items() if key not in own)
 
 
 def _backbone(
     recipe: Recipe, latent: LatentSpec, condition: ConditionSpec
-) -> tuple[nn.Module, Callable[[], BackboneOutput]]:
-    """The network on the current device, and a pass of one sample through it with the regularizer's taps."""
+) -> tuple[nn.Module, Callable[[int], BackboneOutput]]:
+    """The network on the current device, and a pass of so many samples through it with the regularizer's taps."""
     backbone = recipe.adapter.backbone(recipe.backbone, latent, condition).train()
     depth, hidden = backbone.depth, int(getattr(recipe.backbone, "hidden_size", 0))
     regularizer = load_regularizer(recipe.regularizer.name).from_config(recipe.regularizer, depth, hidden)
     if recipe.train.gradient_checkpointing and hasattr(backbone, "gradient_checkpointing"):
         setattr(backbone, "gradient_checkpointing", True)  # noqa: B010
 
-    def run() -> BackboneOutput:
-        x_t, t = torch.zeros(1, *latent.shape), torch.zeros(1)
-        given = {"label": torch.zeros(1, dtype=torch.long)} if condition.num_classes else {}
+    def run(samples: int) -> BackboneOutput:
+        x_t, t = torch.zeros(samples, *latent.shape), torch.zeros(samples)
+        given = {"label": torch.zeros(samples, dtype=torch.long)} if condition.num_classes else {}
         if condition.text_channels:
             length = 1 if recipe.condition.text_pooling == "pooled" else recipe.condition.max_tokens
-            given["text"] = torch.zeros(1, length, condition.text_channels)
-            given["text_mask"] = torch.ones(1, length, dtype=torch.bool)
-        mask = torch.ones(1, latent.num_frames, dtype=torch.bool) if latent.num_frames else None
+            given["text"] = torch.zeros(samples, length, condition.text_channels)
+            given["text_mask"] = torch.ones(samples, length, dtype=torch.bool)
+        mask = torch.ones(samples, latent.num_frames, dtype=torch.bool) if latent.num_frames else None
         taps = wanted_taps(regularizer, recipe.train.steps - 1, depth)
         out: BackboneOutput = backbone(x_t, t, given, taps=taps, mask=mask)
         return out
@@ -241,13 +246,17 @@ def cost_table(found: Cost) -> str:
         disk += "; say --num-examples for the whole"
     epochs = "" if found.epochs is None else f", {found.epochs:,.1f} epochs"
     shape = "x".join(map(str, found.latent_shape))
+    casts = f", {_size(found.cast_bytes)} once for weights in bf16" if found.cast_bytes else ""
     rows = [
         ("parameters", f"{found.parameters / 1e6:,.2f} M ({classes}; latents {shape})"),
         ("forward", f"{_flops(found.forward_flops_per_sample)} a sample"),
         ("step", f"{_flops(found.step_flops)} forward and backward, {found.batch_size} samples"),
         ("training", f"{_flops(found.training_flops)} in {found.steps:,} steps{epochs}"),
         ("memory", f"{_size(state)} for weights, gradients, AdamW and average, on each GPU"),
-        ("activations", f"{_size(found.activation_bytes)} a sample on the GPU at once (kept for the backward pass)"),
+        (
+            "activations",
+            f"{_size(found.activation_bytes)} a sample on the GPU at once, kept for the backward pass{casts}",
+        ),
         ("checkpoint", f"{_size(found.checkpoint_bytes)}, {found.checkpoints} of them"),
         ("latents", disk),
     ]

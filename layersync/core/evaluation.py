@@ -13,9 +13,11 @@ from layersync.core.device import take_own_device
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
 from layersync.core.featureset import FeatureSet, save_features
-from layersync.core.generation import GenerativeModel, KnownConditions, load, sampling_settings
+from layersync.core.generation import GenerativeModel, KnownConditions, load, one_checkpoint, sampling_settings
 from layersync.core.latents import LatentCache, cache_key
 from layersync.core.metric import (
+    CLASS_SCORES,
+    COMPARED_WITH_TEXT,
     DOMAIN_METRICS,
     NEEDS_LABELS,
     MetricName,
@@ -44,11 +46,28 @@ def open_extractors(
             there = ", ".join(known) or "none"
             raise InputError(f"--extractor: {name!r} is no extractor of modality {modality}; there are: {there}")
     wanted = list(dict.fromkeys(metric.extractor for metric in metrics if metric.extractor))
+    for name in weights:
+        if name not in wanted:
+            warnings.warn(f"--extractor {name} has no effect: no metric is taken on it", stacklevel=3)
     made = {}
     for name in wanted:
         with calling(adapter, f"features()[{name!r}]"):
             made[name] = known[name](weights.get(name))
+    for metric in metrics:
+        if metric.extractor:
+            _check_streams(metric, made[metric.extractor])
     return made
+
+
+def _check_streams(metric: MetricName, extractor: FeatureExtractor) -> None:
+    """InputError for a metric of features that the extractor does not give."""
+    if (metric.kind == "is" and metric.stream != CLASS_SCORES) or metric.stream not in (None, *extractor.streams):
+        wanted = f"class scores, a stream {CLASS_SCORES!r}" if metric.kind == "is" else f"a stream {metric.stream!r}"
+        raise InputError(
+            f"metric {metric.name}: needs {wanted}; extractor {extractor.name} gives {', '.join(extractor.streams)}"
+        )
+    if metric.kind in COMPARED_WITH_TEXT and not extractor.text_streams:
+        raise InputError(f"metric {metric.name}: extractor {extractor.name} reads no texts")
 
 
 def evaluate(
@@ -89,6 +108,7 @@ def evaluate(
     take_own_device()  # the network goes there
     processes = Processes.here()
     model = load(run, step=step, weights=weights)
+    one_checkpoint(model, processes)
     recipe = model.recipe
     chosen = parse_metrics(recipe.modality, metrics or recipe.evaluate.metrics)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
@@ -96,6 +116,9 @@ def evaluate(
     folder = None if classifiers is None else Path(classifiers)
     if folder is not None and not reads_classifier(chosen):
         warnings.warn(f"--classifiers has no effect: no metric is {' or '.join(NEEDS_LABELS)}", stacklevel=2)
+    if reference is not None and not _compares(chosen):
+        warnings.warn("--reference has no effect: no metric compares samples with others", stacklevel=2)
+        reference = None
     made = open_extractors(recipe.modality, chosen, extractors or {})
     real = _real_side(model, chosen, reference, processes)
     if isinstance(real, SampleFiles):
@@ -125,7 +148,7 @@ def evaluate(
     settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed, recipe.evaluate.conditions)
     said = {
         "reference": None if reference is None else str(reference),
-        "extractors": dict(extractors or {}),
+        "extractors": {name: given for name, given in (extractors or {}).items() if name in made},
         "replications": replications if replications > 1 else None,
     }
     beside = {key: value for key, value in said.items() if value}
@@ -191,6 +214,11 @@ def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int
             "metric multimodality needs several samples of each text: draw them by layersync sample --prompt and give "
             "them to layersync score"
         )
+
+
+def _compares(metrics: Sequence[MetricName]) -> bool:
+    """Whether one of ``metrics`` is of real samples, too."""
+    return any(metric.needs in (Needs.BOTH, Needs.BOTH_ROWS) or metric.kind == "fd-classifier" for metric in metrics)
 
 
 def _real_side(
@@ -264,6 +292,9 @@ def score_samples(
             raise InputError(f"metric {metric.name} needs a run and its data: layersync evaluate RUN")
         if real is None and metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
             raise InputError(f"metric {metric.name} needs --real: samples or statistics to compare with")
+    if real is not None and save_statistics is None and not _compares(chosen):
+        warnings.warn("--real has no effect: no metric compares samples with others", stacklevel=2)
+        real = None
     sets = [SampleFiles(adapter, Path(path), "--generated", processes) for path in generated]
     target = SampleFiles(adapter, Path(real), "--real", processes) if real is not None else None
     for files in sets:

@@ -50,6 +50,9 @@ class FeatureExtractor(ABC):
         Raises :class:`InputError` naming ``Example.source`` for a sample that the network cannot take.
         """
 
+    def look(self, example: Example) -> None:
+        """See one sample of a set whose features are kept and not made anew, to say how it differs from others."""
+
 
 Metric = Callable[[Sequence[Example]], NDArray[np.float64]]
 """A modality's own score of generated samples alone, such as foot skating: one value (samples,) each. The score is

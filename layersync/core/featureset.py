@@ -177,12 +177,16 @@ def _gathered(
     names = max(processes.gather([tuple(parts)]), key=len)  # a process without a sample of its own knows none
     streams = {}
     for name in names:
-        local = [(np.concatenate(parts[name]), np.concatenate(owners[name]))] if name in parts else []
+        local = [(np.concatenate(parts.pop(name)), np.concatenate(owners.pop(name)))] if name in parts else []
         shares = processes.gather(local)
         _check_widths(extractor, name, {share[0].shape[1] for share in shares})
-        rows, owner = (np.concatenate([share[column] for share in shares]) for column in (0, 1))
-        order = np.argsort(owner, kind="stable")
-        rows, owner = rows[order], owner[order]
+        rows, owner = (
+            shares[0][column] if len(shares) == 1 else np.concatenate([share[column] for share in shares])
+            for column in (0, 1)
+        )
+        if (np.diff(owner) < 0).any():
+            order = np.argsort(owner, kind="stable")
+            rows, owner = rows[order], owner[order]
         if len(rows) < 2:
             raise InputError(f"extractor {extractor.name}: {len(rows)} row of {name}; a score needs at least 2")
         statistics = GaussianStatistics.of(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from layersync.core.errors import InputError
 from layersync.core.guidance import GuidedPrediction
 from layersync.core.interpolant import DdpmCosine
 from layersync.core.latents import drawn_caption
+from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
 from layersync.core.progress import progress
 from layersync.core.recipe import UNGUIDED, Recipe, Sample, check_sampling
@@ -31,6 +33,8 @@ from layersync.core.results import SamplingSettings
 from layersync.core.run import Run
 from layersync.core.solver import SDE_SOLVERS, solve_ddpm, solve_ode, solve_sde
 from layersync.core.text import TextEncoder, TextTable
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,7 @@ class GenerativeModel:
         run that is conditioned on nothing is warned of, once.
 
         Raises:
-            InputError: when ``noise`` is not shaped (count, *latent).
+            InputError: when ``noise`` is not shaped (count, *latent), and for samples that are not finite.
         """
         settings = settings or self.recipe.sample
         count = len(conditions)
@@ -221,6 +225,8 @@ class GenerativeModel:
         if settings.guidance != 1.0 and unconditional and not self._warned:
             self._warned = True
             warnings.warn(UNGUIDED, stacklevel=2)
+        if settings.precision == "tf32" and self.device.type != "cuda":
+            logger.info("sample.precision: tf32 is float32 on %s, TF32 is for CUDA devices alone", self.device)
         parts = []
         with progress("sampling", count, shown=shown) as advance:
             for first in range(0, count, settings.batch_size):
@@ -228,7 +234,14 @@ class GenerativeModel:
                 size = part.stop - part.start
                 x0 = sample_noise(seed, start + first, size, self.latent) if noise is None else noise[part]
                 batch_mask = None if mask is None else mask[part].to(self.device)
-                parts.append(self._solve(x0.float(), given(part), batch_mask, settings, seed, start + first).cpu())
+                with float32_products(tf32=settings.precision == "tf32"):
+                    drawn = self._solve(x0.float(), given(part), batch_mask, settings, seed, start + first).cpu()
+                if bad := int((~drawn.isfinite()).flatten(1).any(1).sum()):
+                    raise InputError(
+                        f"sampling: {bad} of the {size} samples from number {start + first} on hold values that are "
+                        f"not finite numbers: weights that diverged, guidance too strong, or sample.precision"
+                    )
+                parts.append(drawn)
                 advance(size)
         return torch.cat(parts), mask
 
@@ -250,7 +263,6 @@ class GenerativeModel:
             return None
         return torch.arange(self.latent.num_frames)[None] < conditions.frames[:, None]
 
-    @float32_products()
     @torch.inference_mode()
     def _solve(
         self, x: Tensor, condition: dict[str, Tensor], mask: Tensor | None, settings: Sample, seed: int, first: int
@@ -343,6 +355,16 @@ def sampling_settings(settings: Sample, count: int, seed: int, conditions: str) 
     chosen = settings.model_dump(include=fields)
     adaptive = settings.model_dump(include={"atol", "rtol", "batch_size"}) if settings.solver == "dopri5" else None
     return SamplingSettings(**chosen, num_samples=count, seed=seed, conditions=conditions, adaptive=adaptive)
+
+
+def one_checkpoint(model: GenerativeModel, processes: Processes) -> None:
+    """Raise :class:`InputError` where the processes of a launch have loaded different checkpoints of a run."""
+    steps = sorted(set(processes.gather([model.step])))
+    if len(steps) > 1:
+        raise InputError(
+            f"run {str(model.run.path)!r}: processes see different newest checkpoints, of steps "
+            f"{' and '.join(map(str, steps))}; name one by --step"
+        )
 
 
 def load(

@@ -61,6 +61,10 @@ KINDS: dict[str, Kind] = {
 }
 """Kinds of metrics: what each needs, and what it says."""
 
+CLASS_SCORES = "logits"
+"""The stream of an extractor that an inception score is taken of."""
+COMPARED_WITH_TEXT = tuple(name for name, kind in KINDS.items() if kind.needs is Needs.TEXT and name != "multimodality")
+
 DOMAIN_METRICS: dict[str, Better | None] = {
     "fd-classifier": "lower",
     "label-agreement": "higher",
@@ -112,7 +116,7 @@ def parse_metric(modality: str, name: str) -> MetricName:
         if full.startswith(f"{kind}-"):
             extractor, _, stream = full.removeprefix(f"{kind}-").partition(".")
             if extractor in adapter.features():
-                return MetricName(name, kind, extractor, stream or None)
+                return MetricName(name, kind, extractor, stream or (CLASS_SCORES if kind == "is" else None))
     raise InputError(f"metric {name!r} is unknown to modality {modality}; {_there_are(adapter, name)}")
 
 

@@ -8,7 +8,9 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Literal, TypeVar
 
@@ -20,6 +22,7 @@ from layersync.core.errors import InputError
 HELD_OUT_EVERY = 10
 HELD_OUT_NAMES = ("test", "val")
 CONTENT_LIMIT = 4 * 2**30
+STATS_AT_ONCE, STATS_IN_TURN = 16, 500
 Fingerprint = Literal["auto", "content", "stat"]
 FINGERPRINT = "What tells that files changed: their content, or size and time. auto: content up to 4 GiB in all."
 UNREADABLE = "unreadable"
@@ -293,7 +296,13 @@ def sizes_and_times(files: Sequence[Path], how: Fingerprint, *, skip: bool = Fal
     """Of each file, where they stand for its content as ``how`` says; ``None`` where contents are to be read."""
     if how == "content":
         return None
-    stats = [read_or_skip(_size_and_time, file, skip) or (0, 0) for file in files]
+
+    def look(first: int) -> list[tuple[int, int]]:
+        part = files[first : first + STATS_IN_TURN]
+        return [read_or_skip(_size_and_time, file, skip) or (0, 0) for file in part]
+
+    with ThreadPoolExecutor(STATS_AT_ONCE) as threads:  # over a network each one waits a while
+        stats = list(chain.from_iterable(threads.map(look, range(0, len(files), STATS_IN_TURN))))
     return None if how == "auto" and sum(size for size, _ in stats) <= CONTENT_LIMIT else stats
 
 

@@ -128,7 +128,9 @@ class Sample(Settings):
     last_step_size: float = Field(0.04, gt=0, lt=1)
     atol: float = Field(1.0e-6, gt=0)
     rtol: float = Field(1.0e-3, gt=0)
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "tf32", "bf16"] = Field(
+        "float32", description="tf32: float32 with products in TF32 on CUDA; bf16: by autocast."
+    )
     batch_size: Count = 64
 
     @model_validator(mode="after")

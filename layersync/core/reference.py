@@ -67,7 +67,8 @@ class RunData:
             self._key if len(windows) == len(self.windows) else [*self._key, "one window a clip"],
             extractor,
             self.processes,
-            lambda: extract(extractor, windows.get, share, self.processes, texts=False, shown=shown),
+            lambda: extract(extractor, windows.get, windows.by_clip(share), self.processes, texts=False, shown=shown),
+            windows.get,
         )
 
     def reference(self, features: FeatureSet) -> Reference:
@@ -105,14 +106,18 @@ class SampleFiles:
         """Raise :class:`InputError` for statistics that are damaged, or of other extractors than the metrics'."""
         for metric in metrics if self.statistics else ():
             if metric.needs is Needs.BOTH and metric.extractor is not None:
-                load_features(self.path, extractors[metric.extractor])
+                load_features(self.path, extractors[metric.extractor]).stream(metric.stream)
 
     def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
         """Its features. A file that holds statistics and samples gives the statistics unless ``rows`` are wanted."""
         if self.statistics and not rows:
             return load_features(self.path, extractor)
         return _kept(
-            [fingerprint_of(self.examples)], extractor, self.processes, lambda: self.extracted(extractor, shown=shown)
+            [fingerprint_of(self.examples)],
+            extractor,
+            self.processes,
+            lambda: self.extracted(extractor, shown=shown),
+            self.examples.__getitem__,
         )
 
     def extracted(self, extractor: FeatureExtractor, *, texts: bool = False, shown: bool = False) -> FeatureSet:
@@ -126,13 +131,19 @@ class SampleFiles:
 
 
 def _kept(
-    key: Sequence[object], extractor: FeatureExtractor, processes: Processes, make: Callable[[], FeatureSet]
+    key: Sequence[object],
+    extractor: FeatureExtractor,
+    processes: Processes,
+    make: Callable[[], FeatureSet],
+    read: Callable[[int], Example | None],
 ) -> FeatureSet:
-    """Features out of the cache; made and put there when they are missing."""
+    """Features out of the cache, of samples of which ``read`` gives the first; made and put there when missing."""
     parts = [*key, identity(extractor), code_digest(extractor)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     path = cache_folder("features") / f"{digest}.npz"
     if all(processes.gather([path.is_file()])):
+        if (first := read(0)) is not None:
+            extractor.look(first)
         return load_features(path, extractor)
     found = make()
     if processes.main:

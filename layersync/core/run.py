@@ -207,15 +207,29 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
-def leave_newest(folder: Path, keep: int) -> None:
-    """Remove all but the ``keep`` newest checkpoints in ``RUN/checkpoints``. Warns of one that cannot be removed."""
-    for _, old in sorted(checkpoints_in(folder).items())[:-keep]:
+def leave_newest(folder: Path, keep: int | None) -> None:
+    """Remove checkpoints in ``RUN/checkpoints`` that the newest one replaces. Warns of one that cannot be removed.
+
+    Those of an interruption, once the run has gone on to another one; of the others all but the ``keep`` newest.
+    """
+    found = [path for _, path in sorted(checkpoints_in(folder).items())]
+    passing = [path for path in found if _of_interruption(path)]
+    regular = [path for path in found if path not in passing]
+    replaced = [path for path in passing if path != found[-1]]
+    for old in replaced if keep is None else replaced + regular[:-keep]:
         doomed = old.with_name(f".{old.name}")  # an end in between leaves no half of a checkpoint
         try:
             old.rename(doomed)
             shutil.rmtree(doomed)
         except OSError as error:
-            warnings.warn(f"{old}: cannot be removed ({error.strerror}), as train.keep says", stacklevel=2)
+            warnings.warn(f"{old}: cannot be removed ({error.strerror}), which is not needed any more", stacklevel=2)
+
+
+def _of_interruption(checkpoint: Path) -> bool:
+    try:
+        return bool(json.loads((checkpoint / "state.json").read_text())["interrupted"])
+    except (OSError, ValueError, KeyError, TypeError):  # of an earlier version, or damaged
+        return False
 
 
 def differing_keys(ours: Any, theirs: Any, path: str = "") -> list[str]:
@@ -231,8 +245,13 @@ def differing_keys(ours: Any, theirs: Any, path: str = "") -> list[str]:
 
 
 def may_change_on_resume(key: str) -> bool:
-    """Keys that a resumed run may have otherwise than its recipe: they change no step that was taken."""
-    return key == "train.steps" or key.endswith("_every") or key.split(".")[0] in ("evaluate", "sample")
+    """Keys that a resumed run may have otherwise than its recipe: they change no step that was taken.
+
+    Where memory or disk do not suffice any more, a run can go on in smaller parts and keep fewer checkpoints.
+    """
+    if key.endswith("_every") or key.split(".")[0] in ("evaluate", "sample"):
+        return True
+    return key in {f"train.{name}" for name in ("steps", "keep", "accumulate", "gradient_checkpointing")}
 
 
 def package_versions() -> dict[str, str]:

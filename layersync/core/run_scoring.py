@@ -15,11 +15,13 @@ from torch import Tensor
 
 from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, Tokenizer
 from layersync.core.classifier import (
+    WINDOWS_AT_ONCE,
     DomainClassifier,
     TrainingWindows,
     Windows,
     classifier_input,
     domain_classifier,
+    inputs_of,
     labels_of,
 )
 from layersync.core.errors import InputError
@@ -36,7 +38,6 @@ from layersync.core.results import Reference, Score
 from layersync.core.scoring import score
 from layersync.metrics import nearest_distances
 
-NEIGHBOURS_AT_ONCE = 10_000
 HELD_OUT_NEIGHBOURS = 1_000
 
 
@@ -156,12 +157,12 @@ class RunScorer:
     def _nearest_training(self) -> Score:
         tokenizer = self.model.tokenizer
         training = TrainingWindows(self.dataset("train"), tokenizer)
-        unseen = Windows(self.dataset("test"), tokenizer, at_least=200, at_most=HELD_OUT_NEIGHBOURS).read()
-        queries = [self._masked(part) for part in (list(self.examples.values()), unseen)]
+        unseen = Windows(self.dataset("test"), tokenizer, at_least=200, at_most=HELD_OUT_NEIGHBOURS)
+        queries = [self._masked(list(self.examples.values())), _masked(*inputs_of(self.recipe.adapter, unseen)[:2])]
         nearest = [np.full(len(part), np.inf) for part in queries]
         count = 0
         with progress("nearest training samples", len(training), shown=self.shown) as advance:
-            at_once = max(1, NEIGHBOURS_AT_ONCE // training.places)
+            at_once = max(1, WINDOWS_AT_ONCE // training.places)
             for first in range(0, len(training), at_once):
                 numbers = range(first, min(first + at_once, len(training)))
                 if part := training.read(numbers):
@@ -190,8 +191,11 @@ class RunScorer:
     def _masked(self, examples: Sequence[Example]) -> Tensor:
         if not examples:
             return torch.zeros(0, 1)
-        x, mask = classifier_input(self.recipe.adapter, examples)
-        return x if mask is None else x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
+        return _masked(*classifier_input(self.recipe.adapter, examples))
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else x * mask.reshape(len(x), *(1 for _ in x.shape[1:-1]), -1)
 
 
 def own_score(

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from layersync.core.device import take_own_device
 from layersync.core.errors import InputError, complaint
-from layersync.core.generation import Conditions, GenerativeModel, load
+from layersync.core.generation import Conditions, GenerativeModel, load, one_checkpoint
 from layersync.core.packaged import sync_path
 from layersync.core.parallel import Processes
 from layersync.core.recipe import UNGUIDED, Sample, ineffective
@@ -83,6 +83,7 @@ def write_samples(
     take_own_device()
     processes = Processes.here()
     model = load(run, step=step, weights=weights)
+    one_checkpoint(model, processes)
     try:
         chosen = model.settings(**(settings or {}))
     except ValidationError as failure:

@@ -41,6 +41,8 @@ DIVERSITY_PAIRS, MULTIMODALITY_PAIRS = 300, 10
 INFINITY_SMALLEST = 500
 """Fewest rows of FAD-infinity's draws, as published; a quarter of the rows, where that is less."""
 
+NEIGHBOUR_KINDS = ("precision", "recall", "density", "coverage")
+
 Found = tuple[float, tuple[float, float] | None, dict[str, Any]]
 """Value, 95 % interval, what a reader needs beside them."""
 
@@ -63,8 +65,13 @@ def score(
         if metric.needs in (Needs.BOTH, Needs.BOTH_ROWS):
             if real is None:
                 raise InputError(f"metric {metric.name} needs real samples")
-            sets = [(generated.stream(name), real.stream(name)) for name in streams or (metric.stream,)]
-            value, interval, details = _frechet(sets) if metric.kind == "fd" else _against(metric, *sets[0])
+            if metric.kind == "fd":
+                sets = [(generated.stream(name), real.stream(name)) for name in streams or (metric.stream,)]
+                value, interval, details = _frechet(sets)
+            elif metric.kind in NEIGHBOUR_KINDS:
+                value, interval, details = _neighbours(metric, generated, real)
+            else:
+                value, interval, details = _against(metric, generated.stream(metric.stream), real.stream(metric.stream))
         else:
             value, interval, details = _alone(metric, generated)
             reference = None
@@ -97,9 +104,13 @@ def _against(metric: MetricName, mine: StreamFeatures, theirs: StreamFeatures) -
         if distance.std is None:
             return distance.value, None, {"subsets": "all samples at once"}
         return distance.value, None, {"subsets": list(KID_SUBSETS), "std_over_subsets": distance.std}
-    if metric.kind == "kad":
-        audio = kernel_audio_distance(x, y)
-        return audio.value, None, {"bandwidth": audio.bandwidth, "bandwidth_of": "reference", "scale": 100}
+    audio = kernel_audio_distance(x, y)
+    return audio.value, None, {"bandwidth": audio.bandwidth, "bandwidth_of": "reference", "scale": 100}
+
+
+def _neighbours(metric: MetricName, generated: FeatureSet, real: FeatureSet) -> Found:
+    """On one row a sample: the nearest rows to one of several of a sound are those that overlap it in that sound."""
+    x, y = generated.per_sample(metric.stream), real.per_sample(metric.stream)
     pair = precision_recall(x, y) if metric.kind in ("precision", "recall") else density_coverage(x, y)
     return float(getattr(pair, metric.kind)), None, {"k": 3 if metric.kind in ("precision", "recall") else 5}
 
@@ -163,7 +174,8 @@ def _alone(metric: MetricName, generated: FeatureSet) -> Found:
             lambda number: diversity(features, pairs=pairs, seed=number), "draws of pairs"
         )
         return value, interval, {**details, "pairs": pairs}
-    assert generated.texts is not None
+    if generated.texts is None:
+        raise InputError(f"metric {metric.name}: needs the samples' texts")
     if metric.kind == "multimodality":
         repeats = _repeats(features, generated.texts)
         found_value, interval, details = _replicated(

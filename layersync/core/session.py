@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layersync.core.adapter import Split
 from layersync.core.errors import InputError, Interrupted
 from layersync.core.latents import LatentCache
 from layersync.core.metric import check_labels, parse_metrics
@@ -164,7 +165,7 @@ def _resumable(path: Path, recipe: Recipe) -> Run:
     if refused:
         raise InputError(
             f"--resume: the recipe differs from the one in {path} in {', '.join(refused)}; "
-            f"only train.steps, *_every, evaluate and sample may change"
+            f"only train.steps, keep, accumulate and gradient_checkpointing, *_every, evaluate and sample may change"
         )
     if not os.access(path, os.W_OK):
         raise InputError(f"--resume: {path} is not writable")
@@ -246,8 +247,9 @@ class _Session:
                     self._measure(done)
                     trainer.model.train()
                 stopping = done < train.steps and self._stopping()
-                if stopping or done == train.steps or done % train.checkpoint_every == 0:
-                    trainer.save(self.run, done, self.seconds)
+                regular = done == train.steps or done % train.checkpoint_every == 0
+                if stopping or regular:
+                    trainer.save(self.run, done, self.seconds, interrupted=not regular)
                 if stopping:
                     raise Interrupted(f"stopped after step {done}; go on with --resume --out {self.run.path}")
                 advance(1, **fields)
@@ -341,20 +343,22 @@ def dry_run(recipe: Recipe) -> DryRun:
         _warn_of_metrics(recipe, parts)
         trainer = Trainer(recipe, parts)
         trainer.model.train()
-        trainer.train_step(0)
-        began = time.monotonic()
-        trainer.train_step(1)
-        if trainer.device.type == "cuda":
-            torch.cuda.synchronize(trainer.device)
-        seconds = time.monotonic() - began
+        for step in range(2):  # the first makes what later ones find made
+            began = time.monotonic()
+            trainer.train_step(step)
+            if trainer.device.type == "cuda":
+                torch.cuda.synchronize(trainer.device)
+            seconds = time.monotonic() - began
         parameters = sum(p.numel() for p in trainer.backbone.parameters())
         trained = sum(p.numel() for p in trainer.names)
         checkpoint = 4 * (2 * parameters + 2 * trained)
         train = recipe.train
         kept = -(-train.steps // train.checkpoint_every)
-        kept = min(kept, train.keep) if train.keep else kept
-        dataset = recipe.adapter.dataset(recipe.data, recipe.data.split)
-        latents = parts.cache.meta["bytes"] * len(dataset) // len(parts.cache)
+        kept = min(kept, train.keep + 1) if train.keep else kept  # a new one is written before an old one goes
+        splits: list[tuple[LatentCache, Split]] = [(parts.cache, recipe.data.split)]
+        splits += [(parts.held_out, "test")] if parts.held_out else []
+        sizes = [(cache, len(recipe.adapter.dataset(recipe.data, split))) for cache, split in splits]
+        latents = sum(cache.meta["bytes"] * size // len(cache) for cache, size in sizes)
         return DryRun(
             parameters=parameters,
             seconds_per_step=seconds,

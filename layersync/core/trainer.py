@@ -230,7 +230,7 @@ class Trainer:
     def __init__(self, recipe: Recipe, parts: Parts, *, fresh: bool = True, precision: str | None = None):
         """``precision`` is that of a run that goes on, where it is not to be chosen anew."""
         from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         self.recipe, self.parts = recipe, parts
         # Without being told of the CPU, accelerate takes every process that torchrun starts there for the only one; and
@@ -239,7 +239,10 @@ class Trainer:
             cpu=not torch.accelerator.is_available(),
             mixed_precision="no",
             dynamo_backend="no",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=PATIENCE),
+                DistributedDataParallelKwargs(gradient_as_bucket_view=True),  # else gradients are held twice
+            ],
         )
         self.device: torch.device = self.accelerator.device
         self.dtype, self.precision_reason = choose_precision(self.device, recipe.train.precision)
@@ -371,8 +374,8 @@ class Trainer:
             "held_out_similarity": similarity,
         }
 
-    def save(self, run: Run, step: int, seconds: float) -> None:
-        """Write the checkpoint of ``step`` steps taken, on the main process."""
+    def save(self, run: Run, step: int, seconds: float, *, interrupted: bool = False) -> None:
+        """Write the checkpoint of ``step`` steps taken, on the main process; of an interruption, until the next one."""
         if self.accelerator.is_main_process:
             tensors: dict[str, Mapping[str, Tensor]] = {
                 "model": self.backbone.state_dict(),
@@ -381,7 +384,7 @@ class Trainer:
             }
             if any(True for _ in self.regularizer.parameters()):
                 tensors["regularizer"] = self.regularizer.state_dict()
-            state = {"step": step, "seconds": seconds}
+            state = {"step": step, "seconds": seconds, "interrupted": interrupted}
             save_checkpoint(run.checkpoint(step), tensors, state, self.recipe.train.keep)
         self.accelerator.wait_for_everyone()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from strokes import Offsets, OffsetsConfig, Outline, Strokes
+import torch
+from strokes import Offsets, OffsetsConfig, Outline, Strokes, StrokesAdapter
 
 from layersync.core import classifier
 from layersync.core.classifier import WINDOWS_AT_LEAST, TrainingWindows, Windows
@@ -24,6 +27,24 @@ def test_neighbours_are_looked_for_among_one_window_of_each_clip() -> None:
     assert rows.num_samples == len(found) == len(np.unique(found, axis=0)) == SIZE
     assert statistics.num_samples == len(repeated) >= WINDOWS_AT_LEAST > len(np.unique(repeated, axis=0))
     assert len(real.features(Outline(), rows=True).per_sample(None)) == SIZE, "the two are kept apart"
+
+
+def test_classifiers_hold_few_raw_windows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And read of them what they read of all at once, in the same order."""
+    sizes = []
+
+    class Adapter(StrokesAdapter):
+        def classifier_input(self, samples: Any) -> Any:
+            sizes.append(len(samples))
+            return super().classifier_input(samples)
+
+    windows = Windows(Strokes(SIZE, "train"), Offsets(OffsetsConfig()), at_least=3 * SIZE)
+    whole = classifier.classifier_input(StrokesAdapter(), windows.read())
+    monkeypatch.setattr(classifier, "WINDOWS_AT_ONCE", 50)
+    x, mask, labels = classifier.inputs_of(Adapter(), windows)
+    assert max(sizes) == 50 and sum(sizes) == len(windows) == 3 * SIZE
+    assert torch.equal(x, whole[0]) and torch.equal(mask, whole[1])
+    assert labels.tolist() == [windows.get(item).label for item in range(len(windows))]
 
 
 def test_too_few_clips_for_neighbours_are_found_at_once() -> None:

@@ -78,9 +78,11 @@ def test_latents_are_as_large_as_the_cache(tiny: Any) -> None:
     assert cost(recipe).latents_bytes is None
 
 
-def test_activations_are_what_autograd_keeps_of_a_real_pass(tiny: Any) -> None:
-    recipe = tiny()
-    found = cost(recipe).activation_bytes
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_activations_are_what_autograd_keeps_of_a_real_pass(tiny: Any, precision: str) -> None:
+    """Those of each sample, and of all of them together what weights are in bf16."""
+    recipe, samples, half = tiny(f"train.precision={precision}"), 3, precision == "bf16"
+    found = cost(recipe)
     latent = recipe.tokenizer.latent_spec()
     model = recipe.adapter.backbone(recipe.backbone, latent, ConditionSpec(10))
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -90,10 +92,16 @@ def test_activations_are_what_autograd_keeps_of_a_real_pass(tiny: Any) -> None:
         kept[value.untyped_storage().data_ptr()] = value
         return value
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-        model(torch.zeros(1, *latent.shape), torch.zeros(1), {"label": torch.zeros(1, dtype=torch.long)}, taps=(1, 3))
+    x, t, label = torch.zeros(samples, *latent.shape), torch.zeros(samples), torch.zeros(samples, dtype=torch.long)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
+        torch.autocast("cpu", torch.bfloat16, enabled=half, cache_enabled=False),
+    ):
+        model(x, t, {"label": label}, taps=(1, 3))
     real = sum(v.untyped_storage().nbytes() for k, v in kept.items() if k not in own)
-    assert found == pytest.approx(real, rel=0.02)
+    assert samples * found.activation_bytes + found.cast_bytes == pytest.approx(real, rel=0.02)
+    weights = sum(p.numel() for p in model.parameters())
+    assert found.cast_bytes == pytest.approx(2 * weights if half else 0, rel=0.1, abs=1000)
 
 
 def test_checkpointing_trades_activations_for_flops(tiny: Any) -> None:

@@ -93,6 +93,17 @@ def test_what_is_kept_or_compared_is_computed_in_float32_proper(
     assert seen["SiT.forward"] == seen["Pixels.decode"] == exact <= seen["DomainClassifier.__call__"]
 
 
+def test_a_recipe_samples_in_tf32_where_it_says_so(monkeypatch: pytest.MonkeyPatch, trained: layersync.Run) -> None:
+    seen: list[tuple[bool, bool]] = []
+    own = SiT.forward
+    monkeypatch.setattr(SiT, "forward", lambda *given, **named: (seen.append(older()), own(*given, **named))[1])
+    model = layersync.load(trained.path)
+    for precision, tf32 in (("tf32", True), ("float32", False)):
+        seen.clear()
+        model.sample_latents(model.conditions(2), settings=model.settings(precision=precision))
+        assert set(seen) == {(tf32, tf32)}
+
+
 def test_a_processor_is_named_with_the_instructions_that_decide_its_rounding() -> None:
     code = "import torch; from layersync.core import run; print(run.environment(torch.device('cpu'), '', '', 1))"
     command = [sys.executable, "-c", code]

@@ -147,7 +147,7 @@ class TestConventions:
         copies = scorer([example.sample for example in last], [0] * len(last))
         fresh = scorer(*self.digits(trained, "test", 100))
         whole = fresh("nearest-training")
-        monkeypatch.setattr(run_scoring, "NEIGHBOURS_AT_ONCE", 400)
+        monkeypatch.setattr(run_scoring, "WINDOWS_AT_ONCE", 10_000)
         assert copies("nearest-training").value == pytest.approx(0, abs=1e-6)
         in_parts = fresh("nearest-training")
         assert in_parts.value == pytest.approx(whole.value) and in_parts.reference == whole.reference
@@ -273,6 +273,16 @@ def test_a_run_is_scored_against_anybodys_samples(trained: Run, tmp_path: Path, 
     assert status == 2 and "--reference" in err and "does not exist" in err
     status, _, err = command(*arguments, tmp_path / "coloured.npy")
     assert status == 2 and "has 3 channels, the classifier of this data reads 1" in err
+    np.save(tmp_path / "large.npy", np.zeros((4, 16, 16), np.uint8))
+    status, _, err = command(*arguments, tmp_path / "large.npy")
+    assert status == 2 and "large.npy[0]: is read as [16, 16] and generated sample 0 as [8, 8]" in err
+
+
+def test_a_reference_that_no_metric_needs_is_said(trained: Run, tmp_path: Path) -> None:
+    np.save(tmp_path / "grey.npy", np.zeros((40, 8, 8), np.uint8))
+    with pytest.warns(UserWarning, match="--reference has no effect: no metric compares samples with others"):
+        found = layersync.evaluate(trained.path, ["label-agreement"], num_samples=8, reference=tmp_path / "grey.npy")
+    assert found.beside_recipe == {}, "the recipe's own score"
 
 
 def test_statistics_of_another_network_are_none_for_the_classifier(

@@ -241,6 +241,27 @@ def test_guidance_interval_saves_network_evaluations(model: GenerativeModel) -> 
     assert sizes == [2] * 3 + [4] * 6 + [2]
 
 
+@pytest.mark.parametrize("use", ["evaluate", "sample"])
+def test_processes_that_see_different_checkpoints_are_refused(
+    trained: Run, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    class Other(Processes):
+        def gather(self, local: list[Any]) -> list[Any]:
+            return [*local, 20]
+
+    monkeypatch.setattr(Processes, "here", lambda: Other(0, 2))
+    with pytest.raises(InputError, match="different newest checkpoints, of steps 20 and 40; name one by --step"):
+        layersync.evaluate(trained.path) if use == "evaluate" else layersync.write_samples(trained.path, num=2)
+
+
+def test_samples_that_are_not_finite_are_none(trained: Run) -> None:
+    diverged = layersync.load(trained.path)
+    with torch.no_grad():
+        next(iter(diverged.backbone.parameters())).fill_(float("nan"))
+    with pytest.raises(InputError, match="8 of the 8 samples from number 0 on hold values that are not finite numbers"):
+        diverged.sample_latents(diverged.conditions(8))
+
+
 def test_averaged_and_own_weights_differ(trained: Run, model: GenerativeModel) -> None:
     assert not torch.equal(latents(layersync.load(trained.path)), latents(model))
 

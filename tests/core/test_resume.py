@@ -170,11 +170,16 @@ def test_a_changed_recipe_is_refused(tiny: Make, trained: Run, changes: list[str
     assert {path: path.stat().st_mtime_ns for path in trained.path.rglob("*")} == before
 
 
-def test_what_changes_no_step_may_change(tiny: Make, tmp_path: Path) -> None:
+def test_what_changes_no_step_may_change(
+    tiny: Make, tmp_path: Path, tensors_of: Make, largest_difference: Make
+) -> None:
     layersync.train(tiny("train.steps=2"), tmp_path / "run")
     changes = ["train.checkpoint_every=3", "train.log_every=2", "evaluate.num_samples=9", "sample.steps=7"]
-    layersync.train(tiny("train.steps=4", *changes), tmp_path / "run", resume=True)
-    assert Run(tmp_path / "run").recipe.sample.steps == 7
+    changes += ["train.keep=1", "train.accumulate=2", "train.gradient_checkpointing=true"]
+    found = layersync.train(tiny("train.steps=4", *changes), tmp_path / "run", resume=True)
+    assert Run(tmp_path / "run").recipe.sample.steps == 7 and found.checkpoint_steps() == [4]
+    straight = layersync.train(tiny("train.steps=4"), tmp_path / "straight")
+    assert largest_difference(tensors_of(found), tensors_of(straight)) < 1e-5
 
 
 def test_what_is_sampled_may_change_of_a_finished_run_too(tiny: Make, tmp_path: Path) -> None:

@@ -202,7 +202,11 @@ def test_a_cache_that_is_full_costs_no_score(
     [
         (["--generated", "{alike}", "--metrics", "fd-kinetic"], "needs --real"),
         (["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetik"], "did you mean 'fd-kinetic'?"),
-        (["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetic.pool"], "has no 'pool'"),
+        (["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetic.pool"], "a stream 'pool'; extr"),
+        (
+            ["--generated", "{alike}", "--metrics", "is-kinetic"],
+            "needs class scores, a stream 'logits'",
+        ),
         (["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetic,fd-kinetic"], "given twice"),
         (["--generated", "{alike}", "--real", "{real}", "--metrics", "label-agreement"], "needs a run"),
         (["--generated", "{missing}", "--real", "{real}", "--metrics", "fd-kinetic"], "missing.npy does not exist"),
@@ -212,7 +216,8 @@ def test_a_cache_that_is_full_costs_no_score(
         (["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetic", "--extractor", "x=y"], "'x' is no"),
         (["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetic", "--extractor", "x"], "NAME=PATH"),
         (["--generated", "{huge}", "--real", "{real}", "--metrics", "fd-kinetic"], "not finite numbers, the first of"),
-        (["--generated", "{alike}", "--metrics", "similarity-kinetic"], "has no text"),
+        (["--generated", "{alike}", "--metrics", "similarity-kinetic"], "extractor kinetic reads no texts"),
+        (["--generated", "{alike}", "--metrics", "multimodality-kinetic"], "has no text"),
         (["--generated", "{alike}", "--metrics", ""], "unknown to modality motion"),
     ],
 )
@@ -227,6 +232,29 @@ def test_bad_input_gets_one_line(
     status, out, err = command("score", "--modality", "motion", *(part.format(**files) for part in arguments))
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert status == 2 and out == "" and len(lines) == 1 and says in lines[0], err
+
+
+def test_rates_that_differ_are_said_again_of_features_that_are_kept(
+    sets: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    np.savez(tmp_path / "quick.npz", joints=motions(96, 5), lengths=np.full(96, 40), fps=60.0)
+    for _ in range(2):
+        caplog.clear()
+        score({**sets, "quick": tmp_path / "quick.npz"}, "quick", "fd-kinetic")
+        assert sum("frames a second" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"metrics": ["fd-kinetic"], "extractors": {"geometric": "22"}}, "--extractor geometric has no effect"),
+        ({"metrics": ["diversity-kinetic"]}, "--real has no effect: no metric compares samples with others"),
+    ],
+)
+def test_what_no_metric_needs_is_said(sets: dict[str, Path], options: dict[str, Any], says: str) -> None:
+    with pytest.warns(UserWarning, match=says):
+        found = score_samples("motion", [sets["alike"]], real=sets["real"], **options)
+    assert (found.real is None) == ("--real" in says)
 
 
 def test_weights_that_are_missing_are_said_with_the_file_and_the_place(command: Make, tmp_path: Path) -> None:
@@ -247,7 +275,7 @@ def test_weights_that_are_missing_are_said_with_the_file_and_the_place(command: 
 
 @pytest.mark.parametrize(
     "kind",
-    [kind for kind, (needs, _, _) in KINDS.items() if needs is not Needs.TEXT and kind not in ("fd-each", "is")],
+    [kind for kind, (needs, _, _) in KINDS.items() if needs in (Needs.BOTH, Needs.BOTH_ROWS) and kind != "fd-each"],
 )
 def test_every_kind_scores_two_sets(sets: dict[str, Path], kind: str) -> None:
     name = f"{kind}-kinetic"

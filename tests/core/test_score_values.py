@@ -19,21 +19,22 @@ from scipy.spatial.distance import cdist, pdist
 from scipy.special import log_softmax
 from scipy.stats import hypergeom
 
-from layersync import score_samples
-from layersync.core import scoring
+from layersync import InputError, score_samples
+from layersync.core import reference, scoring
 from layersync.core.metric import KINDS
 
 KNOWN = '''class Known(Outline):
     """Numbers that a test knows: the sample's own, and those that its text spells."""
 
     name = "known"
-    streams = ("whole", "frames", "text")
+    streams = ("whole", "frames", "logits", "text")
     text_streams = ("text",)
 
     def __call__(self, examples: Sequence[Example]) -> Streams:
         streams = {
             "whole": [example.sample.reshape(1, -1) for example in examples],
             "frames": [example.sample for example in examples],
+            "logits": [example.sample.reshape(1, -1) for example in examples],
         }
         if all(example.captions for example in examples):
             streams["text"] = [np.array([example.captions[0].split()], dtype=np.float32) for example in examples]
@@ -130,7 +131,8 @@ BY_HAND: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_value_against_real_samples(kind: str, scored: Scores) -> None:
-    found = scored(f"{kind}-known.whole", SAMPLES, real=REAL)
+    alone = kind == "is"
+    found = scored(f"{kind}-known" if alone else f"{kind}-known.whole", SAMPLES, real=None if alone else REAL)
     assert found.value == pytest.approx(BY_HAND[kind](SAMPLES, REAL), rel=1e-5)
 
 
@@ -175,6 +177,15 @@ def test_value_of_samples_and_their_texts(kind: str, scored: Scores) -> None:
     assert found.value == pytest.approx(OF_TEXTS[kind](samples, text), abs=1.5 * half)
 
 
+@pytest.mark.parametrize("kind", ["precision", "recall", "density", "coverage"])
+def test_neighbours_are_samples_and_not_rows_of_one(kind: str, scored: Scores) -> None:
+    """Rows of a sample lie next to each other, as windows of a sound do that overlap: they are not its neighbours."""
+    centres = [RANDOM.normal(size=(count, 1, 2)) for count in (SIZE, NUM_REAL)]
+    x, y = ((centre + 1e-3 * RANDOM.normal(size=(len(centre), 4, 2))).astype(np.float32) for centre in centres)
+    found = scored(f"{kind}-known.frames", x, real=y)
+    assert found.value == pytest.approx(BY_HAND[kind](x.mean(1), y.mean(1)), rel=1e-5) and found.value > 0.5
+
+
 def test_several_rows_of_a_sample_count_as_their_mean(scored: Scores) -> None:
     found = scored("diversity-known.frames", SAMPLES)
     means = SAMPLES.reshape(SIZE, 4, 2).mean(1)
@@ -204,6 +215,17 @@ def test_kernel_distance_takes_the_published_subsets_where_they_can_be_drawn(
     assert of_subsets.details["subsets"] == [4, 1000] and of_all.details == {"subsets": "all samples at once"}
     assert of_all.value == pytest.approx(unbiased(cubic, x, y[:999]), rel=1e-6)
     assert 0 < abs(of_subsets.value - unbiased(cubic, x, y)) < of_subsets.details["std_over_subsets"]
+
+
+def test_statistics_without_the_stream_are_found_before_any_work(
+    modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "one.npz", mu=np.zeros(8), sigma=np.eye(8))
+    np.savez(tmp_path / "generated.npz", values=SAMPLES.reshape(SIZE, 4, 2), lengths=[4] * SIZE, labels=[], texts=())
+    monkeypatch.setattr(reference, "extract", lambda *_, **__: pytest.fail("features were made"))
+    with pytest.raises(InputError, match="extractor known has no 'frames' here; it has: whole"):
+        metrics = ["fd-known", "fd-known.frames"]
+        score_samples(modality, [tmp_path / "generated.npz"], metrics, real=tmp_path / "one.npz")
 
 
 def test_every_kind_has_a_value_here() -> None:

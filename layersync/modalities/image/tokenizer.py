@@ -59,8 +59,10 @@ def to_bytes(images: Tensor, rounding: Rounding) -> np.ndarray:
     """(batch, channels, height, width) in [-1, 1] to uint8 (batch, height, width, channels).
 
     ``nearest``: clamp(127.5 x + 128) truncated, as SiT, LayerSync, DiT and EDM sample. ``truncate``: 255 (x + 1) / 2
-    truncated, as ADM and REPA do: half a grey level darker.
+    truncated, as ADM and REPA do: half a grey level darker. Raises :class:`InputError` for pixels that are not finite.
     """
+    if bad := int((~images.isfinite()).flatten(1).any(1).sum()):
+        raise InputError(f"decoding: {bad} of {len(images)} images hold values that are not finite numbers")
     scaled = 127.5 * images + 128 if rounding == "nearest" else 127.5 * (images + 1)
     return scaled.clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 

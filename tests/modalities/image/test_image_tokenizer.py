@@ -66,6 +66,13 @@ def test_rounding_follows_the_two_published_ways() -> None:
     assert to_bytes(x, "truncate").ravel().tolist() == [0, 0, 63, 127, 127, 254, 255]
 
 
+def test_pixels_that_are_not_finite_are_no_image() -> None:
+    images = torch.zeros(3, 1, 2, 2)
+    images[1, 0, 0, 1] = float("nan")
+    with pytest.raises(InputError, match="1 of 3 images hold values that are not finite numbers"):
+        to_bytes(images, "nearest")
+
+
 def test_crop_takes_the_centre_at_the_shorter_side() -> None:
     wide = np.zeros((32, 96, 3), dtype=np.uint8)
     wide[:, 32:64] = 200

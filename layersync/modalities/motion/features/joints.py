@@ -66,13 +66,21 @@ class JointFeatures(FeatureExtractor):
         """
         rows = []
         for example in examples:
-            joints = joints_of(example.sample, example.source)[:, : self._count]
-            self._compare(joints.shape[1], float(example.sample.fps), example.source)
+            joints = self._joints(example)
             rows.append(self.formula(joints, float(example.sample.fps))[None].astype(np.float32))
         return {self.streams[0]: rows}
 
+    def look(self, example: Example) -> None:
+        """Compare its joints and its frame rate with those of motions seen before."""
+        self._joints(example)
+
+    def _joints(self, example: Example) -> np.ndarray:
+        """Those that are taken, once they are compared with the first motion that was seen."""
+        joints = joints_of(example.sample, example.source)[:, : self._count]
+        self._compare(joints.shape[1], float(example.sample.fps), example.source)
+        return joints
+
     def _compare(self, count: int, fps: float, source: str) -> None:
-        """With the first motion that was seen."""
         first_count, first_fps, first = self._first = self._first or (count, fps, source)
         if count != first_count:
             raise InputError(
