@@ -101,7 +101,7 @@ def test_activations_are_what_autograd_keeps_of_a_real_pass(tiny: Any, precision
     real = sum(v.untyped_storage().nbytes() for k, v in kept.items() if k not in own)
     assert samples * found.activation_bytes + found.cast_bytes == pytest.approx(real, rel=0.02)
     weights = sum(p.numel() for p in model.parameters())
-    assert found.cast_bytes == pytest.approx(2 * weights if half else 0, rel=0.1, abs=1000)
+    assert found.cast_bytes == pytest.approx(2 * weights if half else 0, rel=0.2, abs=1000)
 
 
 def test_checkpointing_trades_activations_for_flops(tiny: Any) -> None:

@@ -22,6 +22,7 @@ from layersync.core import session
 from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel
 from layersync.core.parallel import Processes
+from layersync.core.sampling import write_samples
 from layersync.modalities.image.adapter import ImageAdapter
 
 Make = Callable[..., Any]
@@ -251,7 +252,7 @@ def test_processes_that_see_different_checkpoints_are_refused(
 
     monkeypatch.setattr(Processes, "here", lambda: Other(0, 2))
     with pytest.raises(InputError, match="different newest checkpoints, of steps 20 and 40; name one by --step"):
-        layersync.evaluate(trained.path) if use == "evaluate" else layersync.write_samples(trained.path, num=2)
+        layersync.evaluate(trained.path) if use == "evaluate" else write_samples(trained.path, num=2)
 
 
 def test_samples_that_are_not_finite_are_none(trained: Run) -> None:

@@ -302,6 +302,29 @@ def test_a_signal_saves_and_says_how_to_go_on(
     assert identical(tensors_of(resumed), tensors_of(straight))
 
 
+def test_what_an_interruption_saved_goes_with_the_next_checkpoint(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a machine is taken away, ``train.keep`` counts what the recipe asked for; a stop there is one."""
+    recipe = tiny("train.steps=12", "train.checkpoint_every=4", "train.keep=2")
+    step, seen = Trainer.train_step, []
+
+    def interrupted(trainer: Trainer, index: int) -> Any:
+        if index + 1 in (2, 3, 4, 6, 9) and index + 1 not in seen:
+            seen.append(index + 1)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, index)
+
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
+    found = []
+    for sitting in range(5):
+        with pytest.raises(Interrupted):
+            layersync.train(recipe, tmp_path / "run", resume=sitting > 0)
+        found.append(Run(tmp_path / "run").checkpoint_steps())
+    assert found == [[2], [3], [4], [4, 6], [4, 8, 9]]
+    assert layersync.train(recipe, tmp_path / "run", resume=True).checkpoint_steps() == [8, 12]
+
+
 @pytest.mark.parametrize("apart", [0, 2])
 def test_a_second_signal_stops_at_once(
     apart: int, command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -337,6 +337,26 @@ def test_dry_run_writes_nothing(command: Make, tiny_file: Path, tmp_path: Path, 
     assert {path for path in cache.rglob("*") if path.is_file()} == before
 
 
+def test_disk_is_that_of_checkpoints_and_of_latents_of_both_splits(command: Make, tiny_file: Path) -> None:
+    """1,442 and 355 digits of 64 bytes; a third checkpoint is written before the first of two is removed."""
+    sizes = ("--set", "train.steps=20", "--set", "train.checkpoint_every=2", "--dry-run")
+    found = [json.loads(command("train", tiny_file, *sizes, "--set", f"train.keep={keep}")[1]) for keep in (2, 50)]
+    latents = [
+        needs["disk_bytes"] - count * needs["checkpoint_bytes"] for needs, count in zip(found, (3, 10), strict=True)
+    ]
+    assert latents[0] == latents[1] == pytest.approx(4 * 64 * 1797, rel=0.1)
+
+
+def test_memory_that_is_out_is_one_line(command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def out_of_memory(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore of it")
+
+    monkeypatch.setattr(Trainer, "train_step", out_of_memory)
+    status, _, err = command("train", tiny_file, "--out", tmp_path / "run")
+    last = "error: CUDA out of memory. Tried to allocate 2.00 GiB. Smaller parts take less: train.accumulate, "
+    assert status == 1 and err.splitlines()[-1].startswith(last) and "Traceback" not in err
+
+
 def test_checkpoint_size_is_what_the_dry_run_says(command: Make, tiny_file: Path, trained: Any) -> None:
     needs = json.loads(command("train", tiny_file, "--dry-run")[1])
     size = sum(path.stat().st_size for path in trained.latest_checkpoint().iterdir())
