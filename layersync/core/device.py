@@ -31,18 +31,31 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
 
     By default it does not, so that scores and latents are the same on every device. What was set before comes back.
     """
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    cudnn = torch.backends.cudnn
     try:
-        before = [(place, "allow_tf32", place.allow_tf32) for place in (matmul, cudnn)]
-        wanted: bool | str = tf32
+        products, convolutions = torch.get_float32_matmul_precision(), cudnn.allow_tf32
     except RuntimeError:  # a program that has set torch's newer names must not read the older ones
-        places = (matmul, *(getattr(cudnn, part) for part in ("conv", "rnn")))
-        before = [(place, "fp32_precision", place.fp32_precision) for place in places]
-        wanted = "tf32" if tf32 else "ieee"
-    for place, name, _ in before:
-        setattr(place, name, wanted)
+        with _newer_names("tf32" if tf32 else "ieee"):
+            yield
+        return
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")  # which speaks for CUDA and for oneDNN
+    cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
-        for place, name, value in before:
-            setattr(place, name, value)
+        torch.set_float32_matmul_precision(products)
+        cudnn.allow_tf32 = convolutions
+
+
+@contextmanager
+def _newer_names(wanted: str) -> Iterator[None]:
+    backends = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = wanted
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value

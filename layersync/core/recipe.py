@@ -228,6 +228,8 @@ def ineffective(recipe: Recipe) -> list[str]:
         changed = [key for key in stochastic if getattr(sample, key) != getattr(defaults, key)]
         if changed:
             lines.append(f"sample.{', sample.'.join(changed)}: no effect with solver {sample.solver}")
+    elif sample.last_step == "none" and sample.last_step_size != defaults.last_step_size:
+        lines.append("sample.last_step_size: no effect with last_step none")
     if sample.solver != "dopri5" and (sample.atol, sample.rtol) != (defaults.atol, defaults.rtol):
         lines.append(f"sample.atol and sample.rtol have no effect with solver {sample.solver}")
     if sample.solver == "dopri5" and sample.steps != defaults.steps:

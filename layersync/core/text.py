@@ -109,6 +109,10 @@ class TextEncoder:
         except (OSError, ValueError, KeyError) as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(f"{OWNER}: no tokenizer can be loaded from {self._folder} ({reason})") from None
+        if self._tokenizer.pad_token is None:  # whatever stands there is masked
+            if self._tokenizer.eos_token is None:
+                raise InputError(f"{OWNER}: {self._folder}: its tokenizer has no token to fill short texts up with")
+            self._tokenizer.pad_token = self._tokenizer.eos_token
         kind = getattr(transformers, self._kind)
         self._model = load_pretrained(kind, str(self._config.get("model_type")), self._folder, OWNER)
         self._model.to(default_device())

@@ -275,6 +275,8 @@ class Trainer:
             list(self.names), lr=settings.lr, betas=settings.betas, weight_decay=settings.weight_decay, fused=True
         )
         self.ema = WeightAverage(self.backbone.parameters(), recipe.train.ema_decay, ramp=recipe.train.ema_ramp)
+        # DDP is to take the GPU of the weights: where each process sees one alone, it is not that of its local rank.
+        os.environ.setdefault("ACCELERATE_BYPASS_DEVICE_MAP", "true")
         self.model = self.accelerator.prepare_model(model)
         self.probe = self._make_probe()
 
@@ -364,8 +366,10 @@ class Trainer:
         """Held-out flow loss by bins of t and the similarity of the pairs, of the averaged network in float32."""
         training = self.backbone.training
         self.backbone.eval()
-        by_t = self.probe.held_out_loss(self.ema_forward, self.interpolant)
-        similarity = self.probe.similarity(self.ema_forward, self.interpolant, self.pairs) if self.pairs else {}
+        # Compiled for other batches first, the network would be trained by kernels for batches of any size.
+        with torch.compiler.set_stance("force_eager") if self.recipe.train.compile else nullcontext():
+            by_t = self.probe.held_out_loss(self.ema_forward, self.interpolant)
+            similarity = self.probe.similarity(self.ema_forward, self.interpolant, self.pairs) if self.pairs else {}
         self.backbone.train(training)
         return {
             "held_out_loss": sum(by_t) / len(by_t),
@@ -398,7 +402,7 @@ class Trainer:
         self.ema.tensors = [averaged[name].to(self.device) for name in names]
         self.ema.steps = state["step"]
         load_optimizer(self.optimizer, read_tensors(checkpoint / "optimizer.safetensors"), self.names)
-        if (checkpoint / "regularizer.safetensors").is_file():
+        if any(True for _ in self.regularizer.parameters()):
             load_weights(self.regularizer, read_tensors(checkpoint / "regularizer.safetensors"), checkpoint)
         return state["step"], state["seconds"]
 

@@ -458,9 +458,10 @@ def test_a_pair_whose_blocks_differ_in_shape() -> None:
         handle.loss()
 
 
-def test_an_output_changed_in_place_is_refused() -> None:
+@pytest.mark.parametrize("select", [None, lambda output: output[:, 1:], lambda output: output.flatten(0, 0)])
+def test_an_output_changed_in_place_is_refused(select: Any) -> None:
     model = trunk()
-    handle = layersync.attach(model.blocks, [(2, 4)], 0.5)
+    handle = layersync.attach(model.blocks, [(2, 4)], 0.5, select)
     model.blocks[1].register_forward_hook(lambda module, inputs, output: output.mul_(2))
     model(INPUT)
     with pytest.raises(RuntimeError, match="block 2: output was changed in place"):

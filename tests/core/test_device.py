@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 import layersync
 from layersync.core.classifier import DomainClassifier
 from layersync.core.device import float32_products, take_own_device
+from layersync.core.trainer import Trainer, build_parts
 from layersync.modalities.image.backbone import SiT
 from layersync.modalities.image.tokenizer import Pixels
 
@@ -46,6 +48,21 @@ def test_tf32_is_on_inside_where_it_is_wanted_and_as_it_was_outside(tf32: bool) 
     with float32_products(tf32=tf32):
         assert older() == (tf32, tf32)
     assert older() == before
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_what_a_program_says_of_all_products_holds_again(precision: str) -> None:
+    """``torch.set_float32_matmul_precision``: oneDNN's products follow it, too, and it can be asked inside."""
+    torch.set_float32_matmul_precision(precision)
+    try:
+        outside = torch.backends.mkldnn.matmul.fp32_precision
+        with float32_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert torch.backends.mkldnn.matmul.fp32_precision not in ("bf16", "tf32")
+        assert torch.get_float32_matmul_precision() == precision
+        assert torch.backends.mkldnn.matmul.fp32_precision == outside
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 @pytest.mark.usefixtures("as_before")
@@ -102,6 +119,21 @@ def test_a_recipe_samples_in_tf32_where_it_says_so(monkeypatch: pytest.MonkeyPat
         seen.clear()
         model.sample_latents(model.conditions(2), settings=model.settings(precision=precision))
         assert set(seen) == {(tf32, tf32)}
+
+
+def test_processes_that_see_one_gpu_each_take_it_whatever_their_rank(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP is told of no device of the local rank's number; what accelerate would do for GPUs, without any."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.delenv("ACCELERATE_BYPASS_DEVICE_MAP", raising=False)
+    recipe = tiny()
+    trainer = Trainer(recipe, build_parts(recipe))
+    wrap = lambda model, **named: given.append(named) or model  # noqa: E731
+    monkeypatch.setattr(torch.nn.parallel, "DistributedDataParallel", wrap)
+    monkeypatch.setattr(Accelerator, "multi_device", True)
+    trainer.accelerator.prepare_model(torch.nn.Linear(2, 2))
+    assert [named["device_ids"] for named in given] == [None] and given[0]["gradient_as_bucket_view"]
 
 
 def test_a_processor_is_named_with_the_instructions_that_decide_its_rounding() -> None:

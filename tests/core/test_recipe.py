@@ -252,6 +252,10 @@ def test_overrides_leave_the_callers_mapping_alone(tiny_mapping: dict) -> None:
         (["sample.guidance=2", "condition.labels=ignored"], "sample.guidance has no effect"),
         (["sample.guidance=2", "condition.labels=ignored", "train.condition_dropout=0"], "conditioned on nothing"),
         (["sample.solver=dopri5", "sample.steps=50"], "sample.steps has no effect with solver dopri5"),
+        (
+            ["sample.solver=euler-maruyama", "sample.last_step=none", "sample.last_step_size=0.1"],
+            "sample.last_step_size: no effect with last_step none",
+        ),
         (["sample.rtol=0.1"], "sample.atol and sample.rtol have no effect"),
         (["optimizer.warmup=50"], "optimizer.warmup: 50 steps are more than train.steps, 5"),
         (["regularizer.weight=0"], "regularizer.weight is 0"),

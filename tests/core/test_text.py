@@ -125,6 +125,19 @@ def test_weights_in_several_files(t5: Path, tmp_path: Path) -> None:
         TextEncoder(str(tmp_path), "tokens", 16)
 
 
+def test_a_tokenizer_that_knows_no_padding_pads_with_its_end_of_text(t5: Path, tmp_path: Path) -> None:
+    """As those of language models have it; one without that either is refused in a line."""
+    for name, lacking in (("end", {"pad_token"}), ("neither", {"pad_token", "eos_token"})):
+        shutil.copytree(t5, tmp_path / name)
+        settings = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
+        kept = {key: value for key, value in settings.items() if key not in lacking}
+        (tmp_path / name / "tokenizer_config.json").write_text(json.dumps(kept))
+    whole, without = (TextEncoder(str(folder), "tokens", 16) for folder in (t5, tmp_path / "end"))
+    assert all(torch.equal(a, b) for a, b in zip(whole(TEXTS), without(TEXTS), strict=True))
+    with pytest.raises(InputError, match="its tokenizer has no token to fill short texts up with"):
+        TextEncoder(str(tmp_path / "neither"), "tokens", 16)(TEXTS)
+
+
 def test_a_folder_without_words_is_no_text_encoder(t5: Path, tmp_path: Path) -> None:
     """transformers makes an empty tokenizer of it, to which every word is unknown."""
     for name in ("config.json", "model.safetensors", "tokenizer_config.json"):

@@ -17,6 +17,7 @@ import torch
 from plugins import Installer
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 
 import layersync
 from layersync import load_recipe
@@ -114,6 +115,19 @@ def test_equal_loss_and_gradients_when_traced(tiny: Make, plain: tuple, monkeypa
     monkeypatch.setattr(nn.Module, "compile", compile)
     assert_equal_steps(one_step(tiny("train.compile=true")), plain)
     assert compiled == ["SiT"]
+
+
+def test_measuring_compiles_nothing(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Held-out losses are of other batches than training: the network is compiled for those of training alone."""
+    counter = CompileCounter()
+
+    def compile(self: nn.Module) -> None:
+        self._compiled_call_impl = torch.compile(self._call_impl, backend=counter)
+
+    monkeypatch.setattr(nn.Module, "compile", compile)
+    torch._dynamo.reset()
+    layersync.train(tiny("train.compile=true", "train.steps=2"), tmp_path / "run")
+    assert counter.frame_count == 1
 
 
 @pytest.mark.slow

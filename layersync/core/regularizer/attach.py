@@ -394,9 +394,15 @@ def _chosen(number: int, kept: _Kept, select: Select | None) -> Tensor:
     if not isinstance(chosen, Tensor):
         raise ValueError(f"{returned}; select={select!r} gave {type(chosen).__name__}, no tensor")
     for (name, tensor), version in zip(named, kept.versions, strict=False):
-        if tensor is chosen and tensor._version != version:
+        if _share(tensor, chosen) and tensor._version != version:
             raise RuntimeError(f"block {number}: {name} was changed in place after the block had returned it")
     return chosen
+
+
+def _share(tensor: Tensor, chosen: Tensor) -> bool:
+    """Whether ``chosen`` is the tensor, or a view of it or of what it is a view of."""
+    whole = tensor if tensor._base is None else tensor._base
+    return chosen is tensor or chosen._base is whole
 
 
 def _flattened(number: int, features: Tensor, layout: str | None) -> Tensor:
