@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import attrgetter
+from typing import Any
 
 import torch
 
@@ -49,8 +51,8 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
 
 @contextmanager
 def _newer_names(wanted: str) -> Iterator[None]:
-    backends = torch.backends
-    places = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul)
+    names = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul")
+    places: list[Any] = [attrgetter(name)(torch.backends) for name in names]
     before = [place.fp32_precision for place in places]
     for place in places:
         place.fp32_precision = wanted

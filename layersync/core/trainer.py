@@ -6,6 +6,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -224,6 +225,21 @@ def choose_precision(device: torch.device, wanted: str) -> tuple[torch.dtype, st
     return (torch.bfloat16, f"{what} computes in bf16") if native else (torch.float32, f"{what} has no bf16")
 
 
+def prepares_ahead(device: torch.device) -> bool:
+    """Whether a batch is prepared while the one before it is trained on: where that is not the same processor."""
+    return device.type != "cpu"
+
+
+class MicroBatch(NamedTuple):
+    """Samples, noise, times, condition and mask of real frames, on the CPU."""
+
+    x1: Tensor
+    x0: Tensor
+    t: Tensor
+    condition: dict[str, Tensor]
+    mask: Tensor | None
+
+
 class Trainer:
     """Trains one recipe in one run directory; made by :func:`train`."""
 
@@ -279,6 +295,8 @@ class Trainer:
         os.environ.setdefault("ACCELERATE_BYPASS_DEVICE_MAP", "true")
         self.model = self.accelerator.prepare_model(model)
         self.probe = self._make_probe()
+        self._threads = ThreadPoolExecutor(1) if prepares_ahead(self.device) else None
+        self._ahead: tuple[tuple[int, int], Future[MicroBatch]] | None = None
 
     def _make_probe(self) -> Probe:
         parts = self.parts
@@ -287,28 +305,14 @@ class Trainer:
 
     def train_step(self, step: int) -> dict[str, Tensor]:
         """Take step ``step`` (from 0) and return its losses, detached. TrainingError when they are not finite."""
-        train, parts = self.recipe.train, self.parts
+        train = self.recipe.train
         rank, accumulate = self.accelerator.process_index, train.accumulate
         totals: dict[str, Tensor] = {}
         for micro in range(accumulate):
-            first = (rank * accumulate + micro) * self.micro_batch
-            draws = step_draws(
-                self.recipe.seed,
-                step,
-                train.batch_size,
-                slice(first, first + self.micro_batch),
-                len(parts.cache),
-                parts.data.latent,
-                posterior=parts.tokenizer.stochastic,
-            )
-            batch = parts.cache.read(draws)
-            with calling(parts.tokenizer, "latents"):
-                x1 = parts.tokenizer.latents(batch.stored, draws.posterior).to(self.device)
-            x0, mask = draws.noise.to(self.device), None if batch.mask is None else batch.mask.to(self.device)
-            condition = batch_condition(batch, parts.data.condition, parts.texts)
-            condition = drop_condition(condition, draws.drop < train.condition_dropout, parts.data.condition)
-            condition = to_device(condition, self.device)
-            t = self._times(draws.uniform_time).to(self.device)
+            given = self._given(step, micro)
+            x1, x0, t = (part.to(self.device) for part in (given.x1, given.x0, given.t))
+            mask = None if given.mask is None else given.mask.to(self.device)
+            condition = to_device(given.condition, self.device)
             torch.manual_seed(module_seed(self.recipe.seed, step, rank, micro))
             last = micro == accumulate - 1
             with float32_products(tf32=train.precision == "tf32"):
@@ -325,6 +329,38 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.backbone.parameters())
         return totals
+
+    def _given(self, step: int, micro: int) -> MicroBatch:
+        """What a micro-batch is trained on. Where the accelerator computes, the next one is prepared meanwhile."""
+        if self._threads is None:
+            return self._prepare(step, micro)
+        ahead, self._ahead = self._ahead, None
+        ready = ahead[1].result() if ahead is not None and ahead[0] == (step, micro) else self._prepare(step, micro)
+        train = self.recipe.train
+        later = (step, micro + 1) if micro + 1 < train.accumulate else (step + 1, 0)
+        if later[0] < train.steps:
+            self._ahead = later, self._threads.submit(self._prepare, *later)
+        return ready
+
+    def _prepare(self, step: int, micro: int) -> MicroBatch:
+        """On the CPU, from draws that are counted: whoever calls it, and whenever."""
+        train, parts = self.recipe.train, self.parts
+        first = (self.accelerator.process_index * train.accumulate + micro) * self.micro_batch
+        draws = step_draws(
+            self.recipe.seed,
+            step,
+            train.batch_size,
+            slice(first, first + self.micro_batch),
+            len(parts.cache),
+            parts.data.latent,
+            posterior=parts.tokenizer.stochastic,
+        )
+        batch = parts.cache.read(draws)
+        with calling(parts.tokenizer, "latents"):
+            x1 = parts.tokenizer.latents(batch.stored, draws.posterior)
+        condition = batch_condition(batch, parts.data.condition, parts.texts)
+        condition = drop_condition(condition, draws.drop < train.condition_dropout, parts.data.condition)
+        return MicroBatch(x1, draws.noise, self._times(draws.uniform_time), condition, batch.mask)
 
     def _times(self, uniform: Tensor) -> Tensor:
         objective = self.recipe.objective

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from torch._dynamo.testing import CompileCounter
 import layersync
 from layersync import load_recipe
 from layersync.core import run as run_module
+from layersync.core import trainer as trainer_module
 from layersync.core.draws import StepDraws, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.latents import LatentBatch, LatentCache
@@ -96,6 +98,27 @@ def test_accumulation_gives_the_network_a_part_at_a_time(tiny: Make, seen: list[
         seen.clear()
         trainer.train_step(3)
         assert [len(x_t) for x_t, *_ in seen] == sizes
+
+
+def test_batches_that_are_prepared_ahead_are_the_same(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tensors_of: Make, identical: Make
+) -> None:
+    """As they are where a GPU trains; begun, stopped and gone on, in several micro-batches."""
+    recipe = tiny("train.steps=4", "train.accumulate=2", "backbone.dropout=0.1")
+    whole = layersync.train(recipe, tmp_path / "whole")
+    monkeypatch.setattr(trainer_module, "prepares_ahead", lambda device: True)
+    prepared, own = [], Trainer._prepare
+
+    def watched(self: Trainer, step: int, micro: int) -> Any:
+        prepared.append((step, micro, threading.current_thread() is threading.main_thread()))
+        return own(self, step, micro)
+
+    monkeypatch.setattr(Trainer, "_prepare", watched)
+    layersync.train(tiny("train.steps=2", *("train.accumulate=2", "backbone.dropout=0.1")), tmp_path / "run")
+    ahead = layersync.train(recipe, tmp_path / "run", resume=True)
+    assert prepared == [(step, micro, step in (0, 2) and micro == 0) for step in range(4) for micro in range(2)]
+    for kind in ("model", "ema", "optimizer"):
+        assert identical(tensors_of(ahead, kind), tensors_of(whole, kind))
 
 
 def test_with_dropout_another_accumulation_is_another_training(tiny: Make) -> None:
