@@ -28,6 +28,7 @@ from layersync.core.paths import (
     label_in_name,
     name_bytes,
     read_captions,
+    warn_of_merged,
 )
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
@@ -61,12 +62,13 @@ class MotionFolderConfig(DataConfig):
     """What every folder of motion files has.
 
     ``labels``: a regular expression with a group ``label``, searched in the file name, of whose ending the label has
-    nothing; without it the parent folder is the label, and files that all lie in ``path`` itself have none.
+    nothing; without it the parent folder is the label (folders of one name in different places are one, which is
+    warned of), and files that all lie in ``path`` itself have none.
     ``min_clips``: labels with fewer files are left out (a label needs two, one for each split). ``test_files``, a
-    regular expression that is searched in the file name, chooses the test split; without it, it is ``path``'s folder
-    ``test`` (or ``val``, where there is no ``test``) if motions lie below it and below ``train``, and files elsewhere
-    are left out; else ``test_fraction`` of each label's files, chosen by a hash of the name. A file directly in a
-    split's folder has no label.
+    regular expression that is searched in the file name and in the name relative to ``path``, chooses the test split;
+    without it, it is ``path``'s folder ``test`` (or ``val``, where there is no ``test``) if motions lie below it and
+    below ``train``, and files elsewhere are left out; else ``test_fraction`` of each label's files, chosen by a hash of
+    the name. A file directly in a split's folder has no label.
     ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label or a text names a side.
     ``captions``: rules that make texts of file names (see :mod:`layersync.modalities.motion.captions`), a file or
     ``bandai-namco``; without them, a text file of the same name beside a motion holds its captions, one a line.
@@ -135,6 +137,9 @@ class MotionFolderConfig(DataConfig):
             unlabelled = {root} if all(path.parent == root for path in readers) else set()
         records = [Record(path, self._label(path, unlabelled), (), read) for path, read in readers.items()]
         kept = self._frequent(records, root)
+        if self.labels is None and split == "train":
+            bases = [root if held_out is None else root / path.relative_to(root).parts[0] for path, *_ in kept]
+            warn_of_merged(list(zip(bases, (path for path, *_ in kept), strict=True)), stacklevel=3)
         texts = caption_files([record.path for record in kept]) if rules is None else {}
         if rules is not None:
             kept = [record._replace(captions=rules.captions(as_text(record.path.name))) for record in kept]
@@ -371,12 +376,12 @@ class MotionFolder(ExampleDataset):
             folder = "train" if split == "train" else held_out
             return [record for record in records if record.path.relative_to(self._root).parts[0] == folder]
         if config.test_files is not None:
-            pattern = re.compile(config.test_files)
-            if split == "train" and not any(pattern.search(record.path.name) for record in records):
+            held_out_files = {record.path for record in records if self._fits(config.test_files, record.path)}
+            if split == "train" and not held_out_files:
                 warnings.warn(
                     f"data.test_files: {config.test_files!r} is in no file name: nothing is held out", stacklevel=3
                 )
-            return [record for record in records if bool(pattern.search(record.path.name)) == (split == "test")]
+            return [record for record in records if (record.path in held_out_files) == (split == "test")]
         test: set[Path] = set()
         for label in {record.label for record in records}:
             own = [record.path for record in records if record.label == label]
@@ -384,6 +389,10 @@ class MotionFolder(ExampleDataset):
             count = max(1, round(len(own) * config.test_fraction)) if len(own) > 1 else 0
             test.update(own[:count])
         return [record for record in records if (record.path in test) == (split == "test")]
+
+    def _fits(self, pattern: str, path: Path) -> bool:
+        """Whether ``pattern`` is in the file's name, or in that relative to the root."""
+        return any(re.search(pattern, name) for name in (path.name, path.relative_to(self._root).as_posix()))
 
 
 def _names_side(text: str, *, turns: bool = True) -> bool:

@@ -338,6 +338,32 @@ def test_a_fraction_beside_a_pattern_of_test_files_is_said(amass_tree):
         AmassConfig(path=str(amass_tree), test_files="_0", test_fraction=0.5).build("train")
 
 
+def test_a_pattern_of_test_files_is_found_in_names_and_in_folders(make_motion, tmp_path):
+    for name in ("CMU/walk/a_0", "CMU/walk/a_1", "KIT/walk/a_0", "KIT/walk/b_1"):
+        write_amass(tmp_path / f"{name}.npz", make_motion(frames=21))
+    for pattern, held_out in (
+        ("^KIT/", {"KIT/walk/a_0.npz", "KIT/walk/b_1.npz"}),
+        ("^a_0", {"CMU/walk/a_0.npz", "KIT/walk/a_0.npz"}),
+        (r"CMU.*_1\.npz$", {"CMU/walk/a_1.npz"}),
+    ):
+        config = AmassConfig(path=str(tmp_path), test_files=pattern)
+        with pytest.warns(UserWarning, match=r"folders CMU/walk and KIT/walk become one label, 'walk'"):
+            train = sources(config, "train")
+        assert sources(config, "test") == held_out and not train & held_out and len(train | held_out) == 4
+    with pytest.warns(UserWarning, match=r"'\^walk' is in no file name: nothing is held out"):
+        AmassConfig(path=str(tmp_path), test_files="^walk").build("train")
+
+
+def test_folders_that_are_no_labels_are_not_said_to_be_merged(make_motion, tmp_path):
+    for name in ("train/walk/a_0", "train/run/a_0", "test/walk/a_1"):
+        write_amass(tmp_path / f"{name}.npz", make_motion(frames=21))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(AmassConfig(path=str(tmp_path), min_clips=1).build("train")) == 2
+        write_amass(tmp_path / "train" / "more" / "walk" / "b_0.npz", make_motion(frames=21))
+        assert len(AmassConfig(path=str(tmp_path), labels="(?P<label>.)_").build("train")) == 2
+
+
 def test_an_unreadable_bvh_file_stops_or_is_skipped(make_motion, write_body_bvh, tmp_path):
     for index in range(2):
         write_body_bvh(f"tree/good_{index}.bvh", make_motion(frames=10, seed=index))
