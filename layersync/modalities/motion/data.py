@@ -31,7 +31,7 @@ from layersync.core.paths import (
     warn_of_merged,
 )
 from layersync.modalities.motion.captions import read_rules
-from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
+from layersync.modalities.motion.io.amass import Floor, holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
 from layersync.modalities.motion.presets import PRESETS, choose_preset
 from layersync.modalities.motion.retarget import Alignment, Up, align
@@ -293,12 +293,15 @@ class AmassConfig(MotionFolderConfig):
     """The ``data`` section for any tree of AMASS-style ``.npz`` files, of SMPL, SMPL-H or SMPL-X.
 
     ``up``: their vertical axis. ``pelvis``: where the pelvis of their body lies in T-pose, in metres, as
-    ``BodyModel(FILE).rest()[0]`` gives it; null is that of SMPL's neutral mean body.
+    ``BodyModel(FILE).rest()[0]`` gives it; null is that of SMPL's neutral mean body. ``floor``: ``auto`` moves each
+    clip up or down until the generic skeleton's feet are on the floor, as its subject's were; ``keep`` leaves the
+    subject's heights.
     """
 
     name: Literal["amass"] = "amass"
     up: Literal["y", "z"] = "z"
     pelvis: tuple[float, float, float] | None = None
+    floor: Floor = "auto"
 
     @property
     def suffix(self) -> str:
@@ -313,7 +316,7 @@ class AmassConfig(MotionFolderConfig):
         return dict(readers)
 
     def _read(self, path: Path) -> Motion:
-        return read_amass(path, up=self.up, pelvis=self.pelvis).resampled(FPS)
+        return read_amass(path, up=self.up, pelvis=self.pelvis, floor=self.floor).resampled(FPS)
 
 
 class MotionFolder(ExampleDataset):
