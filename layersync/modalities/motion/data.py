@@ -33,9 +33,10 @@ from layersync.core.paths import (
 from layersync.modalities.motion.captions import read_rules
 from layersync.modalities.motion.io.amass import Floor, holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
-from layersync.modalities.motion.presets import PRESETS, choose_preset
+from layersync.modalities.motion.presets import OWN_ENDINGS, PRESETS, Preset, choose_preset, read_preset
 from layersync.modalities.motion.retarget import Alignment, Up, align
 from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.skeleton import INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -203,11 +204,12 @@ class MotionFolderConfig(DataConfig):
 
 
 class BvhConfig(MotionFolderConfig):
-    """The ``data`` section for any tree of BVH files.
+    """The ``data`` section for a tree of BVH files.
 
-    ``skeleton``: a preset, or ``auto`` to choose one by joint names. ``scale``: metres per unit of the files;
-    ``auto`` gives each performer the legs of the generic skeleton, whatever the unit, so that feet meet the floor.
-    ``up``: the vertical axis; ``auto`` finds it in the motion.
+    ``skeleton``: a preset, ``auto`` to choose one by joint names, or a YAML file of SMPL's joints and which of the
+    files' they are. ``scale``: metres per unit of the files; ``auto`` gives each performer the legs of the generic
+    skeleton, whatever the unit, so that feet meet the floor. ``up``: the vertical axis; ``auto`` finds it in the
+    motion.
     """
 
     name: Literal["bvh"] = "bvh"
@@ -218,8 +220,8 @@ class BvhConfig(MotionFolderConfig):
     @field_validator("skeleton")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name != "auto" and name not in PRESETS:
-            raise ValueError(f"skeleton {name!r} is unknown; {nearest(name, ['auto', *PRESETS])}")
+        if name != "auto" and name not in PRESETS and not name.lower().endswith(OWN_ENDINGS):
+            raise ValueError(f"skeleton {name!r} is no .yaml file and unknown; {nearest(name, ['auto', *PRESETS])}")
         return name
 
     @property
@@ -229,35 +231,40 @@ class BvhConfig(MotionFolderConfig):
 
     def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
         """Check every file, solve each skeleton once, and read motions when they are asked for."""
+        wanted = read_preset(self.skeleton) if self.skeleton.lower().endswith(OWN_ENDINGS) else self.skeleton
         skeletons: dict[tuple[object, ...], list[Path]] = {}
         for path in paths:
-            if (file := self._try(path, self._checked)) is not None:
-                skeletons.setdefault(self._skeleton(file), []).append(path)
+            if (file := self._try(path, partial(self._checked, wanted))) is not None:
+                skeletons.setdefault(self._skeleton(wanted, file), []).append(path)
         readers: dict[Path, Mapped] = {}
         for members in skeletons.values():
-            alignment = self._align(members)
+            alignment = self._align(wanted, members)
             readers |= {path: Mapped(path, alignment) for path in members}
         self._say_verticals(readers)
         self._say_skipped(len(readers), paths)
         return {path: readers[path] for path in paths if path in readers}
 
-    def _checked(self, path: Path) -> BvhFile:
+    def _checked(self, wanted: str | Preset, path: Path) -> BvhFile:
         file = read_bvh(path)
-        choose_preset(file.hierarchy.names, self.skeleton, str(path))
+        choose_preset(file.hierarchy.names, wanted, str(path))
         return file
 
-    def _skeleton(self, file: BvhFile) -> tuple[object, ...]:
+    def _skeleton(self, wanted: str | Preset, file: BvhFile) -> tuple[object, ...]:
         """What files of one skeleton share: names, and bones from the pelvis on (a dummy root may lie anywhere)."""
         names = file.hierarchy.names
-        pelvis = names.index(choose_preset(names, self.skeleton).joints["pelvis"])
-        return names, file.hierarchy.parents, file.hierarchy.offsets[pelvis + 1 :].round(3).tobytes()
+        joints = choose_preset(names, wanted).matched(names)
+        first = joints[INDEX["pelvis"]] + 1 if joints else 0
+        return names, file.hierarchy.parents, file.hierarchy.offsets[first:].round(3).tobytes()
 
-    def _align(self, members: Sequence[Path]) -> Alignment:
+    def _align(self, wanted: str | Preset, members: Sequence[Path]) -> Alignment:
         """The alignment of one skeleton, from some of its files spread over the folder."""
         chosen = members[:: max(1, len(members) // _NUM_REFERENCES)][:_NUM_REFERENCES]
         references = [read_bvh(path).motion() for path in chosen]
-        preset = choose_preset(references[0].names, self.skeleton, str(chosen[0]))
-        alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
+        preset = choose_preset(references[0].names, wanted, str(chosen[0]))
+        try:
+            alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
+        except InputError as error:
+            raise InputError(f"{chosen[0]}: {error}") from None
         logger.info(
             "%d BVH files: skeleton %s, rest pose from %s, %.5f m per unit, vertical %s", len(members), preset.name,
             alignment.how, alignment.scale, alignment.vertical,

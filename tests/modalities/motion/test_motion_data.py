@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import warnings
 
@@ -272,6 +273,70 @@ def test_the_skeleton_that_is_said_is_taken(make_motion, write_body_bvh, tmp_pat
         np.testing.assert_allclose(found[:, toes], expected, atol=1e-4)
     with pytest.raises(InputError, match=r"a.bvh: skeleton 'mixamo' does not know"):
         BvhConfig(path=str(tmp_path / "tree"), skeleton="mixamo", min_clips=1).build("train")
+
+
+def test_a_namespace_before_every_joint_makes_no_difference(make_motion, write_body_bvh, tmp_path):
+    motion = make_motion(frames=11)
+    path = write_body_bvh("tree/a.bvh", motion)
+    text = path.read_text()
+    for namespace in ("mixamorig1:", "mixamorig_", "mixamorig", "Character1:", "Scene:mixamorig:", ""):
+        path.write_text(text.replace("mixamorig:", namespace))
+        np.testing.assert_allclose(bvh_joints(tmp_path / "tree"), motion.joints()[:, :22], atol=1e-2)
+        if "mixamorig" in namespace:
+            assert len(BvhConfig(path=str(tmp_path / "tree"), min_clips=1, skeleton="mixamo").build("train")) == 1
+    path.write_text(text.replace("mixamorig:Head", "Character1:Head"))
+    np.testing.assert_allclose(bvh_joints(tmp_path / "tree"), motion.joints()[:, :22], atol=1e-2)
+    path.write_text(text.replace("mixamorig:Head", "Head"))
+    with pytest.raises(InputError, match=r"a\.bvh: .* also takes a YAML file"):
+        bvh_joints(tmp_path / "tree")
+
+
+OWN = {
+    "pelvis": "root", "left_hip": "l1", "right_hip": "r1", "left_knee": "l2", "right_knee": "r2", "left_ankle": "l3",
+    "right_ankle": "r3", "spine1": "s1", "head": "h",
+}  # fmt: skip
+
+
+def test_a_file_says_which_joint_of_an_own_skeleton_is_which(make_motion, write_body_bvh, tmp_path, monkeypatch):
+    theirs = ["Hips", "LeftUpLeg", "RightUpLeg", "LeftLeg", "RightLeg", "LeftFoot", "RightFoot", "Spine", "Head"]
+    motion, table = make_motion(frames=11), tmp_path / "own.yaml"
+    path = write_body_bvh("tree/a.bvh", motion)
+    for joint, name in zip(theirs, OWN.values(), strict=True):
+        path.write_text(path.read_text().replace(f"mixamorig:{joint}\n", f"rig:{name}\n"))
+    path.write_text(path.read_text().replace("mixamorig:", "rig:"))
+    monkeypatch.setenv("TABLES", str(tmp_path))
+    for prefix in ("", "rig:"):
+        table.write_text("".join(f"{joint}: '{prefix}{name}'\n" for joint, name in OWN.items()))
+        found = bvh_joints(tmp_path / "tree", skeleton="$TABLES/own.yaml")
+        legs = [INDEX[joint] for joint in OWN if "_" in joint]
+        np.testing.assert_allclose(found[:, legs], motion.joints()[:, legs], atol=1e-2)
+    for change, said in (
+        ({"pelvsi": "x"}, r"SMPL has no joint 'pelvsi'; did you mean 'pelvis'\?"),
+        ({"neck": "h1"}, r"a\.bvh: has no joint 'h1' of .*own\.yaml; there are: rig:LeftArm"),
+        ({"neck": "h"}, "'h' stands for 2 joints"),
+        ({"neck": 3}, "neck is 3; the name of a joint"),
+        ({"head": None}, "head is None; the name of a joint"),
+    ):
+        table.write_text("".join(f"{joint}: {name or ''}\n" for joint, name in {**OWN, **change}.items()))
+        with pytest.raises(InputError, match=said):
+            bvh_joints(tmp_path / "tree", skeleton=str(table))
+    for content, said in (
+        ("pelvis: root", "lacks left_hip, right_hip"),
+        ("{}", "lacks pelvis"),
+        ("[]", "a skeleton is"),
+    ):
+        table.write_text(content)
+        with pytest.raises(InputError, match=said):
+            bvh_joints(tmp_path / "tree", skeleton=str(table))
+    with pytest.raises(InputError, match=r"data\.skeleton: .*none\.yaml' does not exist"):
+        bvh_joints(tmp_path / "tree", skeleton="none.yaml")
+
+
+def test_a_skeleton_without_lengths_is_refused(make_motion, write_body_bvh, tmp_path):
+    path = write_body_bvh("tree/a.bvh", make_motion(frames=3))
+    path.write_text(re.sub("OFFSET .*", "OFFSET 0 0 0", path.read_text()))
+    with pytest.raises(InputError, match=r"a\.bvh: skeleton 'mixamo': the OFFSETs of knees and ankles are 0"):
+        bvh_joints(tmp_path / "tree")
 
 
 def test_the_vertical_of_amass_files_is_the_one_that_is_said(make_motion, tmp_path):
