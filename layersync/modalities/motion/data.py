@@ -20,6 +20,8 @@ from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
 from layersync.core.paths import (
+    FINGERPRINT,
+    Fingerprint,
     as_text,
     caption_files,
     expanded,
@@ -28,6 +30,7 @@ from layersync.core.paths import (
     label_in_name,
     name_bytes,
     read_captions,
+    sizes_and_times,
     warn_of_merged,
 )
 from layersync.modalities.motion.captions import read_rules
@@ -73,7 +76,7 @@ class MotionFolderConfig(DataConfig):
     ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label or a text names a side.
     ``captions``: rules that make texts of file names (see :mod:`layersync.modalities.motion.captions`), a file or
     ``bandai-namco``; without them, a text file of the same name beside a motion holds its captions, one a line.
-    ``on_error``: what a file that cannot be read does.
+    ``on_error``: what a file that cannot be read does. ``fingerprint``: what tells that files changed.
     """
 
     path: str
@@ -84,6 +87,7 @@ class MotionFolderConfig(DataConfig):
     captions: str | None = None
     mirror: Literal["auto"] | bool = "auto"
     on_error: Literal["stop", "skip"] = "stop"
+    fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
 
     @field_validator("labels")
     @classmethod
@@ -354,12 +358,15 @@ class MotionFolder(ExampleDataset):
         self._records = self._of_split(records, split, config, held_out)
         if not self._records and split == "train":
             raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
-        digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split", "captions"}).encode())
+        settings = config.model_dump_json(exclude={"path", "split", "captions", "fingerprint"})
+        digest = hashlib.sha256(settings.encode())
         digest.update(name_bytes(f"{self.classes} {self.variants}"))  # which files of the other split decide too
-        for record in self._records:
+        stats = sizes_and_times([record.path for record in self._records], config.fingerprint)
+        for number, record in enumerate(self._records):
+            content = file_digest(record.path) if stats is None else "{}-{}".format(*stats[number])
             name = record.path.relative_to(root)
             how = record.read.alignment.told if isinstance(record.read, Mapped) else ""
-            digest.update(name_bytes(f"{name} {record.label} {record.captions} {file_digest(record.path)} {how}"))
+            digest.update(name_bytes(f"{name} {record.label} {record.captions} {content} {how}"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:

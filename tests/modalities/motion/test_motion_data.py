@@ -50,6 +50,21 @@ def test_a_changed_file_changes_the_fingerprint(amass_tree, make_motion):
     assert AmassConfig(path=str(amass_tree), up="y").build("train").fingerprint not in before
 
 
+@pytest.mark.parametrize("config", [AmassConfig, BvhConfig])
+def test_a_fingerprint_is_of_contents_or_of_sizes_and_times(config, amass_tree, make_motion, write_body_bvh):
+    """A file that was touched is another one by ``stat`` alone."""
+    for name in ("run/a", "run/b"):
+        write_body_bvh(f"{name}.bvh", make_motion(frames=3))
+    before, after = {}, {}
+    for prints in (before, after):
+        for how in ("content", "stat", "auto"):
+            prints[how] = config(path=str(amass_tree), fingerprint=how).build("train").fingerprint
+        for file in amass_tree.rglob("*.*"):
+            os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    assert after["content"] == before["content"] == before["auto"]
+    assert len({before["content"], before["stat"], after["stat"]}) == 3
+
+
 def test_what_files_of_the_other_split_decide_changes_the_fingerprint(make_motion, write_body_bvh, tmp_path):
     """Numbers of classes, mirroring, and how a skeleton lies: latents that are kept hold all of them."""
     for number, name in enumerate(("train/run/a", "train/walk/a", "test/run/b", "test/walk/b")):
