@@ -155,7 +155,7 @@ def labelled_files(
     compiled = label_pattern(pattern) if pattern is not None else None
     names = [_label_name(base, file, compiled) for base, file in found]
     if compiled is None and split == "train":
-        _warn_of_merged(found)
+        warn_of_merged(found, stacklevel=5)
     classes = sorted(set(names) - {None})  # type: ignore[type-var]
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number.get(name, -1) for name in names])
@@ -218,8 +218,11 @@ def _visible(folder: Path) -> list[os.DirEntry[str]]:
         return [entry for entry in entries if not entry.name.startswith(".")]
 
 
-def _warn_of_merged(found: Sequence[tuple[Path, Path]]) -> None:
-    """Of folders that become one label though they are several, such as ``cat/images`` and ``dog/images``."""
+def warn_of_merged(found: Sequence[tuple[Path, Path]], stacklevel: int) -> None:
+    """Of folders that become one label though they are several, such as ``cat/images`` and ``dog/images``.
+
+    ``found``: the folder of a split, or the root, and a file below it.
+    """
     folders: dict[str, set[str]] = {}
     for folder, base in {(file.parent, base) for base, file in found if file.parent != base}:
         folders.setdefault(folder.name, set()).add(folder.relative_to(base).as_posix())
@@ -228,9 +231,9 @@ def _warn_of_merged(found: Sequence[tuple[Path, Path]]) -> None:
         first, second, *more = map(as_text, merged[name])
         others = f" and {len(more)} more" if more else ""
         warnings.warn(
-            f"data.path: folders {first} and {second}{others} become one label, {as_text(name)!r}; data.labels says "
-            f"which part of a path is the label",
-            stacklevel=5,
+            f"data.path: folders {first} and {second}{others} become one label, {as_text(name)!r}; a pattern in "
+            f"data.labels says what the label is instead",
+            stacklevel=stacklevel,
         )
 
 

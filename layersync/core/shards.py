@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 4
 ENCODE_BATCH = 32
+ENCODE_BYTES = 256 * 2**20
+"""Samples that are encoded together pass it by one example at most: whole recordings are large."""
 SHARD_EXAMPLES = 2048
 SHARD_BYTES = 512 * 2**20
 """No file is larger, unless a single clip is."""
@@ -186,17 +188,22 @@ def _write_shard(
     shard, latent = Shard(), tokenizer.latent
     indices = plan.examples(number)
     with _RowFiles(target, number, plan.shard_bytes) as rows:
-        for first in range(0, len(indices), ENCODE_BATCH):
-            batch = indices[first : first + ENCODE_BATCH]
+        while indices:
             samples: list[Any] = []
             sources: list[str] = []
-            for example in _readable(dataset, batch, shard):
-                with calling(dataset, "variant"):
-                    samples += [dataset.variant(example.sample, name) for name in dataset.variants]
-                source = example.source or f"example {shard.examples[-1]}"
-                sources += [
-                    f"{source} ({name})" if name != dataset.variants[0] else source for name in dataset.variants
-                ]
+            done = size = 0
+            for example in _readable(dataset, indices[:ENCODE_BATCH], shard):
+                done += 1
+                if example is not None:
+                    with calling(dataset, "variant"):
+                        samples += [dataset.variant(example.sample, name) for name in dataset.variants]
+                    source = example.source or f"example {shard.examples[-1]}"
+                    sources += [
+                        f"{source} ({name})" if name != dataset.variants[0] else source for name in dataset.variants
+                    ]
+                    size += sum(map(_bytes_of, samples[-len(dataset.variants) :]))
+                if size >= ENCODE_BYTES:
+                    break
             for clip, source in zip(_encoded(tokenizer, samples, sources), sources, strict=True):
                 laid = clip.movedim(latent.frame_axis, 0) if latent.variable else clip.unsqueeze(0)
                 row = list(laid.shape[1:])
@@ -210,10 +217,18 @@ def _write_shard(
                     )
                 shard.frames.append(len(laid))
                 rows.write(laid)
-            advance(len(batch))
+            advance(done)
+            indices = indices[done:]
         shard.files = rows.close()
     with atomic_write(target / f"shard-{number:05d}.json") as partial:
         partial.write_text(json.dumps(asdict(shard)))
+
+
+def _bytes_of(sample: Any) -> int:
+    """Bytes of an array, or of those that a dataclass holds; 0 for what does not say."""
+    if is_dataclass(sample):
+        return sum(_bytes_of(getattr(sample, each.name)) for each in fields(sample))
+    return sample.nbytes if isinstance(sample, np.ndarray | Tensor) else 0
 
 
 def _encoded(tokenizer: Tokenizer, samples: Sequence[Any], sources: Sequence[str]) -> Sequence[Tensor]:
@@ -250,8 +265,8 @@ def is_row(shape: Sequence[int], latent: LatentSpec) -> bool:
     return tuple(shape[:-1] if latent.sequence else shape[1:]) == grid and len(shape) == len(grid) + 1
 
 
-def _readable(dataset: ExampleDataset, batch: Sequence[int], shard: Shard) -> Iterator[Example]:
-    """The examples that can be read; those that cannot are counted, where the data set says to skip them."""
+def _readable(dataset: ExampleDataset, batch: Sequence[int], shard: Shard) -> Iterator[Example | None]:
+    """The examples; ``None`` for one that cannot be read, which is counted, where the data set says to skip them."""
     for index in batch:
         try:
             with calling(dataset, "__getitem__"):
@@ -262,6 +277,7 @@ def _readable(dataset: ExampleDataset, batch: Sequence[int], shard: Shard) -> It
                 raise
             logger.warning("skipped: %s", error)
             shard.skipped += 1
+            yield None
             continue
         shard.labels.append(_label(example, dataset, index))
         shard.captions.append(captions)

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,46 @@ class Unsteady(Frames):
     def encode(self, samples: Any) -> list[Tensor]:
         encoded = super().encode(samples)
         return [self.broken(clip) if self.broken and len(clip) == 7 else clip for clip in encoded]
+
+
+@dataclass(frozen=True)
+class Recording:
+    rate: int
+    frames: Tensor | None
+
+
+class Recordings(Clips):
+    """Clips as a modality of a user's may hold them, the third of which cannot be read."""
+
+    on_error = "skip"
+
+    def __getitem__(self, index: int) -> Example:
+        if index == 2:
+            raise InputError("clip 2 is torn")
+        example = super().__getitem__(index)
+        return Example(Recording(8000, example.sample), example.condition)
+
+
+class Counting(Frames):
+    """Notes how many samples it is given at once."""
+
+    def __init__(self) -> None:
+        self.given: list[int] = []
+
+    def encode(self, samples: Any) -> list[Tensor]:
+        self.given.append(len(samples))
+        return super().encode([sample.frames for sample in samples])
+
+
+def test_large_samples_are_encoded_fewer_at_once_and_give_the_same_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = Counting(), Counting()
+    build(tmp_path / "whole", Recordings(), whole)
+    monkeypatch.setattr(shards, "ENCODE_BYTES", 13 * 4)  # of the first two clips
+    build(tmp_path / "parts", Recordings(), parts)
+    assert (whole.given, parts.given) == ([4], [2, 2])
+    assert contents(tmp_path / "whole") == contents(tmp_path / "parts")
 
 
 @pytest.mark.parametrize(

@@ -234,6 +234,9 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "modalities/motion/test_motion_data.py::test_folders_are_labels_and_splits_share_no_file": [
         "motion.data.amass.path", "motion.data.amass.test_fraction", "motion.data.bvh.test_fraction",
     ],
+    "modalities/motion/test_motion_data.py::test_a_fingerprint_is_of_contents_or_of_sizes_and_times": [
+        "motion.data.amass.fingerprint", "motion.data.bvh.fingerprint",
+    ],
     "modalities/motion/test_motion_data.py::test_bvh_trees_are_mapped_resampled_and_labelled": ["motion.data.bvh.path"],
     "modalities/motion/test_motion_data.py::test_files_in_one_folder_have_no_label_unless_a_pattern_names_it": [
         "motion.data.amass.labels", "motion.data.bvh.labels",
@@ -256,6 +259,9 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "modalities/motion/test_motion_data.py::test_a_broken_bvh_file_stops_or_is_skipped": ["motion.data.bvh.on_error"],
     "modalities/motion/test_motion_amass.py::"
     "test_folders_of_both_releases_are_read_and_what_holds_no_motion_is_left": ["motion.data.amass.pelvis"],
+    "modalities/motion/test_motion_amass.py::test_clips_of_other_bodies_are_put_on_the_floor_and_only_moved": [
+        "motion.data.amass.floor",
+    ],
     "modalities/motion/test_motion_humanml3d_data.py::test_lists_are_splits_and_every_change_has_its_fingerprint": [
         "motion.data.humanml3d.path", "motion.data.humanml3d.test_split", "motion.data.kit-ml.test_split",
     ],
@@ -288,6 +294,9 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "modalities/audio/test_audio_data.py::test_a_subset_of_several_is_the_one_that_is_named": ["audio.data.hf.subset"],
     "modalities/audio/test_audio_data.py::test_a_fingerprint_is_of_contents_or_of_sizes_and_times": [
         "audio.data.folder.fingerprint",
+    ],
+    "modalities/audio/test_audio_data.py::test_a_fingerprint_of_a_table_is_of_sounds_or_of_its_files": [
+        "audio.data.hf.fingerprint",
     ],
     "modalities/image/test_image_data.py::test_a_subset_of_several_is_the_one_that_is_named": ["image.data.hf.subset"],
     "modalities/audio/test_audio_data.py::test_a_row_without_sound_stops_or_is_left_to_the_reader": [

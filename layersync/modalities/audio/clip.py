@@ -6,7 +6,7 @@ import io
 import math
 import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,11 +120,11 @@ def resample(waveform: NDArray[np.float32], from_rate: int, to_rate: int) -> NDA
     return np.asarray(soxr.resample(waveform, from_rate, to_rate, quality="HQ"), dtype=np.float32)
 
 
-def by_length(lengths: Sequence[int], at_once: int) -> list[list[int]]:
-    """Indices grouped by equal length, at most ``at_once`` to a group."""
-    groups: dict[int, list[int]] = defaultdict(list)
+def by_length(lengths: Sequence[Hashable], at_once: int) -> list[list[int]]:
+    """Indices grouped by equal length (or length and rate), at most ``at_once`` to a group."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
     for index, length in enumerate(lengths):
-        groups[int(length)].append(index)
+        groups[length].append(index)
     return [group[start : start + at_once] for group in groups.values() for start in range(0, len(group), at_once)]
 
 

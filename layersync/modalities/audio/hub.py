@@ -12,12 +12,20 @@ from pydantic import Field
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.huggingface import caption_column, captions_of, chosen_split, label_column, table_labels
-from layersync.core.paths import expand, expanded
+from layersync.core.paths import (
+    CONTENT_LIMIT,
+    FINGERPRINT,
+    Fingerprint,
+    expand,
+    expanded,
+    fingerprint_files,
+    sizes_and_times,
+)
 from layersync.modalities.audio.clip import read_clip
 from layersync.modalities.audio.data import OnError, chosen_by_hash
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict
 
 
 class HubConfig(DataConfig):
@@ -28,7 +36,8 @@ class HubConfig(DataConfig):
     column the one of type ``ClassLabel``, else one of strings, integers or booleans called ``label``; that of captions
     one called ``caption``, ``captions`` or ``text``: ``audio_column``, ``label_column`` and ``caption_column`` choose
     otherwise. The test split is the one that ``test_split`` names, else the source's ``test``, else its ``validation``,
-    else ``test_fraction`` of the split that is trained on, chosen by a hash of the row number.
+    else ``test_fraction`` of the split that is trained on, chosen by a hash of the row number. ``fingerprint`` of what
+    lies on the hub: ``stat`` is the one that ``datasets`` keeps.
     """
 
     name: Literal["hf"] = "hf"
@@ -40,6 +49,7 @@ class HubConfig(DataConfig):
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
     test_fraction: float = Field(default=0.1, ge=0, lt=1)
     on_error: OnError = "stop"
+    fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
 
     def build(self, split: Split) -> HubClips:
         """The rows of ``split`` in the order of the source."""
@@ -69,7 +79,9 @@ class HubClips(ExampleDataset):
             column for column in (self._audio_column, self._label_column, self._caption_column) if column is not None
         ]
         self._table = splits[chosen].select_columns(columns).cast_column(self._audio_column, Audio(decode=False))
-        self.fingerprint = self._fingerprint()
+        told = _print_of_source(config, splits[chosen])
+        part = f"{config.subset} {chosen} {self._audio_column}"  # of the same files
+        self.fingerprint = self._fingerprint(None if told is None else f"{told} {part}")
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -98,12 +110,14 @@ class HubClips(ExampleDataset):
         except OSError as error:
             raise InputError(f"{source}: {audio['path']} cannot be read ({error.strerror})") from None
 
-    def _fingerprint(self) -> str:
+    def _fingerprint(self, source: str | None) -> str:
+        """Of each row's sound, label and text; of the ``source`` instead of sounds, where they are not to be read."""
         digest = hashlib.blake2b(repr((self.on_error, self.classes)).encode(), digest_size=16)
+        table = self._table if source is None else self._table.remove_columns(self._audio_column)
         for number in self._rows:
-            row = self._table[number]
+            row = table[number]
             try:
-                contents = self._contents(row, f"{self._name} row {number}")
+                contents = self._contents(row, f"{self._name} row {number}") if source is None else source.encode()
             except InputError as error:
                 if self.on_error == "stop":
                     raise
@@ -114,6 +128,18 @@ class HubClips(ExampleDataset):
                 f"{number}\0{label}\0{text}\0{hashlib.blake2b(contents, digest_size=16).hexdigest()}\n".encode()
             )
         return f"audio-hf-{digest.hexdigest()}"
+
+
+def _print_of_source(config: HubConfig, table: Dataset) -> str | None:
+    """Of files on this machine, and their sizes and times, or of a table from the hub; ``None`` to read contents."""
+    path = expanded(config.path, "data.path")
+    if path.exists():
+        files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        if sizes_and_times(files, config.fingerprint) is None:
+            return None
+        return fingerprint_files(path.parent, files, None, "stat")
+    large = config.fingerprint == "auto" and table.data.nbytes > CONTENT_LIMIT
+    return str(table._fingerprint) if large or config.fingerprint == "stat" else None
 
 
 def _opened(config: HubConfig) -> DatasetDict:

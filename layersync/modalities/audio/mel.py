@@ -17,6 +17,8 @@ _UPDATES = 10  # of the inversion; more cost time and bring the spectrum hardly 
 _LIFT = 1e-3
 _CLIPS_AT_ONCE = 4  # what the processor's cache holds; larger batches are slower
 _SMALLEST = 1e-12
+_BINS_AT_ONCE = 2**22
+"""Values of a Fourier transform that are in memory together where a recording may be long."""
 
 
 MelScale = Literal["slaney", "htk"]
@@ -77,27 +79,42 @@ class LogMel:
 
     def magnitudes(self, waveform_BS: Tensor) -> Tensor:
         """(B, S) to (B, F, T) magnitudes of the Fourier transform. A clip too short to be reflected is padded."""
-        num_frames = self.num_frames(waveform_BS.shape[-1])
+        return self._transformed(self._reflected(waveform_BS))[..., : self.num_frames(waveform_BS.shape[-1])]
+
+    def _reflected(self, waveform_BS: Tensor) -> Tensor:
         missing = self.n_fft // 2 + 1 - waveform_BS.shape[-1]
         if missing > 0:
             waveform_BS = torch.nn.functional.pad(waveform_BS, (0, missing))
-        spectrum = torch.stft(
-            waveform_BS,
-            self.n_fft,
-            self.hop_length,
-            window=self._window.to(waveform_BS),
-            pad_mode="reflect",
-            return_complex=True,
-        )
-        return spectrum[..., :num_frames].abs()
+        return torch.nn.functional.pad(waveform_BS, (self.n_fft // 2, self.n_fft // 2), mode="reflect")
+
+    def _transformed(self, padded_BS: Tensor) -> Tensor:
+        window = self._window.to(padded_BS)
+        return torch.stft(
+            padded_BS, self.n_fft, self.hop_length, window=window, center=False, return_complex=True
+        ).abs()
 
     def __call__(self, waveform_BS: Tensor) -> Tensor:
         """(B, S) to (B, M, T), computed in the precision of ``waveform_BS``.
 
         Float64 keeps bands that lie 120 dB below the loudest exact; float32 is twice as fast.
         """
-        magnitudes_BFT = self.magnitudes(waveform_BS).clamp(min=self.magnitude_floor)
-        mel_BMT = (self.filters_FM.T.to(waveform_BS) @ magnitudes_BFT).clamp(min=self.floor)
+        return self._logarithms(self.magnitudes(waveform_BS))
+
+    def in_blocks(self, waveform_BS: Tensor) -> Tensor:
+        """(B, S) float32 to (B, M, T) float32, computed in float64, as many frames at a time as memory is kept for."""
+        hop, padded_BS = self.hop_length, self._reflected(waveform_BS)
+        num_frames = self.num_frames(waveform_BS.shape[-1])
+        step = max(1, _BINS_AT_ONCE // (len(waveform_BS) * len(self.filters_FM)))
+        blocks = []
+        for first in range(0, num_frames, step):
+            end = (min(first + step, num_frames) - 1) * hop + self.n_fft
+            magnitudes_BFT = self._transformed(padded_BS[:, first * hop : end].double())
+            blocks.append(self._logarithms(magnitudes_BFT).float())
+        return torch.cat(blocks, dim=-1)
+
+    def _logarithms(self, magnitudes_BFT: Tensor) -> Tensor:
+        magnitudes_BFT = magnitudes_BFT.clamp(min=self.magnitude_floor)
+        mel_BMT = (self.filters_FM.T.to(magnitudes_BFT) @ magnitudes_BFT).clamp(min=self.floor)
         return mel_BMT.log10() if self.log == "log10" else mel_BMT.log()
 
     def mel_magnitudes(self, log_mel_BMT: Tensor) -> Tensor:

@@ -154,12 +154,11 @@ class MelTokenizer(Tokenizer):
 
     def encode(self, samples: Sequence[Clip]) -> list[Tensor]:
         """(1, n_mels, ``1 + samples // hop_length``) of each clip, resampled to ``sample_rate`` first."""
-        waveforms = [self._waveform(clip) for clip in samples]
         stored: dict[int, Tensor] = {}
-        for indices in by_length([len(waveform) for waveform in waveforms], _CLIPS_AT_ONCE):
-            batch_BS = torch.from_numpy(np.stack([waveforms[index] for index in indices])).double()
-            stored.update(zip(indices, self.log_mel(batch_BS).float()[:, None].unbind(), strict=True))
-        return [stored[index] for index in range(len(waveforms))]
+        for indices in by_length([(len(clip.waveform), clip.sample_rate) for clip in samples], _CLIPS_AT_ONCE):
+            batch_BS = torch.from_numpy(np.stack([self._waveform(samples[index]) for index in indices]))
+            stored.update(zip(indices, self.log_mel.in_blocks(batch_BS)[:, None].unbind(), strict=True))
+        return [stored[index] for index in range(len(samples))]
 
     def fit(self, stored: Iterable[Tensor]) -> None:
         """Mean and deviation of each mel band over all frames of ``stored``, each (1, n_mels, frames)."""

@@ -20,6 +20,8 @@ from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.packaged import file_digest
 from layersync.core.paths import (
+    FINGERPRINT,
+    Fingerprint,
     as_text,
     caption_files,
     expanded,
@@ -28,13 +30,16 @@ from layersync.core.paths import (
     label_in_name,
     name_bytes,
     read_captions,
+    sizes_and_times,
+    warn_of_merged,
 )
 from layersync.modalities.motion.captions import read_rules
-from layersync.modalities.motion.io.amass import holds_motion, read_amass, read_amass_header
+from layersync.modalities.motion.io.amass import Floor, holds_motion, read_amass, read_amass_header
 from layersync.modalities.motion.io.bvh import BvhFile, read_bvh
-from layersync.modalities.motion.presets import PRESETS, choose_preset
+from layersync.modalities.motion.presets import OWN_ENDINGS, PRESETS, Preset, choose_preset, read_preset
 from layersync.modalities.motion.retarget import Alignment, Up, align
 from layersync.modalities.motion.sample import Motion
+from layersync.modalities.motion.skeleton import INDEX
 
 logger = logging.getLogger(__name__)
 
@@ -61,16 +66,17 @@ class MotionFolderConfig(DataConfig):
     """What every folder of motion files has.
 
     ``labels``: a regular expression with a group ``label``, searched in the file name, of whose ending the label has
-    nothing; without it the parent folder is the label, and files that all lie in ``path`` itself have none.
+    nothing; without it the parent folder is the label (folders of one name in different places are one, which is
+    warned of), and files that all lie in ``path`` itself have none.
     ``min_clips``: labels with fewer files are left out (a label needs two, one for each split). ``test_files``, a
-    regular expression that is searched in the file name, chooses the test split; without it, it is ``path``'s folder
-    ``test`` (or ``val``, where there is no ``test``) if motions lie below it and below ``train``, and files elsewhere
-    are left out; else ``test_fraction`` of each label's files, chosen by a hash of the name. A file directly in a
-    split's folder has no label.
+    regular expression that is searched in the file name and in the name relative to ``path``, chooses the test split;
+    without it, it is ``path``'s folder ``test`` (or ``val``, where there is no ``test``) if motions lie below it and
+    below ``train``, and files elsewhere are left out; else ``test_fraction`` of each label's files, chosen by a hash of
+    the name. A file directly in a split's folder has no label.
     ``mirror``: also the clips with left and right exchanged; ``auto`` does so unless a label or a text names a side.
     ``captions``: rules that make texts of file names (see :mod:`layersync.modalities.motion.captions`), a file or
     ``bandai-namco``; without them, a text file of the same name beside a motion holds its captions, one a line.
-    ``on_error``: what a file that cannot be read does.
+    ``on_error``: what a file that cannot be read does. ``fingerprint``: what tells that files changed.
     """
 
     path: str
@@ -81,6 +87,7 @@ class MotionFolderConfig(DataConfig):
     captions: str | None = None
     mirror: Literal["auto"] | bool = "auto"
     on_error: Literal["stop", "skip"] = "stop"
+    fingerprint: Fingerprint = Field("auto", description=FINGERPRINT)
 
     @field_validator("labels")
     @classmethod
@@ -135,6 +142,9 @@ class MotionFolderConfig(DataConfig):
             unlabelled = {root} if all(path.parent == root for path in readers) else set()
         records = [Record(path, self._label(path, unlabelled), (), read) for path, read in readers.items()]
         kept = self._frequent(records, root)
+        if self.labels is None and split == "train":
+            bases = [root if held_out is None else root / path.relative_to(root).parts[0] for path, *_ in kept]
+            warn_of_merged(list(zip(bases, (path for path, *_ in kept), strict=True)), stacklevel=3)
         texts = caption_files([record.path for record in kept]) if rules is None else {}
         if rules is not None:
             kept = [record._replace(captions=rules.captions(as_text(record.path.name))) for record in kept]
@@ -198,11 +208,12 @@ class MotionFolderConfig(DataConfig):
 
 
 class BvhConfig(MotionFolderConfig):
-    """The ``data`` section for any tree of BVH files.
+    """The ``data`` section for a tree of BVH files.
 
-    ``skeleton``: a preset, or ``auto`` to choose one by joint names. ``scale``: metres per unit of the files;
-    ``auto`` gives each performer the legs of the generic skeleton, whatever the unit, so that feet meet the floor.
-    ``up``: the vertical axis; ``auto`` finds it in the motion.
+    ``skeleton``: a preset, ``auto`` to choose one by joint names, or a YAML file of SMPL's joints and which of the
+    files' they are. ``scale``: metres per unit of the files; ``auto`` gives each performer the legs of the generic
+    skeleton, whatever the unit, so that feet meet the floor. ``up``: the vertical axis; ``auto`` finds it in the
+    motion.
     """
 
     name: Literal["bvh"] = "bvh"
@@ -213,8 +224,8 @@ class BvhConfig(MotionFolderConfig):
     @field_validator("skeleton")
     @classmethod
     def _known(cls, name: str) -> str:
-        if name != "auto" and name not in PRESETS:
-            raise ValueError(f"skeleton {name!r} is unknown; {nearest(name, ['auto', *PRESETS])}")
+        if name != "auto" and name not in PRESETS and not name.lower().endswith(OWN_ENDINGS):
+            raise ValueError(f"skeleton {name!r} is no .yaml file and unknown; {nearest(name, ['auto', *PRESETS])}")
         return name
 
     @property
@@ -224,35 +235,40 @@ class BvhConfig(MotionFolderConfig):
 
     def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
         """Check every file, solve each skeleton once, and read motions when they are asked for."""
+        wanted = read_preset(self.skeleton) if self.skeleton.lower().endswith(OWN_ENDINGS) else self.skeleton
         skeletons: dict[tuple[object, ...], list[Path]] = {}
         for path in paths:
-            if (file := self._try(path, self._checked)) is not None:
-                skeletons.setdefault(self._skeleton(file), []).append(path)
+            if (file := self._try(path, partial(self._checked, wanted))) is not None:
+                skeletons.setdefault(self._skeleton(wanted, file), []).append(path)
         readers: dict[Path, Mapped] = {}
         for members in skeletons.values():
-            alignment = self._align(members)
+            alignment = self._align(wanted, members)
             readers |= {path: Mapped(path, alignment) for path in members}
         self._say_verticals(readers)
         self._say_skipped(len(readers), paths)
         return {path: readers[path] for path in paths if path in readers}
 
-    def _checked(self, path: Path) -> BvhFile:
+    def _checked(self, wanted: str | Preset, path: Path) -> BvhFile:
         file = read_bvh(path)
-        choose_preset(file.hierarchy.names, self.skeleton, str(path))
+        choose_preset(file.hierarchy.names, wanted, str(path))
         return file
 
-    def _skeleton(self, file: BvhFile) -> tuple[object, ...]:
+    def _skeleton(self, wanted: str | Preset, file: BvhFile) -> tuple[object, ...]:
         """What files of one skeleton share: names, and bones from the pelvis on (a dummy root may lie anywhere)."""
         names = file.hierarchy.names
-        pelvis = names.index(choose_preset(names, self.skeleton).joints["pelvis"])
-        return names, file.hierarchy.parents, file.hierarchy.offsets[pelvis + 1 :].round(3).tobytes()
+        joints = choose_preset(names, wanted).matched(names)
+        first = joints[INDEX["pelvis"]] + 1 if joints else 0
+        return names, file.hierarchy.parents, file.hierarchy.offsets[first:].round(3).tobytes()
 
-    def _align(self, members: Sequence[Path]) -> Alignment:
+    def _align(self, wanted: str | Preset, members: Sequence[Path]) -> Alignment:
         """The alignment of one skeleton, from some of its files spread over the folder."""
         chosen = members[:: max(1, len(members) // _NUM_REFERENCES)][:_NUM_REFERENCES]
         references = [read_bvh(path).motion() for path in chosen]
-        preset = choose_preset(references[0].names, self.skeleton, str(chosen[0]))
-        alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
+        preset = choose_preset(references[0].names, wanted, str(chosen[0]))
+        try:
+            alignment = align(references, preset, up=self.up, scale=None if self.scale == "auto" else self.scale)
+        except InputError as error:
+            raise InputError(f"{chosen[0]}: {error}") from None
         logger.info(
             "%d BVH files: skeleton %s, rest pose from %s, %.5f m per unit, vertical %s", len(members), preset.name,
             alignment.how, alignment.scale, alignment.vertical,
@@ -288,12 +304,15 @@ class AmassConfig(MotionFolderConfig):
     """The ``data`` section for any tree of AMASS-style ``.npz`` files, of SMPL, SMPL-H or SMPL-X.
 
     ``up``: their vertical axis. ``pelvis``: where the pelvis of their body lies in T-pose, in metres, as
-    ``BodyModel(FILE).rest()[0]`` gives it; null is that of SMPL's neutral mean body.
+    ``BodyModel(FILE).rest()[0]`` gives it; null is that of SMPL's neutral mean body. ``floor``: ``auto`` moves each
+    clip up or down until the generic skeleton's feet are on the floor, as its subject's were; ``keep`` leaves the
+    subject's heights.
     """
 
     name: Literal["amass"] = "amass"
     up: Literal["y", "z"] = "z"
     pelvis: tuple[float, float, float] | None = None
+    floor: Floor = "auto"
 
     @property
     def suffix(self) -> str:
@@ -308,7 +327,7 @@ class AmassConfig(MotionFolderConfig):
         return dict(readers)
 
     def _read(self, path: Path) -> Motion:
-        return read_amass(path, up=self.up, pelvis=self.pelvis).resampled(FPS)
+        return read_amass(path, up=self.up, pelvis=self.pelvis, floor=self.floor).resampled(FPS)
 
 
 class MotionFolder(ExampleDataset):
@@ -339,12 +358,15 @@ class MotionFolder(ExampleDataset):
         self._records = self._of_split(records, split, config, held_out)
         if not self._records and split == "train":
             raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
-        digest = hashlib.sha256(config.model_dump_json(exclude={"path", "split", "captions"}).encode())
+        settings = config.model_dump_json(exclude={"path", "split", "captions", "fingerprint"})
+        digest = hashlib.sha256(settings.encode())
         digest.update(name_bytes(f"{self.classes} {self.variants}"))  # which files of the other split decide too
-        for record in self._records:
+        stats = sizes_and_times([record.path for record in self._records], config.fingerprint)
+        for number, record in enumerate(self._records):
+            content = file_digest(record.path) if stats is None else "{}-{}".format(*stats[number])
             name = record.path.relative_to(root)
             how = record.read.alignment.told if isinstance(record.read, Mapped) else ""
-            digest.update(name_bytes(f"{name} {record.label} {record.captions} {file_digest(record.path)} {how}"))
+            digest.update(name_bytes(f"{name} {record.label} {record.captions} {content} {how}"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -371,12 +393,12 @@ class MotionFolder(ExampleDataset):
             folder = "train" if split == "train" else held_out
             return [record for record in records if record.path.relative_to(self._root).parts[0] == folder]
         if config.test_files is not None:
-            pattern = re.compile(config.test_files)
-            if split == "train" and not any(pattern.search(record.path.name) for record in records):
+            held_out_files = {record.path for record in records if self._fits(config.test_files, record.path)}
+            if split == "train" and not held_out_files:
                 warnings.warn(
                     f"data.test_files: {config.test_files!r} is in no file name: nothing is held out", stacklevel=3
                 )
-            return [record for record in records if bool(pattern.search(record.path.name)) == (split == "test")]
+            return [record for record in records if (record.path in held_out_files) == (split == "test")]
         test: set[Path] = set()
         for label in {record.label for record in records}:
             own = [record.path for record in records if record.label == label]
@@ -384,6 +406,10 @@ class MotionFolder(ExampleDataset):
             count = max(1, round(len(own) * config.test_fraction)) if len(own) > 1 else 0
             test.update(own[:count])
         return [record for record in records if (record.path in test) == (split == "test")]
+
+    def _fits(self, pattern: str, path: Path) -> bool:
+        """Whether ``pattern`` is in the file's name, or in that relative to the root."""
+        return any(re.search(pattern, name) for name in (path.name, path.relative_to(self._root).as_posix()))
 
 
 def _names_side(text: str, *, turns: bool = True) -> bool:

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from layersync.core.errors import InputError
+from layersync.core.errors import InputError, nearest
+from layersync.core.paths import expand
+from layersync.core.recipe_reading import read_yaml
 from layersync.modalities.motion.skeleton import INDEX
 
+OWN_ENDINGS = (".yaml", ".yml")
+_NAMESPACES = {re.compile(r"(.*:)?mixamorig\d*[:_]?(?=[A-Z])"): "mixamorig:", re.compile(r".*:"): ""}
+"""What stands before the name of each joint of an export, and what presets have there."""
 REQUIRED = ("pelvis", "left_hip", "right_hip", "left_knee", "right_knee", "left_ankle", "right_ankle", "head")
 
 
@@ -24,9 +31,22 @@ class Preset:
     axes: Mapping[str, str] = field(default_factory=dict)
 
     def matched(self, names: Sequence[str]) -> dict[int, int] | None:
-        """SMPL's joint numbers to those of a skeleton with joint ``names``; ``None`` when a needed one is missing."""
-        found = {INDEX[smpl]: names.index(name) for smpl, name in self.joints.items() if name in names}
-        return found if all(INDEX[joint] in found for joint in REQUIRED) else None
+        """SMPL's joint numbers to those of a skeleton with joint ``names``; ``None`` when a needed one is missing.
+
+        A namespace that all joints share, ``mixamorig1:`` or ``Character1:``, makes no difference.
+        """
+        for known in (names, _without_namespace(names)):
+            found = {INDEX[smpl]: known.index(name) for smpl, name in self.joints.items() if name in known}
+            if all(INDEX[joint] in found for joint in REQUIRED):
+                return found
+        return None
+
+
+def _without_namespace(names: Sequence[str]) -> Sequence[str]:
+    for pattern, instead in _NAMESPACES.items():
+        if all(map(pattern.match, names)):
+            return [pattern.sub(instead, name, count=1) for name in names]
+    return names
 
 
 def _two_sided(
@@ -92,13 +112,45 @@ PRESETS: dict[str, Preset] = {
 }  # fmt: skip
 
 
-def choose_preset(names: Sequence[str], wanted: str = "auto", where: str = "") -> Preset:
-    """The preset that knows most joints of a skeleton. Raises :class:`InputError` when none fits it."""
+def read_preset(source: str) -> Preset:
+    """The user's own: a YAML file of SMPL's joints and what files call them.
+
+    Raises :class:`InputError` for what is no such file, a joint that SMPL does not have, one of the files' that stands
+    for two, and without one of :data:`REQUIRED`.
+    """
+    try:
+        text = expand(source, "data.skeleton").read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.skeleton: {source} cannot be read as text ({error})") from None
+    joints = read_yaml(text, f"data.skeleton: {source}", "a skeleton is a mapping of joints to joints")
+    for smpl, name in joints.items():
+        if smpl not in INDEX:
+            raise InputError(f"data.skeleton: {source}: SMPL has no joint {smpl!r}; {nearest(str(smpl), INDEX)}")
+        if not isinstance(name, str):
+            raise InputError(f"data.skeleton: {source}: {smpl} is {name!r}; the name of a joint is wanted")
+    name, count = Counter(joints.values()).most_common(1)[0] if joints else ("", 0)
+    if count > 1:
+        raise InputError(f"data.skeleton: {source}: {name!r} stands for {count} joints of SMPL's")
+    if missing := [joint for joint in REQUIRED if joint not in joints]:
+        raise InputError(f"data.skeleton: {source}: lacks {', '.join(missing)}, which every skeleton needs")
+    return Preset(source, joints)
+
+
+def choose_preset(names: Sequence[str], wanted: str | Preset = "auto", where: str = "") -> Preset:
+    """The preset that knows most joints of a skeleton, or the one that is ``wanted``: a name, or the user's own.
+
+    Raises :class:`InputError` when none fits it; the user's own fits where the skeleton has all of its joints.
+    """
+    if isinstance(wanted, Preset):
+        spelt = (set(names), set(_without_namespace(names)))
+        if missing := min(([name for name in wanted.joints.values() if name not in known] for known in spelt), key=len):
+            raise InputError(f"{where}: has no joint {missing[0]!r} of {wanted.name}; {nearest(missing[0], names)}")
+        return wanted
     candidates = list(PRESETS.values()) if wanted == "auto" else [PRESETS[wanted]]
     fitting = [(len(found), preset) for preset in candidates if (found := preset.matched(names)) is not None]
     if not fitting:
         raise InputError(
             f"{where}: skeleton {wanted!r} does not know these joints: {', '.join(names[:8])} ...; "
-            f"presets: {', '.join(PRESETS)}"
+            f"presets: {', '.join(PRESETS)}; data.skeleton also takes a YAML file of SMPL's joints and these"
         )
     return max(fitting, key=lambda pair: pair[0])[1]

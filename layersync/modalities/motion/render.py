@@ -21,6 +21,8 @@ COLUMNS = 4
 CELL = 220
 FRAME_RATE = 15
 """Of the GIF; half of the motion's, which keeps the file small."""
+_DURATIONS = (70, 70, 60)
+"""Milliseconds, in turn: a GIF counts in hundredths of a second, of which a frame takes six and two thirds."""
 SECONDS_SHOWN = 6.0
 TITLE_WIDTH = 34
 """Letters in a line of a title."""
@@ -143,7 +145,8 @@ def write_gif(path: Path, frames: Sequence[Image.Image]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     palette = frames[0].quantize(64)
     indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
-    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=round(1000 / FRAME_RATE), loop=0)
+    durations = [_DURATIONS[number % len(_DURATIONS)] for number in range(len(frames))]
+    indexed[0].save(path, save_all=True, append_images=indexed[1:], duration=durations, loop=0)
     return path
 
 

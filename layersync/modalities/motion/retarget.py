@@ -132,7 +132,13 @@ def align(
     rest = source.unrotated()
     mapped_rest = {smpl: rest[joint] for smpl, joint in joints.items()}
     if scale is None:
-        scale = _leg_length(dict(enumerate(REST))) / _leg_length(mapped_rest)
+        legs = _leg_length(mapped_rest)
+        if legs == 0:
+            raise InputError(
+                f"skeleton {preset.name!r}: the OFFSETs of knees and ankles are 0, as where every joint has position "
+                "channels instead: bones without a length have no direction"
+            )
+        scale = _leg_length(dict(enumerate(REST))) / legs
     axes, how = _rest_axes(references, preset, joints, mapped_rest)
     turns = {joint: _onto_bone(joint, axes[joint], mapped_rest) for joint in joints}
     return Alignment(joints, turns, _upright(references, joints, up), scale, how)

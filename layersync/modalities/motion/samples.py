@@ -1,7 +1,8 @@
 """Anybody's motion samples: folders of AMASS, BVH or HumanML3D files, or one array of joints; with captions.
 
 Nothing is unpickled. Motions of AMASS and BVH files are brought to 30 frames a second, as everywhere in this package;
-arrays are taken at 20, HumanML3D's rate, unless an archive says ``fps``.
+arrays are taken at 20, HumanML3D's rate, unless an archive says ``fps``. AMASS's clips of bodies with a shape of their
+own are put on the floor, as the data set ``amass`` does; what this package has written stays as it was generated.
 """
 
 from __future__ import annotations
@@ -190,6 +191,7 @@ def _of_files(paths: Sequence[Path], root: Path) -> list[Record]:
     records = []
     for path, read in readers.items():
         source, digest = str(path.relative_to(root)), file_digest(path) + _digest(statistics.get(path.parent))
+        digest += "on the floor" if suffix == ".npz" else ""
         found: list[Caption | None] = [*_captions(path)]
         records += [Record(source, read, caption, digest) for caption in found or [None]]
     return records
@@ -201,7 +203,7 @@ def _digest(statistics: Statistics | None) -> str:
 
 
 def _read_amass(path: Path) -> Motion:
-    return read_amass(path).resampled(MOTION_FPS)
+    return read_amass(path, floor="auto").resampled(MOTION_FPS)
 
 
 def _statistics_in(folder: Path) -> Statistics | None:

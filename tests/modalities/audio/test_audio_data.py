@@ -408,6 +408,37 @@ def test_the_fingerprint_of_a_table_follows_its_rows(parquet: Callable[..., Path
     assert HubConfig(path=str(parquet("b.parquet", first=1))).build("train").fingerprint != first
 
 
+def test_a_fingerprint_of_a_table_is_of_sounds_or_of_its_files(
+    parquet: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By ``stat`` no sound is read, a file that was touched is another one, and splits of the same files differ."""
+    file = parquet("folder/train-0.parquet", words=True)
+    read: list[str] = []
+    contents = HubClips._contents
+    monkeypatch.setattr(HubClips, "_contents", lambda *given: read.append(given[2]) or contents(*given))
+    for path in (file, file.parent):
+        before, after = (
+            {
+                how: HubConfig(path=str(path), fingerprint=how).build("train").fingerprint
+                for how in ("content", "stat", "auto")
+            }
+            for _ in touched(file.parent)
+        )
+        assert after["content"] == before["content"] == before["auto"]
+        assert len({before["content"], before["stat"], after["stat"]}) == 3
+    read.clear()
+    large = HubConfig(path=str(file), fingerprint="stat")
+    assert large.build("train").fingerprint != large.build("test").fingerprint and not read
+    for name in ("test", "validation"):
+        parquet(f"folder/{name}-0.parquet", num_rows=2, words=True)
+    held_out = (
+        HubConfig(path=str(file.parent), test_split=name, fingerprint="stat") for name in ("test", "validation")
+    )
+    assert len({config.build("test").fingerprint for config in held_out}) == 2
+    monkeypatch.setattr("layersync.core.paths.CONTENT_LIMIT", 10)
+    assert HubConfig(path=str(file)).build("train").fingerprint == large.build("train").fingerprint and not read
+
+
 def test_wrong_tables_are_named(parquet: Callable[..., Path], tmp_path: Path) -> None:
     file = parquet("data.parquet")
     with pytest.raises(InputError, match=r"nowhere\.parquet"):

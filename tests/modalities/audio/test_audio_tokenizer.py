@@ -10,8 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from layersync.core.errors import InputError
+from layersync.modalities.audio import mel as mel_module
 from layersync.modalities.audio.clip import Clip, resample
 from layersync.modalities.audio.tokenizer import MelConfig, MelTokenizer
+from layersync.modalities.audio.vocoder import PRESETS
 
 Tone = Callable[[float, float, int], np.ndarray]
 
@@ -63,6 +65,32 @@ def test_a_clip_shorter_than_the_transform_is_encoded(harmonic: Tone) -> None:
     mel = MelTokenizer(MelConfig()).encode([Clip(harmonic(440, 0.02, 16000), 16000)])[0]
     assert mel.shape == (1, 80, 1 + 320 // 256)
     assert mel.isfinite().all()
+
+
+@pytest.mark.parametrize("preset", [None, *PRESETS])
+def test_long_recordings_are_encoded_in_blocks_of_frames_as_if_whole(
+    preset: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = MelConfig(preset=preset) if preset else MelConfig(n_fft=512, hop_length=100)
+    tokenizer, bins, generator = MelTokenizer(config), config.n_fft // 2 + 1, np.random.default_rng(0)
+    lengths = [config.hop_length * frames + more for frames, more in ((64, -1), (64, 0), (69, 7), (1, -1))]
+    clips = [Clip(generator.normal(0, 0.2, length).astype(np.float32), config.sample_rate) for length in lengths]
+    clips += [clips[2], Clip(generator.normal(0, 0.2, 9000).astype(np.float32), 8000)]
+    whole, largest = tokenizer.encode(clips), []
+    for clip, stored in zip(clips[:5], whole, strict=False):
+        expected = tokenizer.log_mel(torch.from_numpy(clip.waveform)[None].double()).float()
+        assert torch.equal(stored, expected)
+    transform = torch.stft
+
+    def measured(waveform: torch.Tensor, *arguments: object, **options: object) -> torch.Tensor:
+        spectrum = transform(waveform, *arguments, **options)
+        largest.append(spectrum.numel())
+        return spectrum
+
+    monkeypatch.setattr(torch, "stft", measured)
+    monkeypatch.setattr(mel_module, "_BINS_AT_ONCE", 32 * bins)
+    assert all(map(torch.equal, tokenizer.encode(clips), whole))
+    assert max(largest) == 32 * bins
 
 
 def test_encoding_does_not_depend_on_the_batch(note_clips: list[Clip], harmonic: Tone) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from layersync.core.adapter import ConditionSpec, ModalityAdapter, load_adapter
 from layersync.core.errors import InputError
@@ -112,6 +112,14 @@ def test_render_writes_a_moving_picture_and_files_that_open_again(make_motion, t
     for motion, path in zip(motions, paths[1:], strict=True):
         np.testing.assert_allclose(read_amass(path).joints()[:, :22], motion.joints()[:, :22], atol=1e-4)
     assert MotionAdapter().render([], tmp_path / "none") == []
+
+
+def test_the_moving_picture_plays_as_fast_as_the_motion(make_motion, tmp_path):
+    motion = make_motion(frames=91)  # 3 s
+    with Image.open(MotionAdapter().render([motion], tmp_path)[0]) as picture:
+        durations = [frame.info["duration"] for frame in ImageSequence.Iterator(picture)]
+    assert len(durations) == 46 and sum(durations[:45]) == 3000
+    assert set(durations) <= {60, 70}
 
 
 def test_a_title_stands_above_its_own_motion(make_motion):

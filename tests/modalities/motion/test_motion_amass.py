@@ -7,7 +7,9 @@ from scipy.spatial.transform import Rotation
 from layersync.core.errors import InputError
 from layersync.modalities.motion.data import AmassConfig
 from layersync.modalities.motion.io.amass import BODY_JOINTS, PELVIS_AT_REST, read_amass, write_amass
+from layersync.modalities.motion.sample import Motion
 from layersync.modalities.motion.samples import open_motion_samples
+from layersync.modalities.motion.skeleton import REST, STANDING_HEIGHT
 
 
 def test_what_is_written_is_read_again(make_motion, tmp_path):
@@ -69,7 +71,7 @@ def write_published(folder, body, frames=8):
 @pytest.mark.parametrize("body", ["smplh", "smplx"])
 def test_folders_of_both_releases_are_read_and_what_holds_no_motion_is_left(tmp_path, body):
     paths = [write_published(tmp_path / "CMU" / f"{number:02d}", body) for number in range(3)]
-    data = AmassConfig(path=str(tmp_path), min_clips=1, pelvis=(0, -0.35, 0)).build("train")
+    data = AmassConfig(path=str(tmp_path), min_clips=1, pelvis=(0, -0.35, 0), floor="keep").build("train")
     assert len(data) == 3 and data.classes == ("00", "01", "02")
     motion = data[0].sample
     assert motion.fps == 30 and len(motion) == 4
@@ -93,6 +95,36 @@ def test_the_body_alone_is_enough(tmp_path):
     np.savez(tmp_path / "torn.npz", **{key: value for key, value in kept.items() if key != "pose_body"})
     with pytest.raises(InputError, match="no poses"):
         read_amass(tmp_path / "torn.npz")
+
+
+def test_clips_of_other_bodies_are_put_on_the_floor_and_only_moved(tmp_path):
+    """A tall one walks, a short one jumps, and one whose shape is not said; a sample of a model is left as it is."""
+    frames, feet = 60, [7, 8, 10, 11]
+    hop = np.maximum(0, np.sin(np.linspace(0, 6, frames))) * 0.4
+    for name, higher, up in (("tall", 0.07, 0 * hop), ("short", -0.09, hop), ("bare", 0.05, hop), ("model", 0.3, hop)):
+        places = np.stack([hop, STANDING_HEIGHT + higher + up, 0 * hop], axis=1).astype(np.float32)
+        places[3, 1] -= 0.5  # one bad frame of the fit
+        motion = Motion(places, np.tile(np.eye(3, dtype=np.float32), (frames, 24, 1, 1)))
+        with np.load(write_amass(tmp_path / f"{name}.npz", motion)) as archive:
+            content = {**archive, "betas": np.full(16, 0.0 if name == "model" else 0.7)}
+        np.savez(tmp_path / f"{name}.npz", **{key: content[key] for key in content if (name, key) != ("bare", "betas")})
+    auto, keep = (AmassConfig(path=str(tmp_path), min_clips=1, test_files="x", floor=how) for how in ("auto", "keep"))
+    with pytest.warns(UserWarning, match="nothing is held out"):
+        moved, raw = auto.build("train"), keep.build("train")
+    assert moved.fingerprint != raw.fingerprint
+    standing = REST[feet, 1] + STANDING_HEIGHT
+    scored = open_motion_samples(tmp_path)
+    for index in range(4):
+        one, other = moved[index].sample, raw[index].sample
+        np.testing.assert_array_equal(scored[index].sample.translation, one.translation)
+        by = one.translation - other.translation
+        assert np.ptp(by, axis=0).max() < 1e-6 and not by[:, [0, 2]].any()
+        np.testing.assert_array_equal(one.rotations, other.rotations)
+        lowest = np.sort((one.joints()[:, feet, 1] - standing).min(axis=1))
+        if moved[index].source == "model.npz":
+            assert not by.any() and lowest[1] == pytest.approx(0.3, abs=1e-4)
+        else:
+            assert lowest[1] == pytest.approx(0, abs=1e-4) and abs(by[0, 1]) > 0.04
 
 
 def test_z_up_and_y_up_say_the_same(tmp_path):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import warnings
 
@@ -47,6 +48,21 @@ def test_a_changed_file_changes_the_fingerprint(amass_tree, make_motion):
     write_amass(amass_tree / "walk" / "walk_0.npz", make_motion(frames=41, seed=77))
     assert [config.build(split).fingerprint for split in ("train", "test")] != before
     assert AmassConfig(path=str(amass_tree), up="y").build("train").fingerprint not in before
+
+
+@pytest.mark.parametrize("config", [AmassConfig, BvhConfig])
+def test_a_fingerprint_is_of_contents_or_of_sizes_and_times(config, amass_tree, make_motion, write_body_bvh):
+    """A file that was touched is another one by ``stat`` alone."""
+    for name in ("run/a", "run/b"):
+        write_body_bvh(f"{name}.bvh", make_motion(frames=3))
+    before, after = {}, {}
+    for prints in (before, after):
+        for how in ("content", "stat", "auto"):
+            prints[how] = config(path=str(amass_tree), fingerprint=how).build("train").fingerprint
+        for file in amass_tree.rglob("*.*"):
+            os.utime(file, ns=(0, file.stat().st_mtime_ns + 10**9))
+    assert after["content"] == before["content"] == before["auto"]
+    assert len({before["content"], before["stat"], after["stat"]}) == 3
 
 
 def test_what_files_of_the_other_split_decide_changes_the_fingerprint(make_motion, write_body_bvh, tmp_path):
@@ -274,6 +290,70 @@ def test_the_skeleton_that_is_said_is_taken(make_motion, write_body_bvh, tmp_pat
         BvhConfig(path=str(tmp_path / "tree"), skeleton="mixamo", min_clips=1).build("train")
 
 
+def test_a_namespace_before_every_joint_makes_no_difference(make_motion, write_body_bvh, tmp_path):
+    motion = make_motion(frames=11)
+    path = write_body_bvh("tree/a.bvh", motion)
+    text = path.read_text()
+    for namespace in ("mixamorig1:", "mixamorig_", "mixamorig", "Character1:", "Scene:mixamorig:", ""):
+        path.write_text(text.replace("mixamorig:", namespace))
+        np.testing.assert_allclose(bvh_joints(tmp_path / "tree"), motion.joints()[:, :22], atol=1e-2)
+        if "mixamorig" in namespace:
+            assert len(BvhConfig(path=str(tmp_path / "tree"), min_clips=1, skeleton="mixamo").build("train")) == 1
+    path.write_text(text.replace("mixamorig:Head", "Character1:Head"))
+    np.testing.assert_allclose(bvh_joints(tmp_path / "tree"), motion.joints()[:, :22], atol=1e-2)
+    path.write_text(text.replace("mixamorig:Head", "Head"))
+    with pytest.raises(InputError, match=r"a\.bvh: .* also takes a YAML file"):
+        bvh_joints(tmp_path / "tree")
+
+
+OWN = {
+    "pelvis": "root", "left_hip": "l1", "right_hip": "r1", "left_knee": "l2", "right_knee": "r2", "left_ankle": "l3",
+    "right_ankle": "r3", "spine1": "s1", "head": "h",
+}  # fmt: skip
+
+
+def test_a_file_says_which_joint_of_an_own_skeleton_is_which(make_motion, write_body_bvh, tmp_path, monkeypatch):
+    theirs = ["Hips", "LeftUpLeg", "RightUpLeg", "LeftLeg", "RightLeg", "LeftFoot", "RightFoot", "Spine", "Head"]
+    motion, table = make_motion(frames=11), tmp_path / "own.yaml"
+    path = write_body_bvh("tree/a.bvh", motion)
+    for joint, name in zip(theirs, OWN.values(), strict=True):
+        path.write_text(path.read_text().replace(f"mixamorig:{joint}\n", f"rig:{name}\n"))
+    path.write_text(path.read_text().replace("mixamorig:", "rig:"))
+    monkeypatch.setenv("TABLES", str(tmp_path))
+    for prefix in ("", "rig:"):
+        table.write_text("".join(f"{joint}: '{prefix}{name}'\n" for joint, name in OWN.items()))
+        found = bvh_joints(tmp_path / "tree", skeleton="$TABLES/own.yaml")
+        legs = [INDEX[joint] for joint in OWN if "_" in joint]
+        np.testing.assert_allclose(found[:, legs], motion.joints()[:, legs], atol=1e-2)
+    for change, said in (
+        ({"pelvsi": "x"}, r"SMPL has no joint 'pelvsi'; did you mean 'pelvis'\?"),
+        ({"neck": "h1"}, r"a\.bvh: has no joint 'h1' of .*own\.yaml; there are: rig:LeftArm"),
+        ({"neck": "h"}, "'h' stands for 2 joints"),
+        ({"neck": 3}, "neck is 3; the name of a joint"),
+        ({"head": None}, "head is None; the name of a joint"),
+    ):
+        table.write_text("".join(f"{joint}: {name or ''}\n" for joint, name in {**OWN, **change}.items()))
+        with pytest.raises(InputError, match=said):
+            bvh_joints(tmp_path / "tree", skeleton=str(table))
+    for content, said in (
+        ("pelvis: root", "lacks left_hip, right_hip"),
+        ("{}", "lacks pelvis"),
+        ("[]", "a skeleton is"),
+    ):
+        table.write_text(content)
+        with pytest.raises(InputError, match=said):
+            bvh_joints(tmp_path / "tree", skeleton=str(table))
+    with pytest.raises(InputError, match=r"data\.skeleton: .*none\.yaml' does not exist"):
+        bvh_joints(tmp_path / "tree", skeleton="none.yaml")
+
+
+def test_a_skeleton_without_lengths_is_refused(make_motion, write_body_bvh, tmp_path):
+    path = write_body_bvh("tree/a.bvh", make_motion(frames=3))
+    path.write_text(re.sub("OFFSET .*", "OFFSET 0 0 0", path.read_text()))
+    with pytest.raises(InputError, match=r"a\.bvh: skeleton 'mixamo': the OFFSETs of knees and ankles are 0"):
+        bvh_joints(tmp_path / "tree")
+
+
 def test_the_vertical_of_amass_files_is_the_one_that_is_said(make_motion, tmp_path):
     """``up: y`` leaves the axes as they are: a file with Z up then lies on its back."""
     motion = make_motion(frames=21)
@@ -336,6 +416,32 @@ def test_the_label_is_no_part_of_the_ending(amass_tree):
 def test_a_fraction_beside_a_pattern_of_test_files_is_said(amass_tree):
     with pytest.warns(UserWarning, match=r"data\.test_fraction has no effect: data\.test_files chooses the test split"):
         AmassConfig(path=str(amass_tree), test_files="_0", test_fraction=0.5).build("train")
+
+
+def test_a_pattern_of_test_files_is_found_in_names_and_in_folders(make_motion, tmp_path):
+    for name in ("CMU/walk/a_0", "CMU/walk/a_1", "KIT/walk/a_0", "KIT/walk/b_1"):
+        write_amass(tmp_path / f"{name}.npz", make_motion(frames=21))
+    for pattern, held_out in (
+        ("^KIT/", {"KIT/walk/a_0.npz", "KIT/walk/b_1.npz"}),
+        ("^a_0", {"CMU/walk/a_0.npz", "KIT/walk/a_0.npz"}),
+        (r"CMU.*_1\.npz$", {"CMU/walk/a_1.npz"}),
+    ):
+        config = AmassConfig(path=str(tmp_path), test_files=pattern)
+        with pytest.warns(UserWarning, match=r"folders CMU/walk and KIT/walk become one label, 'walk'"):
+            train = sources(config, "train")
+        assert sources(config, "test") == held_out and not train & held_out and len(train | held_out) == 4
+    with pytest.warns(UserWarning, match=r"'\^walk' is in no file name: nothing is held out"):
+        AmassConfig(path=str(tmp_path), test_files="^walk").build("train")
+
+
+def test_folders_that_are_no_labels_are_not_said_to_be_merged(make_motion, tmp_path):
+    for name in ("train/walk/a_0", "train/run/a_0", "test/walk/a_1"):
+        write_amass(tmp_path / f"{name}.npz", make_motion(frames=21))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(AmassConfig(path=str(tmp_path), min_clips=1).build("train")) == 2
+        write_amass(tmp_path / "train" / "more" / "walk" / "b_0.npz", make_motion(frames=21))
+        assert len(AmassConfig(path=str(tmp_path), labels="(?P<label>.)_").build("train")) == 2
 
 
 def test_an_unreadable_bvh_file_stops_or_is_skipped(make_motion, write_body_bvh, tmp_path):

@@ -214,6 +214,18 @@ def test_without_glove_files_there_is_no_text(folder, examples, tmp_path, caplog
     assert "our_vab_idx.pkl" in caplog.text
 
 
+def test_blanks_in_captions_do_not_hide_their_tokens(folder, examples, tmp_path):
+    """What is sampled is written with single blanks, HumanML3D's captions have double and trailing ones."""
+    texts = copied(folder, tmp_path / "t2m") / "texts"
+    texts.mkdir()
+    lines = "a person  walks #a/DET person/NOUN walk/VERB#0.0#0.0", "a person waves#a/DET wave/VERB#0#0"
+    (texts / "0.txt").write_text("\n".join(lines))
+    extractor = TextMotion(str(tmp_path / "t2m"))
+    captions = ["a person walks", "a person  walks ", "a  person waves", "a person waves"]
+    words, *_ = extractor.captions([Example(examples[0].sample, {"text": text}, text) for text in captions])
+    assert torch.equal(words[0], words[1]) and torch.equal(words[2], words[3]) and not torch.equal(words[0], words[2])
+
+
 def test_the_checksum_and_statistics_name_the_extractor(folder, evaluator, tmp_path):
     assert TextMotion(f"{folder}#sha256={evaluator.checksum[:12]}").checksum == evaluator.checksum
     with pytest.raises(InputError, match="checksum"):

@@ -196,7 +196,7 @@ class TextMotion(FeatureExtractor):
         texts = [example.condition.get("text") for example in examples]
         if None in texts:
             return None
-        lines = [self._lines.get(str(text), str(text)) for text in texts]
+        lines = [self._lines.get(_one_blank(str(text)), str(text)) for text in texts]
         tokens = [tokens_of(line, example.source) for line, example in zip(lines, examples, strict=True)]
         found = [each for each in tokens if each is not None]
         if 0 < len(found) < len(tokens):
@@ -218,7 +218,7 @@ class TextMotion(FeatureExtractor):
 
     @cached_property
     def _lines(self) -> dict[str, str]:
-        """Lines with tokens by their caption, of the folder ``texts``."""
+        """Lines with tokens by their caption, of the folder ``texts``, whatever blanks it has."""
         found: dict[str, str] = {}
         for path in sorted(self._texts.glob("*.txt")):
             try:
@@ -226,7 +226,7 @@ class TextMotion(FeatureExtractor):
             except (OSError, UnicodeDecodeError) as error:
                 raise InputError(f"extractor {self.name}: {path}: no readable text ({error})") from None
             for line in map(str.strip, lines):
-                found.setdefault(line.partition("#")[0], line)
+                found.setdefault(_one_blank(line.partition("#")[0]), line)
         return found
 
     def _features(self, example: Example) -> np.ndarray:
@@ -263,6 +263,10 @@ class TextMotion(FeatureExtractor):
             ) from None
         for network in (self.movement_encoder, self.motion_encoder, self.text_encoder):
             network.to(self.device).eval()
+
+
+def _one_blank(caption: str) -> str:
+    return " ".join(caption.split())
 
 
 def _found(folder: Path, names: Sequence[str]) -> Path | None:
