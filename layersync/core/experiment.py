@@ -301,7 +301,8 @@ def _command(
             words += ["--variant", f"{name}:{','.join(changes)}"]
     for override in overrides:
         words += ["--set", override]
-    return shlex.join([*words, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs)])
+    which = ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")  # a number without a comma says how many
+    return shlex.join([*words, "--seeds", which, "--jobs", str(jobs)])
 
 
 class _Experiment:

@@ -242,6 +242,12 @@ def elsewhere(numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     return out
 
 
+def test_the_command_of_one_seed_names_it(numbers: Path) -> None:
+    """As one to take, not as how many."""
+    _, _, given = read_comparison(numbers).command.partition(" --seeds ")
+    assert given.split()[0] == "5,"
+
+
 def test_all_runs_are_scored_by_the_classifier_in_the_folder(elsewhere: Path, short: list[Path]) -> None:
     (domain,) = layersync.compare([short[1]], seeds=[5, 6], out=elsewhere, resume=True).domains
     scored = [run.environment["evaluation"]["metrics"] for variant in domain.variants.values() for run in variant.runs]

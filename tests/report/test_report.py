@@ -129,6 +129,7 @@ class TestNumbers:
         recipes = re.findall(r"layersync train (\S+) --set seed=0", said)
         assert len(recipes) == 6 and all((comparison_folder / shlex.split(line)[0]).is_file() for line in recipes)
         assert said.count("layersync train ") == 6
+        assert "a relative path (data.path, train.init), it starts from the folder that the comparison was" in said
         assert "sampling.guidance 2" in said and "metrics.fd-classifier.reference.count 359" in said
         assert "AMD EPYC" in said and "2.14.1" in said
         recipe = (comparison_folder / "motion-quick" / "layersync" / "recipe.yaml").read_text()
