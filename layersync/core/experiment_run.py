@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -26,8 +26,10 @@ from filelock import FileLock
 from pydantic import TypeAdapter
 
 from layersync.core.errors import InputError, Interrupted, TrainingError
-from layersync.core.evaluation import evaluate
+from layersync.core.evaluation import evaluate, open_extractors, takers
+from layersync.core.features import FeatureExtractor
 from layersync.core.generation import load, sampling_settings
+from layersync.core.metric import parse_metrics
 from layersync.core.probe import Probe
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
@@ -35,7 +37,7 @@ from layersync.core.results import RunRecord, SimilarityMap
 from layersync.core.run import Run, atomic_write, leave_newest
 from layersync.core.sampling import write_samples
 from layersync.core.session import train
-from layersync.core.trainer import PROBE_SIZE, build_parts
+from layersync.core.trainer import PROBE_SIZE, Parts, build_parts
 
 logger = logging.getLogger(__name__)
 
@@ -78,21 +80,20 @@ def carry_out(assignment: Assignment) -> RunRecord:
     recipe = load_recipe(assignment.recipe, [f"seed={assignment.seed}"])
     run = train(recipe, assignment.run, resume=Path(assignment.run).exists())
     classifiers = assignment.classifiers or None
+    parts = build_parts(recipe, fresh=False)
+    extractors = open_extractors(recipe.modality, parse_metrics(recipe.modality, recipe.evaluate.metrics), {})
+    by = takers(recipe, parts.tokenizer, extractors, None if classifiers is None else Path(classifiers))
     for step in evaluated_steps(recipe):
         if not run.checkpoint(step).is_dir():
             raise InputError(
                 f"{run.path}: the checkpoint of step {step} is gone; delete the folder to make the run again"
             )
-        if step not in _scores(run):
+        if step not in _scores(run, by):
             for name, why in evaluate(run.path, step=step, classifiers=classifiers).failed.items():
                 raise InputError(f"metric {name}: {why}")
-            if step not in _scores(run):
+            if step not in _scores(run, by):
                 raise TrainingError(f"{run.path}: the scores of step {step} could not be kept there")
-    maps = _similarity_maps(run)
-    samples = Path(assignment.samples)
-    if assignment.samples and not samples.exists():
-        write_samples(run.path, num=SHOWN, seed=recipe.evaluate.seed, out=samples)
-    return _record(assignment, run, maps)
+    return _record(assignment, run, _scores(run, by), _similarity_maps(run, parts))
 
 
 def evaluated_steps(recipe: Recipe) -> list[int]:
@@ -101,26 +102,33 @@ def evaluated_steps(recipe: Recipe) -> list[int]:
     return [*range(every, last, every), last]
 
 
-def _scores(run: Run) -> dict[int, dict[str, Any]]:
-    """The last evaluation of each step that is the recipe's alone: its metrics and sampling, averaged weights."""
+def _scores(run: Run, by: Mapping[str, FeatureExtractor]) -> dict[int, dict[str, Any]]:
+    """The last evaluation of each step that is the recipe's alone: its metrics and sampling, averaged weights.
+
+    Those that another extractor or other classifiers took than ``by``, the present ones, are left out.
+    """
     recipe = run.recipe
     count, seed = recipe.evaluate.num_samples, recipe.evaluate.seed
     settings = sampling_settings(recipe.sample, count, seed, recipe.evaluate.conditions)
     sampling = json.loads(json.dumps(dataclasses.asdict(settings)))
+    networks = {name: (taker.name, taker.checksum, taker.preprocessing) for name, taker in by.items()}
     found = [
         record
         for record in run.records("evaluation.jsonl")
         if set(recipe.evaluate.metrics) <= set(record["metrics"])
         and (record["weights"], record["sampling"]) == ("ema", sampling)
         and not record.get("beside_recipe")
+        and all(
+            tuple(record["metrics"][name].get(key) for key in ("extractor", "checksum", "preprocessing")) == network
+            for name, network in networks.items()
+        )
     ]
     return {record["step"]: record for record in found}
 
 
-def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
+def _similarity_maps(run: Run, parts: Parts) -> tuple[SimilarityMap, ...]:
     """Similarities of all pairs of blocks at each checkpoint, on the batch that training measures them on."""
     recipe = run.recipe
-    parts = build_parts(recipe, fresh=False)
     cache = parts.held_out or parts.cache
     interpolant, maps = recipe.objective.build(), []
     for step in evaluated_steps(recipe):
@@ -140,9 +148,10 @@ def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
     return tuple(maps)
 
 
-def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -> RunRecord:
+def _record(
+    assignment: Assignment, run: Run, scores: Mapping[int, dict[str, Any]], maps: tuple[SimilarityMap, ...]
+) -> RunRecord:
     recipe: Recipe = run.recipe
-    scores = _scores(run)
     steps = tuple(found.step for found in maps)
     logs = run.records()
     measured = {found["step"]: found for found in logs if "held_out_loss" in found}

@@ -570,7 +570,7 @@ def test_the_next_seed_draws_samples_where_the_first_failed(
 
 
 def test_a_record_is_of_its_recipe_alone_and_of_numbers(tiny: Make, tmp_path: Path) -> None:
-    """No score by hand, in another way, is taken for the run's own; what is not finite is a failed run."""
+    """No score by hand, in another way or by others, is taken for the run's own; what is not finite has failed."""
     (tmp_path / "recipe.yaml").write_text(tiny("train.steps=3", "evaluate.num_samples=32").to_yaml())
     run = tmp_path / "run"
     assignment = Assignment(str(tmp_path / "recipe.yaml"), 3, str(run), str(tmp_path / "run.json"), "run")
@@ -581,6 +581,12 @@ def test_a_record_is_of_its_recipe_alone_and_of_numbers(tiny: Make, tmp_path: Pa
     assert by_hand.metrics["fd-classifier"].value != record.scores["fd-classifier"][-1]
     again = carry_out(assignment)
     assert again.scores == record.scores
+    scored = run / "evaluation.jsonl"
+    others = json.loads(scored.read_text().splitlines()[0])
+    others["metrics"]["fd-classifier"] |= {"checksum": "of other classifiers", "value": 999.0}
+    scored.write_text(json.dumps(others) + "\n")
+    again = carry_out(assignment)
+    assert again.scores == record.scores and len(scored.read_text().splitlines()) == 2, "scored anew"
     log = run / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     last = next(line for line in reversed(lines) if "held_out_loss" in line)
