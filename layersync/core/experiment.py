@@ -15,9 +15,8 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -111,12 +110,19 @@ def compare(
         )
         try:
             for task in pool.run():
-                experiment.note(task, pool.waiting)
+                experiment.note(task)
                 if processes.main:
                     experiment.write()
             if processes.main:
                 experiment.wait_for_others(tasks)
                 experiment.write()
+                undrawn = experiment.undrawn()
+                for task in ProcessPool(count, undrawn).run():
+                    if not Path(task.assignment.samples).is_dir():
+                        log = f"{task.assignment.run}.log"
+                        warnings.warn(f"{task.title}: no samples could be drawn; its log: {log}", stacklevel=2)
+                if undrawn:
+                    experiment.write()
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; go on with --resume --out {directory}: what was saved is kept") from None
     return experiment.comparison()
@@ -354,34 +360,46 @@ class _Experiment:
             for arm in self.arms:
                 if (arm.domain, arm.variant, seed) in self.records:
                     continue
-                run = arm.run(seed)
-                target = self.directory / run
-                assignment = Assignment(
-                    recipe=str(self.directory / arm.file),
-                    seed=seed + arm.offset,
-                    run=str(target),
-                    result=f"{target}.json",
-                    path=run,
-                    classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(metrics_of(arm.recipe)) else "",
-                    samples=str(self.directory / arm.samples(seed)) if seed == self.seeds[0] else "",
-                    keep=arm.recipe.train.keep,
-                )
-                title = f"{arm.domain} {arm.variant} seed {seed}"
-                found.append(Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps))
+                found.append(self._task(arm, seed, samples=seed == self.seeds[0]))
         return found
 
-    def note(self, task: Task, waiting: Iterable[Task]) -> None:
-        """Take over what an ended process left behind. Where it was to draw samples and failed, the next seed does."""
+    def undrawn(self) -> list[Task]:
+        """To draw samples: of each variant without any, a finished run that is still there."""
+        found = []
+        for arm in self.arms:
+            if any((self.directory / arm.samples(seed)).is_dir() for seed in self.seeds):
+                continue
+            for seed in self.seeds:
+                target = self.directory / arm.run(seed)
+                record = read_record(Path(f"{target}.json"))
+                if record is not None and record.status == "finished" and target.is_dir():
+                    found.append(self._task(arm, seed, samples=True))
+                    break
+        return found
+
+    def _task(self, arm: Arm, seed: int, *, samples: bool) -> Task:
+        run = arm.run(seed)
+        target = self.directory / run
+        assignment = Assignment(
+            recipe=str(self.directory / arm.file),
+            seed=seed + arm.offset,
+            run=str(target),
+            result=f"{target}.json",
+            path=run,
+            classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(metrics_of(arm.recipe)) else "",
+            samples=str(self.directory / arm.samples(seed)) if samples else "",
+            keep=arm.recipe.train.keep,
+        )
+        title = f"{arm.domain} {arm.variant} seed {seed}"
+        return Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps)
+
+    def note(self, task: Task) -> None:
+        """Take over what an ended process left behind."""
         record = read_record(Path(task.assignment.result))
         if record is None:
             record = RunRecord(task.assignment.seed, "failed", task.assignment.path, error=task.error)
             write_record(Path(task.assignment.result), record)
         self.records[task.key] = record
-        if record.status == "failed" and task.assignment.samples:
-            heir = next((other for other in waiting if other.key[:2] == task.key[:2]), None)
-            if heir is not None:
-                arm = next(arm for arm in self.arms if (arm.domain, arm.variant) == heir.key[:2])
-                heir.assignment = replace(heir.assignment, samples=str(self.directory / arm.samples(heir.key[2])))
 
     def wait_for_others(self, tasks: Sequence[Task]) -> None:
         """Until every run of the other processes of this launch has ended, too."""

@@ -187,9 +187,19 @@ def _record(
 
 
 def finish(assignment: Assignment) -> None:
-    """Carry out the assignment and leave its record; then only, let checkpoints go."""
-    record = carry_out(assignment)
-    write_record(Path(assignment.result), record)
+    """Carry out the assignment and leave its record, unless it is there; then only, draw samples, let checkpoints go.
+
+    Samples that cannot be drawn are a warning: they take no scores down.
+    """
+    record = read_record(Path(assignment.result))
+    if record is None or record.status != "finished":
+        write_record(Path(assignment.result), carry_out(assignment))
+    samples = Path(assignment.samples)
+    if assignment.samples and not samples.exists():
+        try:
+            write_samples(assignment.run, num=SHOWN, seed=Run(assignment.run).recipe.evaluate.seed, out=samples)
+        except (InputError, OSError) as error:
+            logger.warning("%s: no samples could be drawn (%s)", assignment.run, error)
     if assignment.keep is not None:
         leave_newest(Path(assignment.run) / "checkpoints", assignment.keep)
 

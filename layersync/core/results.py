@@ -152,7 +152,7 @@ class RunRecord:
     step_seconds: float | None = None
     """Median time of a training step, over the logged ones."""
     process_seconds: float | None = None
-    """Life of the run's process: start, training, scores, samples."""
+    """Life of the run's process until its record: start, training, scores."""
     data: str = ""
     """Fingerprint of data and tokenizer; empty where it is not known."""
     held_out_split: Literal["train", "test"] | None = None

@@ -27,9 +27,9 @@ from scipy.spatial.transform import Rotation
 
 import layersync
 from layersync import Run
-from layersync.core import experiment
+from layersync.core import experiment, experiment_run
 from layersync.core.comparison import Arm, summarise
-from layersync.core.errors import TrainingError
+from layersync.core.errors import InputError, TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
 from layersync.core.experiment_run import Assignment, carry_out, finish
 from layersync.core.gain import paired_gain
@@ -547,6 +547,28 @@ def test_runs_are_not_set_beside_others_of_other_data(
     assert (out / "compare.json").read_bytes() == before
 
 
+def test_samples_that_cannot_be_drawn_take_no_scores_down(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A modality's `render` that raises is a warning; once it does not, --resume draws of the runs that are there."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise InputError("Adapter.render: raised ValueError")
+
+    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
+    recipe, out = tmp_path / "numbers.yaml", tmp_path / "out"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="seed 5: no samples could be drawn; its log"):
+        patch.setattr(experiment_run, "write_samples", failing)
+        (domain,) = layersync.compare([recipe], seeds=[5], out=out).domains
+    assert {run.status for variant in domain.variants.values() for run in variant.runs} == {"finished"}
+    assert {variant.samples for variant in domain.variants.values()} == {""}
+    (again,) = layersync.compare([recipe], seeds=[5], out=out, resume=True).domains
+    for name, variant in again.variants.items():
+        assert variant.samples_seed == 5 and list((out / variant.samples).iterdir())
+        assert variant.runs == domain.variants[name].runs
+
+
 def test_the_next_seed_draws_samples_where_the_first_failed(
     folder: Path, recipe: Path, command: Make, tmp_path: Path
 ) -> None:
@@ -562,7 +584,7 @@ def test_the_next_seed_draws_samples_where_the_first_failed(
         shutil.rmtree(out / "samples/digits/layersync")
 
     copy_of(folder, out, change)
-    status, _, err = command(*words(recipe, out, *GIVEN, "--resume"))
+    status, _, err = command(*words(recipe, out, *GIVEN, "--resume", "--jobs", "2"))
     (domain,) = read_comparison(out).domains
     found = domain.variants["layersync"]
     assert status == 1 and [run.status for run in found.runs] == ["failed", "finished"], err
