@@ -174,8 +174,8 @@ class Gain:
     interval: tuple[float, float] | None
     seeds: int
     resolution: float | None = None
-    """Half the width of the interval, as a gain: smaller ones could not have been told from none, and a true gain of
-    this size is told in about half of such comparisons."""
+    """Half the width of the interval of the log-ratio, as a gain: smaller ones could not have been told from none, and
+    a true gain of this size is told in about half of such comparisons."""
     note: str = ""
     by_classifier: tuple[float, ...] = ()
     """Of ``fd-classifier``, a mean over classifiers, the gain by each alone. The interval is over seeds only."""

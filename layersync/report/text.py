@@ -23,8 +23,8 @@ from layersync.core.results import (
 NOTHING = "–"
 LATEST = "at the last step"
 RESOLUTION = (
-    "Resolution: half the width of the 95 % interval: smaller gains could not have been told from none, a true gain of "
-    "this size is told in about half of such comparisons."
+    "Resolution: half the width of the 95 % interval of the log-ratio, as a gain: smaller gains could not have been told "
+    "from none, a true gain of this size is told in about half of such comparisons."
 )
 TIMES = (
     "Seconds and the time of a step are only as good as the machine was quiet: whatever else ran on it, other runs of "
@@ -211,7 +211,8 @@ def verdict(name: str, variant: Variant, domain: Domain) -> str:
     ends = f"95 % interval {' to '.join(f'{100 * end:+.1f} %' for end in found.interval)}, {found.seeds} seeds"
     indicative = f"; indicative only, fewer than {ENOUGH_SEEDS} seeds" if few_seeds(found.seeds) else ""
     if found.interval[0] <= 0 <= found.interval[1]:
-        sees = "" if found.resolution is None else f"; half its width is {percent(found.resolution, sign=False)}"
+        least = percent(found.resolution, sign=False)
+        sees = "" if found.resolution is None else f"; gains below {least} could not have been told from none"
         return f"{name}: no gain seen in {domain.metric}: {percent(found.mean)} ({ends}{sees}{indicative})."
     return f"{name}: {size} {side} {over} ({ends}{indicative})."
 
