@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock
 from pydantic import TypeAdapter
 
+from layersync.core.device import default_device
 from layersync.core.errors import InputError, Interrupted, TrainingError
 from layersync.core.evaluation import evaluate, open_extractors, takers
 from layersync.core.features import FeatureExtractor
@@ -34,7 +35,7 @@ from layersync.core.probe import Probe
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import RunRecord, SimilarityMap
-from layersync.core.run import Run, atomic_write, leave_newest
+from layersync.core.run import Run, atomic_write, environment, leave_newest
 from layersync.core.sampling import write_samples
 from layersync.core.session import train
 from layersync.core.trainer import PROBE_SIZE, Parts, build_parts
@@ -47,6 +48,8 @@ SHOWN = 16
 DIGITS = 5
 TIMED = 10
 """Logged intervals that a median time of a step is taken of; of fewer it says nothing."""
+FINISHED_BY = ("packages", "git_commit", "device_name", "threads")
+"""What is kept of the process that finished a run; its device and precision are those of the first sitting."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +168,9 @@ def _record(
     for name, values in numbers.items():
         if not np.isfinite(values).all():
             raise TrainingError(f"{name}: is not finite at every evaluated step: {list(values)}")
-    environment = run.environment
-    environment["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
+    now = environment(default_device(), "", "", 1)
+    known = run.environment | {"finished_by": {key: now[key] for key in FINISHED_BY}}
+    known["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
     return RunRecord(
         seed=assignment.seed,
         status="finished",
@@ -182,7 +186,7 @@ def _record(
         process_seconds=time.time() - assignment.began,
         data=run.data.fingerprint,
         held_out_split=measured[steps[-1]].get("held_out_split"),
-        environment=environment,
+        environment=known,
     )
 
 

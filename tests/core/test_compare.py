@@ -248,6 +248,27 @@ def test_the_command_of_one_seed_names_it(numbers: Path) -> None:
     assert given.split()[0] == "5,"
 
 
+def test_a_run_that_another_version_finished_is_said(numbers: Path) -> None:
+    """Old records do not say who finished them."""
+    arms = arms_of([numbers.parent / "numbers.yaml"], {"baseline": (), "layersync": ()}, ())
+    (domain,) = read_comparison(numbers).domains
+
+    def notes(finished_by: dict[str, Any] | None) -> str:
+        records = {("numbers", name, 5): variant.runs[0] for name, variant in domain.variants.items()}
+        run = records["numbers", "layersync", 5]
+        changed = {key: value for key, value in run.environment.items() if key != "finished_by"}
+        if finished_by is not None:
+            changed["finished_by"] = run.environment["finished_by"] | finished_by
+        records["numbers", "layersync", 5] = replace(run, environment=changed)
+        return " ".join(note for note in summarise(arms, [5], records, numbers).notes if "different" in note)
+
+    assert notes({}) == notes(None) == ""
+    packages = domain.variants["layersync"].runs[0].environment["packages"]
+    said = notes({"packages": packages | {"layersync": "8.8"}, "git_commit": "abc", "device_name": "another"})
+    assert "versions of layersync: " in said and "8.8" in said
+    assert "commits of layersync: " in said and "processors: " in said and "torch" not in said
+
+
 def test_all_runs_are_scored_by_the_classifier_in_the_folder(elsewhere: Path, short: list[Path]) -> None:
     (domain,) = layersync.compare([short[1]], seeds=[5, 6], out=elsewhere, resume=True).domains
     scored = [run.environment["evaluation"]["metrics"] for variant in domain.variants.values() for run in variant.runs]
