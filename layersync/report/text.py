@@ -155,7 +155,7 @@ def settings(variant: Variant, domain: Domain) -> dict[str, Any]:
 def protocols(domain: Domain) -> list[str]:
     """What the domain's numbers are never said without: a line, or one for each group of variants that differ in it."""
     lines: dict[str, list[str]] = {}
-    sampled = {name: _sampling(settings(variant, domain)) for name, variant in domain.variants.items()}
+    sampled = _sampled({name: settings(variant, domain) for name, variant in domain.variants.items()})
     keys = dict.fromkeys(key for found in sampled.values() for key in found if key not in SAID)
     unlike = [key for key in keys if len({str(found.get(key)) for found in sampled.values()}) > 1]
     for name, variant in domain.variants.items():
@@ -169,10 +169,10 @@ SAID = ("solver", "steps", "guidance", "num_samples", "seed")
 """Settings of sampling that a protocol says anyway, or that are one for all variants."""
 
 
-def _sampling(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How samples were drawn: as the scores say, or before there is one, as the recipe does."""
-    sampling: Mapping[str, Any] = found.get("sampling") or found.get("sample") or {}
-    return sampling
+def _sampled(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By variant, how samples were drawn: as the scores say, or before all have one, as the recipes do."""
+    section = "sampling" if all("sampling" in own for own in found.values()) else "sample"
+    return {name: own.get(section) or {} for name, own in found.items()}
 
 
 def _protocol(found: Mapping[str, Any], metric: str) -> str:

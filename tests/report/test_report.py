@@ -269,6 +269,27 @@ class TestNumbers:
         assert [line.partition(":")[0] for line in lines] == ["baseline", "layersync"]
         assert "guidance 2;" in lines[0] and "guidance 3.5;" in lines[1] and all(line in said for line in lines)
 
+    def test_a_variant_without_a_finished_run_has_no_other_settings(self, changed: Changed, words: Words) -> None:
+        """A recipe's section of sampling, which has keys of its own, is not set against what scores say."""
+        sample = {"solver": "heun", "steps": 12, "guidance": 2.0, "batch_size": 8, "guidance_interval": [0.0, 1.0]}
+
+        def wait(found: Comparison) -> Comparison:
+            own = found.domains[0].settings | {"sample": sample}
+            sampling = {key: sample[key] for key in ("solver", "steps", "guidance")} | {"precision": "float32"}
+            found = _with("baseline", settings={**own, "sampling": sampling})(found)
+            runs = tuple(_without_scores(run, "waiting") for run in found.domains[0].variants["layersync"].runs)
+            cut: dict[str, Any] = {"curves": {}, "gain": None, "gains": {}, "speed_up": None, "similarity": {}}
+            cut |= {"held_out_loss": None, "held_out_gain": None, "overhead": None}
+            return _with(runs=runs, settings={"steps": own["steps"], "sample": sample}, **cut)(found)
+
+        folder = changed(wait)
+        said = words(write_report(folder))
+        assert "setting of all variants" not in said and "sampling.precision float32" in said
+        table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
+        baseline, layersync = (line for line in table.splitlines() if "training steps;" in line)
+        by = "1500 training steps; samples by heun in 12 steps, guidance 2;"
+        assert by in baseline and by in layersync and "precision" not in table and "batch_size" not in table
+
     def test_times_that_cannot_be_said_are_said_to_be_missing(self, changed: Changed, words: Words) -> None:
         def untimed(found: Comparison) -> Comparison:
             before = found.domains[0].variants["layersync"].speed_up
