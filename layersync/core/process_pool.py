@@ -215,7 +215,8 @@ def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int
         kept["CUDA_VISIBLE_DEVICES"] = visible[(int(given.get("LOCAL_RANK", "0")) * jobs + slot) % len(visible)]
     processes = int(given.get("LOCAL_WORLD_SIZE", "1"))
     share = max(1, cores // (jobs * processes))
-    wanted = int(kept.get("OMP_NUM_THREADS", share))
+    first = kept.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # others are of nested regions
+    wanted = int(first) if first.isdecimal() and int(first) else share
     if processes > 1 and wanted == 1:
         wanted = share  # what launchers say where nobody has said anything
     kept["OMP_NUM_THREADS"] = str(min(share, wanted))
