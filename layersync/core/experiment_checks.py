@@ -57,14 +57,14 @@ def check_work(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], recor
         if read not in parts:
             outside_data(directory, arm.recipe.data, "--out")
             parts[read], extractors = _parts(arm)
-            _check_data(arm, parts[read], records)
+            _check_data(arm, parts[read], arms, records)
             _check_scores(directory, arm, parts[read], extractors, records)
         depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
         checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
 
 
-def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
+def _check_data(arm: Arm, parts: Parts, arms: Sequence[Arm], records: Records) -> None:
     """Refuse to set runs beside finished ones of other data."""
     finished = [record for (domain, _, _), record in records.items() if domain == arm.domain]
     if {record.data for record in finished if record.data} - {parts.data.fingerprint}:
@@ -73,7 +73,9 @@ def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
             f"give another --out"
         )
     kept, kept_before = num_conditions(parts), min(len(parts.cache), CAPTIONS_LIMIT)  # where a run does not say it yet
-    if {record.environment.get("conditions", kept_before) for record in finished} - {kept}:
+    alike = {(other.domain, other.variant) for other in arms if other.recipe.condition == arm.recipe.condition}
+    own = [record for (domain, name, _), record in records.items() if domain == arm.domain and (domain, name) in alike]
+    if {record.environment.get("conditions", kept_before) for record in own} - {kept}:
         raise InputError(
             f"--resume: finished runs of {arm.domain} drew the labels of their samples from fewer training examples "
             f"than {kept}, in an earlier version; give another --out"

@@ -27,7 +27,7 @@ from scipy.spatial.transform import Rotation
 
 import layersync
 from layersync import Run
-from layersync.core import experiment, experiment_run
+from layersync.core import experiment, experiment_checks, experiment_run
 from layersync.core.comparison import Arm, summarise
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
@@ -566,6 +566,30 @@ def test_runs_are_not_set_beside_others_of_other_data(
     status, _, err = command(*more)
     assert status == 2 and said in err
     assert (out / "compare.json").read_bytes() == before
+
+
+def test_a_variant_of_another_condition_keeps_another_number_of_labels(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with texts does of many examples: only runs conditioned alike have to agree in it."""
+    recipe = tmp_path / "numbers.yaml"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    arms = arms_of([recipe], {"baseline": (), "blind": ["condition.labels=ignored"]}, ())
+    monkeypatch.setattr(experiment_checks, "num_conditions", lambda parts: 20 if parts.data.labels_used else 10)
+
+    def check(baseline: int, blind: int) -> list[Arm]:
+        kept = {"baseline": baseline, "blind": blind}
+        records = {
+            ("numbers", name, 5): RunRecord(
+                5, "finished", name, environment={"conditions": count, "evaluation": {"metrics": {}}}
+            )
+            for name, count in kept.items()
+        }
+        return experiment_checks.check_work(tmp_path / "out", arms, (5, 6), records)
+
+    assert [arm.variant for arm in check(20, 10)] == ["baseline", "blind"]
+    with pytest.raises(InputError, match="from fewer training examples than 20"):
+        check(10, 10)
 
 
 def test_samples_that_cannot_be_drawn_take_no_scores_down(
