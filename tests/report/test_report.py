@@ -17,12 +17,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.textpath import TextPath
 from PIL import Image, ImageSequence
 
 import layersync
 from layersync.core.errors import InputError
-from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant
-from layersync.report import check_target, comparison_table, write_report
+from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant, read_comparison
+from layersync.report import check_target, comparison_table, figures, write_report
 from layersync.report.text import score
 
 Words = Callable[[Path], str]
@@ -349,6 +350,25 @@ class TestFigures:
             (folder / "figures" / name).write_bytes(b"")
         write_report(folder)
         assert {file.name for file in (folder / "figures").iterdir()} == written | {"my-own.png", "1-score.txt"}
+
+    def test_many_variants_and_long_names_have_room(self, comparison_folder: Path) -> None:
+        """A legend below the curves, which keep their height; headings and labels that end before the right edge."""
+        (domain, *_) = read_comparison(comparison_folder).domains
+        baseline, variant = domain.variants.values()
+        many = {"baseline": baseline} | {f"pair-{n}-9-weight-100": variant for n in range(7)}
+        name, metric = "spoken-digits-of-speak", "fd-inception-v3.pool-x"
+        better = {metric: domain.better["fd-classifier"]}
+        wide = dataclasses.replace(domain, name=name, metric=metric, better=better, variants=many)
+        drawn = figures.gain_figure([wide]).svg
+        for said, size in ((f"{name}  ·  {metric}", 7.5), ("gain over the reference variant, %  (right is better)", 8)):
+            start = re.search(rf"<!-- {re.escape(said)} -->\s*<g [^>]*translate\(([\d.]+) ", drawn)
+            assert start is not None
+            assert float(start[1]) + TextPath((0, 0), said, size=size).get_extents().width < 252, said
+        loss = figures.loss_figure(wide)
+        assert loss is not None
+        height = re.search(r'height="([\d.]+)pt"', loss.svg)
+        assert height is not None and float(height[1]) > 2.5 * 72 + 4 * 11
+        assert loss.svg.index('id="legend_1"') > loss.svg.rindex('id="axes_1"')
 
     def test_what_is_drawn_follows_the_numbers(self, changed: Changed, comparison_folder: Path) -> None:
         folder = changed(_with(gain=Gain(0.20, (0.15, 0.25), 3, 0.05)))
