@@ -42,6 +42,11 @@ logger = logging.getLogger(__name__)
 NULL = "null"
 OTHER_SEEDS = 1_000_000
 """What the variant ``null`` adds to a seed: the reference again, trained from other draws."""
+MOST_SEEDS = 10_000
+"""A larger number was meant as a seed."""
+LOCK = ".lock"
+LEFTOVERS = f".{COMPARISON}.*.partial"
+"""What a process that was killed while it wrote leaves behind."""
 COMMON = ("modality", "seed", "data", "tokenizer", "evaluate", "train.steps")
 """Keys in which the variants of a comparison agree: with others, the difference of two scores would mean something
 else."""
@@ -158,6 +163,8 @@ def _seeds(seeds: int | Sequence[int], arms: Sequence[Arm]) -> tuple[int, ...]:
         return found
     if seeds < 1:
         raise InputError(f"--seeds: {seeds}; at least 1")
+    if seeds > MOST_SEEDS:
+        raise InputError(f"--seeds: {seeds} is how many, at most {MOST_SEEDS}; the seed {seeds} alone is {seeds},")
     first = {arm.given: arm.recipe.seed for arm in arms}
     if len(set(first.values())) > 1:
         raise InputError(f"seed: the recipes start from different ones, {first}; name them by --seeds 0,1,...")
@@ -265,7 +272,9 @@ def _earlier(directory: Path, resume: bool) -> Comparison | None:
     """What is in ``directory`` already; InputError where it should not be."""
     if resume:
         return read_comparison(directory)
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out: {directory} is a file, and a comparison is a folder; give another")
+    if directory.is_dir() and any(path.name != LOCK and not path.match(LEFTOVERS) for path in directory.iterdir()):
         raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
     if not directory.is_dir():
         writable_parent(directory, "--out")
@@ -323,7 +332,7 @@ class _Experiment:
         """Make the directory and keep it to this process, so that no other one works at the same comparison."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.directory / ".lock", timeout=0):
+            with FileLock(self.directory / LOCK, timeout=0):
                 if resume:
                     self.catch_up()
                 elif (self.directory / COMPARISON).exists():
@@ -336,6 +345,8 @@ class _Experiment:
     def _begin(self) -> None:
         """Write down the plan and what is known so far; the file that says what this folder is comes first."""
         try:
+            for leftover in self.directory.glob(LEFTOVERS):
+                leftover.unlink(missing_ok=True)
             self.write()
             for arm in self.arms:
                 path = self.directory / arm.file

@@ -211,7 +211,8 @@ def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int
     """
     kept = {name: value for name, value in given.items() if name not in LAUNCHED and not name.startswith(LAUNCHERS)}
     if gpus:
-        visible = (given.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+        listed = (given.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+        visible = listed[:gpus]  # more may be listed than there are
         kept["CUDA_VISIBLE_DEVICES"] = visible[(int(given.get("LOCAL_RANK", "0")) * jobs + slot) % len(visible)]
     processes = int(given.get("LOCAL_WORLD_SIZE", "1"))
     share = max(1, cores // (jobs * processes))

@@ -29,7 +29,7 @@ import layersync
 from layersync import Run
 from layersync.core import experiment, experiment_checks, experiment_run
 from layersync.core.comparison import Arm, summarise
-from layersync.core.errors import InputError, TrainingError
+from layersync.core.errors import InputError, Interrupted, TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
 from layersync.core.experiment_run import Assignment, carry_out, finish
 from layersync.core.gain import paired_gain
@@ -707,6 +707,7 @@ def test_a_loss_of_what_was_trained_on_is_said_to_be(folder: Path, recipe: Path,
         ),
         (["--seeds", "0"], ["--seeds", "at least 1"]),
         (["--seeds", "1,1"], ["--seeds", "different"]),
+        (["--seeds", "20251130"], ["--seeds", "at most 10000", "the seed 20251130 alone is 20251130,"]),
         (["--seeds", "many"], ["--seeds", "'many'"]),
         (["--set", f"seed={2**63 - 1_000_001}"], ["seed: 3 from 9223372036853775807 on go beyond 2^63 - 1000001"]),
         (["--jobs", "0"], ["--jobs", "at least 1"]),
@@ -722,6 +723,35 @@ def test_bad_input_is_one_line_before_any_work(
     assert status == 2 and stdout == "" and len(lines) == 1 and lines[0].startswith("error: "), err
     assert all(word in lines[0] for word in wanted), lines[0]
     assert not out.exists()
+
+
+class Stopped(OneAfterTheOther):
+    """As Ctrl-C before the first run ends."""
+
+    def run(self) -> Iterator[Task]:
+        raise KeyboardInterrupt
+
+
+def test_what_a_first_write_left_behind_is_no_comparison(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock and half a file; a file in the folder's place is refused before data is looked at."""
+    monkeypatch.setattr(experiment, "ProcessPool", Stopped)
+    recipe, out = tmp_path / "numbers.yaml", tmp_path / "out"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    out.mkdir()
+    for name in (".lock", ".compare.json.0123abcd.partial"):
+        (out / name).write_text("")
+    with pytest.raises(Interrupted):
+        layersync.compare([recipe], seeds=[5], out=out)
+    assert {path.name for path in out.iterdir()} - {".lock"} == {"compare.json", "recipes"}
+    (out / ".compare.json.4567cdef.partial").write_text("{")
+    with pytest.raises(Interrupted):
+        layersync.compare([recipe], seeds=[5], out=out, resume=True)
+    assert not list(out.glob("*.partial"))
+    monkeypatch.delattr(experiment, "check_work")
+    with pytest.raises(InputError, match="numbers.yaml is a file"):
+        layersync.compare([recipe], seeds=[5], out=recipe)
 
 
 def test_one_recipe_is_compared_once(recipe: Path, command: Make, tmp_path: Path) -> None:

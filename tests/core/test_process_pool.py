@@ -85,6 +85,12 @@ def test_every_run_of_a_launch_has_a_gpu_of_its_own(jobs: int, visible: str | No
     assert sorted(found) == sorted(names)
 
 
+def test_gpus_that_are_listed_and_not_there_are_given_to_no_run() -> None:
+    given = {"CUDA_VISIBLE_DEVICES": "2,3,8,9"}
+    found = [run_environment(given, slot, 4, gpus=2, cores=8)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
+    assert found == ["2", "3", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("given", "jobs", "threads"),
     [
