@@ -23,8 +23,8 @@ from layersync.core.results import (
 NOTHING = "–"
 LATEST = "at the last step"
 RESOLUTION = (
-    "Resolution: half the width of the 95 % interval of the log-ratio, as a gain: smaller gains could not have been told "
-    "from none, a true gain of this size is told in about half of such comparisons."
+    "Resolution: half the width of the 95 % interval of the log-ratio, as a gain: smaller gains could not have been "
+    "told from none, a true gain of this size is told in about half of such comparisons."
 )
 TIMES = (
     "Seconds and the time of a step are only as good as the machine was quiet: whatever else ran on it, other runs of "

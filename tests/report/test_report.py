@@ -115,8 +115,8 @@ class TestNumbers:
         assert "Indicative: 3 seeds, fewer than 5." in said
         assert "7.0 % better than baseline in fd-classifier at the last step (95 % interval +5.0 % to +9.0 %" in said
         assert (
-            "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; gains below 2.0 % could not "
-            "have been told from none;" in said
+            "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; gains below 2.0 % could "
+            "not have been told from none;" in said
         )
         assert "would have been" not in said and "as a gain: smaller gains could not have been told from none" in said
         assert "4.0 % worse than baseline" in said
