@@ -149,7 +149,7 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
     largest = max((abs(mean) for mean in means), default=0.0)
     bound = 1.12 * max(0.02, min(max((abs(end) for end in ends), default=0.0), max(WIDEST_GAIN, 3 * largest)))
     lines = sum(1 + len(variants) for _, variants in rows)
-    headings = {domain.name: f"{_short(domain.name)}  ·  {_short(domain.metric)}" for domain in domains}
+    headings = [f"{_short(domain.name)}  ·  {_short(domain.metric)}" for domain in domains]
     longest = max((len(_short(name)) for _, variants in rows for name, _ in variants), default=0)
 
     def paint(canvas: Canvas) -> None:
@@ -157,16 +157,16 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
 
         axes = canvas.subplots()
         axes.axvline(0, color=INK, linewidth=0.9)
-        beside = longest + max(map(len, headings.values())) <= HEADING_BESIDE
+        beside = longest + max(map(len, headings)) <= HEADING_BESIDE
         across = axes.transAxes if beside else canvas.transFigure
         places, labels, place = [], [], 0.0
         hollow = False
-        for domain, variants in rows:
+        for (domain, variants), heading in zip(rows, headings, strict=True):
             # Data to the right of the axis' left end: a heading of its own line, above the variants of the domain.
             axes.text(
                 0.01,
                 place,
-                headings[domain.name],
+                heading,
                 transform=blended_transform_factory(across, axes.transData),
                 in_layout=beside,
                 va="center",
