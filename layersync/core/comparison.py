@@ -268,17 +268,19 @@ def _batches(arms: Sequence[Arm]) -> Iterator[str]:
 
 
 def _differences(done: Sequence[RunRecord]) -> Iterator[str]:
-    """What finished runs, of which some may be older than others, do not have in common and should."""
+    """What finished runs, or their first and last sittings, do not have in common and should."""
     for name in dict.fromkeys(name for run in done for name in run.scores):
         for key in SCORED_BY:
             values = {json.dumps(run.environment["evaluation"]["metrics"][name][key]) for run in done}
             if len(values) > 1:
                 yield f"{name} was not taken alike in all runs, {key} is {' or '.join(sorted(values))}: not comparable"
+    sittings = [run.environment for run in done]
+    last = [found["finished_by"] for found in sittings if "finished_by" in found]  # records of earlier versions lack it
     for package in ("layersync", "torch"):
-        versions = {run.environment["packages"][package] for run in done}
+        versions = {found["packages"][package] for found in (*sittings, *last)}
         if len(versions) > 1:
             yield f"runs of different versions of {package}: {', '.join(sorted(versions))}"
     for key, what in ALIKE.items():
-        values = {str(run.environment.get(key)) for run in done}
+        values = {str(found.get(key)) for found in sittings} | {str(found[key]) for found in last if key in found}
         if len(values) > 1:
             yield f"runs of different {what}: {', '.join(sorted(values))}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, load_adapter
+from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Split, Tokenizer, load_adapter
 from layersync.core.device import take_own_device
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor
@@ -28,6 +28,7 @@ from layersync.core.metric import (
 )
 from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
+from layersync.core.recipe import Recipe
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
 from layersync.core.results import Evaluation, Score, SetScores
 from layersync.core.run import package_versions, writable_parent
@@ -68,6 +69,22 @@ def _check_streams(metric: MetricName, extractor: FeatureExtractor) -> None:
         )
     if metric.kind in COMPARED_WITH_TEXT and not extractor.text_streams:
         raise InputError(f"metric {metric.name}: extractor {extractor.name} reads no texts")
+
+
+def takers(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    extractors: Mapping[str, FeatureExtractor],
+    folder: Path | None,
+    *,
+    keep: bool = True,
+) -> dict[str, FeatureExtractor]:
+    """By metric of the recipe, the extractor or the classifiers that would take it now, where any does."""
+    metrics = parse_metrics(recipe.modality, recipe.evaluate.metrics)
+    found = {metric.name: extractors[metric.extractor] for metric in metrics if metric.extractor is not None}
+    if read := [metric.name for metric in metrics if reads_classifier([metric])]:
+        found |= dict.fromkeys(read, classifier_of(recipe, tokenizer, folder, keep=keep))
+    return found
 
 
 def evaluate(

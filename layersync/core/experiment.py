@@ -15,9 +15,8 @@ import re
 import shlex
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +42,11 @@ logger = logging.getLogger(__name__)
 NULL = "null"
 OTHER_SEEDS = 1_000_000
 """What the variant ``null`` adds to a seed: the reference again, trained from other draws."""
+MOST_SEEDS = 10_000
+"""A larger number was meant as a seed."""
+LOCK = ".lock"
+LEFTOVERS = f".{COMPARISON}.*.partial"
+"""What a process that was killed while it wrote leaves behind."""
 COMMON = ("modality", "seed", "data", "tokenizer", "evaluate", "train.steps")
 """Keys in which the variants of a comparison agree: with others, the difference of two scores would mean something
 else."""
@@ -111,12 +115,19 @@ def compare(
         )
         try:
             for task in pool.run():
-                experiment.note(task, pool.waiting)
+                experiment.note(task)
                 if processes.main:
                     experiment.write()
             if processes.main:
                 experiment.wait_for_others(tasks)
                 experiment.write()
+                undrawn = experiment.undrawn()
+                for task in ProcessPool(count, undrawn).run():
+                    if not Path(task.assignment.samples).is_dir():
+                        log = f"{task.assignment.run}.log"
+                        warnings.warn(f"{task.title}: no samples could be drawn; its log: {log}", stacklevel=2)
+                if undrawn:
+                    experiment.write()
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; go on with --resume --out {directory}: what was saved is kept") from None
     return experiment.comparison()
@@ -152,6 +163,8 @@ def _seeds(seeds: int | Sequence[int], arms: Sequence[Arm]) -> tuple[int, ...]:
         return found
     if seeds < 1:
         raise InputError(f"--seeds: {seeds}; at least 1")
+    if seeds > MOST_SEEDS:
+        raise InputError(f"--seeds: {seeds} is how many, at most {MOST_SEEDS}; the seed {seeds} alone is {seeds},")
     first = {arm.given: arm.recipe.seed for arm in arms}
     if len(set(first.values())) > 1:
         raise InputError(f"seed: the recipes start from different ones, {first}; name them by --seeds 0,1,...")
@@ -259,7 +272,9 @@ def _earlier(directory: Path, resume: bool) -> Comparison | None:
     """What is in ``directory`` already; InputError where it should not be."""
     if resume:
         return read_comparison(directory)
-    if directory.is_dir() and any(directory.iterdir()):
+    if directory.exists() and not directory.is_dir():
+        raise InputError(f"--out: {directory} is a file, and a comparison is a folder; give another")
+    if directory.is_dir() and any(path.name != LOCK and not path.match(LEFTOVERS) for path in directory.iterdir()):
         raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
     if not directory.is_dir():
         writable_parent(directory, "--out")
@@ -301,7 +316,8 @@ def _command(
             words += ["--variant", f"{name}:{','.join(changes)}"]
     for override in overrides:
         words += ["--set", override]
-    return shlex.join([*words, "--seeds", ",".join(map(str, seeds)), "--jobs", str(jobs)])
+    which = ",".join(map(str, seeds)) + ("," if len(seeds) == 1 else "")  # a number without a comma says how many
+    return shlex.join([*words, "--seeds", which, "--jobs", str(jobs)])
 
 
 class _Experiment:
@@ -316,7 +332,7 @@ class _Experiment:
         """Make the directory and keep it to this process, so that no other one works at the same comparison."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.directory / ".lock", timeout=0):
+            with FileLock(self.directory / LOCK, timeout=0):
                 if resume:
                     self.catch_up()
                 elif (self.directory / COMPARISON).exists():
@@ -329,6 +345,8 @@ class _Experiment:
     def _begin(self) -> None:
         """Write down the plan and what is known so far; the file that says what this folder is comes first."""
         try:
+            for leftover in self.directory.glob(LEFTOVERS):
+                leftover.unlink(missing_ok=True)
             self.write()
             for arm in self.arms:
                 path = self.directory / arm.file
@@ -353,34 +371,46 @@ class _Experiment:
             for arm in self.arms:
                 if (arm.domain, arm.variant, seed) in self.records:
                     continue
-                run = arm.run(seed)
-                target = self.directory / run
-                assignment = Assignment(
-                    recipe=str(self.directory / arm.file),
-                    seed=seed + arm.offset,
-                    run=str(target),
-                    result=f"{target}.json",
-                    path=run,
-                    classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(metrics_of(arm.recipe)) else "",
-                    samples=str(self.directory / arm.samples(seed)) if seed == self.seeds[0] else "",
-                    keep=arm.recipe.train.keep,
-                )
-                title = f"{arm.domain} {arm.variant} seed {seed}"
-                found.append(Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps))
+                found.append(self._task(arm, seed, samples=seed == self.seeds[0]))
         return found
 
-    def note(self, task: Task, waiting: Iterable[Task]) -> None:
-        """Take over what an ended process left behind. Where it was to draw samples and failed, the next seed does."""
+    def undrawn(self) -> list[Task]:
+        """To draw samples: of each variant without any, a finished run that is still there."""
+        found = []
+        for arm in self.arms:
+            if any((self.directory / arm.samples(seed)).is_dir() for seed in self.seeds):
+                continue
+            for seed in self.seeds:
+                target = self.directory / arm.run(seed)
+                record = read_record(Path(f"{target}.json"))
+                if record is not None and record.status == "finished" and target.is_dir():
+                    found.append(self._task(arm, seed, samples=True))
+                    break
+        return found
+
+    def _task(self, arm: Arm, seed: int, *, samples: bool) -> Task:
+        run = arm.run(seed)
+        target = self.directory / run
+        assignment = Assignment(
+            recipe=str(self.directory / arm.file),
+            seed=seed + arm.offset,
+            run=str(target),
+            result=f"{target}.json",
+            path=run,
+            classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(metrics_of(arm.recipe)) else "",
+            samples=str(self.directory / arm.samples(seed)) if samples else "",
+            keep=arm.recipe.train.keep,
+        )
+        title = f"{arm.domain} {arm.variant} seed {seed}"
+        return Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps)
+
+    def note(self, task: Task) -> None:
+        """Take over what an ended process left behind."""
         record = read_record(Path(task.assignment.result))
         if record is None:
             record = RunRecord(task.assignment.seed, "failed", task.assignment.path, error=task.error)
             write_record(Path(task.assignment.result), record)
         self.records[task.key] = record
-        if record.status == "failed" and task.assignment.samples:
-            heir = next((other for other in waiting if other.key[:2] == task.key[:2]), None)
-            if heir is not None:
-                arm = next(arm for arm in self.arms if (arm.domain, arm.variant) == heir.key[:2])
-                heir.assignment = replace(heir.assignment, samples=str(self.directory / arm.samples(heir.key[2])))
 
     def wait_for_others(self, tasks: Sequence[Task]) -> None:
         """Until every run of the other processes of this launch has ended, too."""

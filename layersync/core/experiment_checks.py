@@ -9,14 +9,13 @@ from pathlib import Path
 from layersync.core.classifier import VERSIONED_NAME
 from layersync.core.comparison import Arm, Records
 from layersync.core.errors import InputError
-from layersync.core.evaluation import open_extractors
+from layersync.core.evaluation import open_extractors, takers
 from layersync.core.features import FeatureExtractor
 from layersync.core.metric import MetricName, check_labels, parse_metrics, reads_classifier
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import Comparison
 from layersync.core.run import differing_keys, outside_data
-from layersync.core.run_scoring import classifier_of
 from layersync.core.session import CAPTIONS_LIMIT, num_conditions
 from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
 
@@ -58,14 +57,14 @@ def check_work(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], recor
         if read not in parts:
             outside_data(directory, arm.recipe.data, "--out")
             parts[read], extractors = _parts(arm)
-            _check_data(arm, parts[read], records)
+            _check_data(arm, parts[read], arms, records)
             _check_scores(directory, arm, parts[read], extractors, records)
         depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
         checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
 
 
-def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
+def _check_data(arm: Arm, parts: Parts, arms: Sequence[Arm], records: Records) -> None:
     """Refuse to set runs beside finished ones of other data."""
     finished = [record for (domain, _, _), record in records.items() if domain == arm.domain]
     if {record.data for record in finished if record.data} - {parts.data.fingerprint}:
@@ -74,7 +73,9 @@ def _check_data(arm: Arm, parts: Parts, records: Records) -> None:
             f"give another --out"
         )
     kept, kept_before = num_conditions(parts), min(len(parts.cache), CAPTIONS_LIMIT)  # where a run does not say it yet
-    if {record.environment.get("conditions", kept_before) for record in finished} - {kept}:
+    alike = {(other.domain, other.variant) for other in arms if other.recipe.condition == arm.recipe.condition}
+    own = [record for (domain, name, _), record in records.items() if domain == arm.domain and (domain, name) in alike]
+    if {record.environment.get("conditions", kept_before) for record in own} - {kept}:
         raise InputError(
             f"--resume: finished runs of {arm.domain} drew the labels of their samples from fewer training examples "
             f"than {kept}, in an earlier version; give another --out"
@@ -93,9 +94,6 @@ def _check_scores(
     ]
     if not scored:
         return
-    by: dict[str, FeatureExtractor] = {
-        metric.name: extractors[metric.extractor] for metric in metrics if metric.extractor is not None
-    }
     if read := [metric.name for metric in metrics if reads_classifier([metric])]:
         others = {one[read[0]]["extractor"] for one in scored}
         if older := [name for name in sorted(others) if not name.startswith(f"{VERSIONED_NAME}-")]:
@@ -104,9 +102,8 @@ def _check_scores(
                 f"layersync has {VERSIONED_NAME}: not comparable; go on with the version that began it, or give "
                 f"another --out"
             )
-        by |= dict.fromkeys(read, classifier_of(recipe, parts.tokenizer, directory / CLASSIFIERS, keep=False))
     held = f"bring back what {directory / CLASSIFIERS} held"
-    for metric, extractor in by.items():
+    for metric, extractor in takers(recipe, parts.tokenizer, extractors, directory / CLASSIFIERS, keep=False).items():
         now = (extractor.name, extractor.checksum, extractor.preprocessing)
         before = {tuple(one[metric][key] for key in ("extractor", "checksum", "preprocessing")) for one in scored}
         if other := before - {now}:

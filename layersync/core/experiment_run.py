@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -25,17 +25,20 @@ import numpy as np
 from filelock import FileLock
 from pydantic import TypeAdapter
 
+from layersync.core.device import default_device
 from layersync.core.errors import InputError, Interrupted, TrainingError
-from layersync.core.evaluation import evaluate
+from layersync.core.evaluation import evaluate, open_extractors, takers
+from layersync.core.features import FeatureExtractor
 from layersync.core.generation import load, sampling_settings
+from layersync.core.metric import parse_metrics
 from layersync.core.probe import Probe
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import RunRecord, SimilarityMap
-from layersync.core.run import Run, atomic_write, leave_newest
+from layersync.core.run import Run, atomic_write, environment, leave_newest
 from layersync.core.sampling import write_samples
 from layersync.core.session import train
-from layersync.core.trainer import PROBE_SIZE, build_parts
+from layersync.core.trainer import PROBE_SIZE, Parts, build_parts
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +48,8 @@ SHOWN = 16
 DIGITS = 5
 TIMED = 10
 """Logged intervals that a median time of a step is taken of; of fewer it says nothing."""
+FINISHED_BY = ("packages", "git_commit", "device_name", "threads")
+"""What is kept of the process that finished a run; its device and precision are those of the first sitting."""
 
 
 @dataclass(frozen=True)
@@ -78,21 +83,20 @@ def carry_out(assignment: Assignment) -> RunRecord:
     recipe = load_recipe(assignment.recipe, [f"seed={assignment.seed}"])
     run = train(recipe, assignment.run, resume=Path(assignment.run).exists())
     classifiers = assignment.classifiers or None
+    parts = build_parts(recipe, fresh=False)
+    extractors = open_extractors(recipe.modality, parse_metrics(recipe.modality, recipe.evaluate.metrics), {})
+    by = takers(recipe, parts.tokenizer, extractors, None if classifiers is None else Path(classifiers))
     for step in evaluated_steps(recipe):
         if not run.checkpoint(step).is_dir():
             raise InputError(
                 f"{run.path}: the checkpoint of step {step} is gone; delete the folder to make the run again"
             )
-        if step not in _scores(run):
+        if step not in _scores(run, by):
             for name, why in evaluate(run.path, step=step, classifiers=classifiers).failed.items():
                 raise InputError(f"metric {name}: {why}")
-            if step not in _scores(run):
+            if step not in _scores(run, by):
                 raise TrainingError(f"{run.path}: the scores of step {step} could not be kept there")
-    maps = _similarity_maps(run)
-    samples = Path(assignment.samples)
-    if assignment.samples and not samples.exists():
-        write_samples(run.path, num=SHOWN, seed=recipe.evaluate.seed, out=samples)
-    return _record(assignment, run, maps)
+    return _record(assignment, run, _scores(run, by), _similarity_maps(run, parts))
 
 
 def evaluated_steps(recipe: Recipe) -> list[int]:
@@ -101,26 +105,33 @@ def evaluated_steps(recipe: Recipe) -> list[int]:
     return [*range(every, last, every), last]
 
 
-def _scores(run: Run) -> dict[int, dict[str, Any]]:
-    """The last evaluation of each step that is the recipe's alone: its metrics and sampling, averaged weights."""
+def _scores(run: Run, by: Mapping[str, FeatureExtractor]) -> dict[int, dict[str, Any]]:
+    """The last evaluation of each step that is the recipe's alone: its metrics and sampling, averaged weights.
+
+    Those that another extractor or other classifiers took than ``by``, the present ones, are left out.
+    """
     recipe = run.recipe
     count, seed = recipe.evaluate.num_samples, recipe.evaluate.seed
     settings = sampling_settings(recipe.sample, count, seed, recipe.evaluate.conditions)
     sampling = json.loads(json.dumps(dataclasses.asdict(settings)))
+    networks = {name: (taker.name, taker.checksum, taker.preprocessing) for name, taker in by.items()}
     found = [
         record
         for record in run.records("evaluation.jsonl")
         if set(recipe.evaluate.metrics) <= set(record["metrics"])
         and (record["weights"], record["sampling"]) == ("ema", sampling)
         and not record.get("beside_recipe")
+        and all(
+            tuple(record["metrics"][name].get(key) for key in ("extractor", "checksum", "preprocessing")) == network
+            for name, network in networks.items()
+        )
     ]
     return {record["step"]: record for record in found}
 
 
-def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
+def _similarity_maps(run: Run, parts: Parts) -> tuple[SimilarityMap, ...]:
     """Similarities of all pairs of blocks at each checkpoint, on the batch that training measures them on."""
     recipe = run.recipe
-    parts = build_parts(recipe, fresh=False)
     cache = parts.held_out or parts.cache
     interpolant, maps = recipe.objective.build(), []
     for step in evaluated_steps(recipe):
@@ -140,9 +151,10 @@ def _similarity_maps(run: Run) -> tuple[SimilarityMap, ...]:
     return tuple(maps)
 
 
-def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -> RunRecord:
+def _record(
+    assignment: Assignment, run: Run, scores: Mapping[int, dict[str, Any]], maps: tuple[SimilarityMap, ...]
+) -> RunRecord:
     recipe: Recipe = run.recipe
-    scores = _scores(run)
     steps = tuple(found.step for found in maps)
     logs = run.records()
     measured = {found["step"]: found for found in logs if "held_out_loss" in found}
@@ -156,8 +168,9 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
     for name, values in numbers.items():
         if not np.isfinite(values).all():
             raise TrainingError(f"{name}: is not finite at every evaluated step: {list(values)}")
-    environment = run.environment
-    environment["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
+    now = environment(default_device(), "", "", 1)
+    known = run.environment | {"finished_by": {key: now[key] for key in FINISHED_BY}}
+    known["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
     return RunRecord(
         seed=assignment.seed,
         status="finished",
@@ -173,14 +186,24 @@ def _record(assignment: Assignment, run: Run, maps: tuple[SimilarityMap, ...]) -
         process_seconds=time.time() - assignment.began,
         data=run.data.fingerprint,
         held_out_split=measured[steps[-1]].get("held_out_split"),
-        environment=environment,
+        environment=known,
     )
 
 
 def finish(assignment: Assignment) -> None:
-    """Carry out the assignment and leave its record; then only, let checkpoints go."""
-    record = carry_out(assignment)
-    write_record(Path(assignment.result), record)
+    """Carry out the assignment and leave its record, unless it is there; then only, draw samples, let checkpoints go.
+
+    Samples that cannot be drawn are a warning: they take no scores down.
+    """
+    record = read_record(Path(assignment.result))
+    if record is None or record.status != "finished":
+        write_record(Path(assignment.result), carry_out(assignment))
+    samples = Path(assignment.samples)
+    if assignment.samples and not samples.exists():
+        try:
+            write_samples(assignment.run, num=SHOWN, seed=Run(assignment.run).recipe.evaluate.seed, out=samples)
+        except (InputError, OSError) as error:
+            logger.warning("%s: no samples could be drawn (%s)", assignment.run, error)
     if assignment.keep is not None:
         leave_newest(Path(assignment.run) / "checkpoints", assignment.keep)
 

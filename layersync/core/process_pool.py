@@ -161,13 +161,13 @@ class ProcessPool:
         return duration(round(self.time_left())) if self._ended else "-"
 
     def time_left(self) -> float:
-        """Seconds, from the runs that have ended: those of the same domain where there are any."""
-        work = 0.0
-        for task in [*self.waiting, *(running.task for running in self._running)]:
-            alike = [one for one in self._ended if one.key[0] == task.key[0]] or self._ended
-            work += sum(one.seconds for one in alike) / len(alike)
-        spent = sum(time.monotonic() - running.began for running in self._running)
-        return max(0.0, work - spent) / self.jobs
+        """Seconds, from the runs that have ended well: those of the same domain where there are any."""
+        well = [one for one in self._ended if not one.error] or self._ended
+        now, rests = time.monotonic(), []
+        for task, began in [*((one, now) for one in self.waiting), *((one.task, one.began) for one in self._running)]:
+            alike = [one for one in well if one.key[0] == task.key[0]] or well
+            rests.append(max(0.0, sum(one.seconds for one in alike) / len(alike) - (now - began)))
+        return max(sum(rests) / min(self.jobs, len(rests)), *rests) if rests else 0.0
 
     def _now(self) -> str:
         """What runs, with the step and the loss of each."""
@@ -211,11 +211,13 @@ def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int
     """
     kept = {name: value for name, value in given.items() if name not in LAUNCHED and not name.startswith(LAUNCHERS)}
     if gpus:
-        visible = (given.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+        listed = (given.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(gpus)))).split(",")
+        visible = listed[:gpus]  # more may be listed than there are
         kept["CUDA_VISIBLE_DEVICES"] = visible[(int(given.get("LOCAL_RANK", "0")) * jobs + slot) % len(visible)]
     processes = int(given.get("LOCAL_WORLD_SIZE", "1"))
     share = max(1, cores // (jobs * processes))
-    wanted = int(kept.get("OMP_NUM_THREADS", share))
+    first = kept.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # others are of nested regions
+    wanted = int(first) if first.isdecimal() and int(first) else share
     if processes > 1 and wanted == 1:
         wanted = share  # what launchers say where nobody has said anything
     kept["OMP_NUM_THREADS"] = str(min(share, wanted))

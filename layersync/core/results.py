@@ -152,7 +152,7 @@ class RunRecord:
     step_seconds: float | None = None
     """Median time of a training step, over the logged ones."""
     process_seconds: float | None = None
-    """Life of the run's process: start, training, scores, samples."""
+    """Life of the run's process until its record: start, training, scores."""
     data: str = ""
     """Fingerprint of data and tokenizer; empty where it is not known."""
     held_out_split: Literal["train", "test"] | None = None
@@ -174,8 +174,8 @@ class Gain:
     interval: tuple[float, float] | None
     seeds: int
     resolution: float | None = None
-    """Half the width of the interval, as a gain: smaller ones could not have been told from none, and a true gain of
-    this size is told in about half of such comparisons."""
+    """Half the width of the interval of the log-ratio, as a gain: smaller ones could not have been told from none, and
+    a true gain of this size is told in about half of such comparisons."""
     note: str = ""
     by_classifier: tuple[float, ...] = ()
     """Of ``fd-classifier``, a mean over classifiers, the gain by each alone. The interval is over seeds only."""

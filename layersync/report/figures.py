@@ -37,6 +37,13 @@ LOG_RATIO = 4.0
 WIDEST_GAIN = 0.25
 """Intervals are cut off, with an arrow, beyond this gain or three times the largest mean gain."""
 LONGEST_NAME = 22
+LEGEND_INSIDE = 5
+"""Series whose legend has room among the curves; that of more stands below them."""
+LEGEND_LINE = 0.16
+"""Inches."""
+LABEL_BESIDE, HEADING_BESIDE = 10, 56
+"""Letters of the longest variant's name, without and with a heading's, beside which the figure of gains has room for
+its label and its headings: longer ones start from the left edge."""
 RASTER_DEPTH = 16
 """Maps of more blocks are drawn as pixels: their squares as vectors would be most of the page."""
 
@@ -142,20 +149,26 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
     largest = max((abs(mean) for mean in means), default=0.0)
     bound = 1.12 * max(0.02, min(max((abs(end) for end in ends), default=0.0), max(WIDEST_GAIN, 3 * largest)))
     lines = sum(1 + len(variants) for _, variants in rows)
+    headings = [f"{_short(domain.name)}  ·  {_short(domain.metric)}" for domain in domains]
+    longest = max((len(_short(name)) for _, variants in rows for name, _ in variants), default=0)
 
     def paint(canvas: Canvas) -> None:
+        from matplotlib.transforms import blended_transform_factory
+
         axes = canvas.subplots()
         axes.axvline(0, color=INK, linewidth=0.9)
+        beside = longest + max(map(len, headings)) <= HEADING_BESIDE
+        across = axes.transAxes if beside else canvas.transFigure
         places, labels, place = [], [], 0.0
         hollow = False
-        for domain, variants in rows:
+        for (domain, variants), heading in zip(rows, headings, strict=True):
             # Data to the right of the axis' left end: a heading of its own line, above the variants of the domain.
-            heading = f"{_short(domain.name)}  ·  {_short(domain.metric)}"
             axes.text(
                 0.01,
                 place,
                 heading,
-                transform=axes.get_yaxis_transform(),
+                transform=blended_transform_factory(across, axes.transData),
+                in_layout=beside,
                 va="center",
                 fontsize=7.5,
                 color=INK,
@@ -174,7 +187,11 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
         axes.set_xlim(-bound, bound)
         axes.set_ylim(place - 0.6, -0.6)
         axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:+.3g}" if value else "0")
-        axes.set_xlabel("gain over the reference variant, %  (right is better)")
+        label = "gain over the reference variant, %  (right is better)"
+        if longest <= LABEL_BESIDE:
+            axes.set_xlabel(label)
+        else:
+            canvas.supxlabel(label, fontsize=8)
         if hollow:
             axes.set_title("hollow: one seed, no error bar", loc="right", fontsize=7, color=MUTED)
 
@@ -243,7 +260,7 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
         _step_axis(axes)
         axes.set_ylabel(f"{_short(metric)}")
         axes.set_title(direction, loc="left", fontsize=7, color=MUTED)
-        axes.legend(loc="best")
+        _legend(canvas, axes)
 
     over = "by variant" if len(steps) == 1 else "against training steps"
     alt = f"{metric} of {domain.name} {over} ({ARROWS[better]}). At step {steps[-1]:,}: " + "; ".join(
@@ -272,6 +289,17 @@ def _lines(
         low, high = zip(*curve.interval, strict=True)
         axes.fill_between(steps[: len(low)], low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=_short(name) + remark)
+
+
+def _legend(canvas: Canvas, axes: Axes) -> None:
+    """Where the curves leave room; of many series below them, the figure so much higher."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) <= LEGEND_INSIDE:
+        axes.legend(loc="best")
+        return
+    columns = int(WIDTH / (0.5 + 0.06 * max(map(len, labels)))) or 1  # inches of a line with its marker, of a letter
+    canvas.set_figheight(canvas.get_figheight() + LEGEND_LINE * math.ceil(len(labels) / columns))
+    canvas.legend(handles, labels, loc="outside lower center", ncols=columns, columnspacing=1)
 
 
 def _columns(
@@ -379,7 +407,7 @@ def loss_figure(domain: Domain) -> Figure | None:
         _logarithmic(axes, [value for runs in shown.values() for run in runs for value in run.held_out_loss])
         _step_axis(axes)
         axes.set_ylabel("held-out flow loss")
-        axes.legend(loc="best")
+        _legend(canvas, axes)
 
     last = "; ".join(
         f"{name} {number(float(np.mean([run.held_out_loss[-1] for run in runs])))}" for name, runs in shown.items()
@@ -415,7 +443,7 @@ def similarity_figure(domain: Domain, pair: str) -> Figure | None:
             axes.set_ylabel(KINDS[kind])
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         _step_axis(panels[-1])
-        panels[0].legend(loc="best")
+        _legend(canvas, panels[0])
 
     last = "; ".join(
         f"{name} " + ", ".join(f"{KINDS[kind]} {score(curves[kind])}" for kind in kinds)

@@ -207,13 +207,21 @@ def flat(content: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def settings_tables(domain: Domain) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """Settings that all variants have in common, and the others with a value for each variant."""
-    own = [dict(flat(text.settings(variant, domain))) for variant in domain.variants.values()]
-    rows = {
-        key: [found.get(key, text.NOTHING) for found in own] for key in dict.fromkeys(k for one in own for k in one)
-    }
-    common = [(key, values[0]) for key, values in rows.items() if len(set(values)) == 1]
-    return common, [(key, values) for key, values in rows.items() if len(set(values)) > 1]
+    """Settings that all variants have in common, and the others with a value for each variant.
+
+    A variant without a finished run has no section of what scores were taken with, and is not unlike the others in it.
+    """
+    settings = [text.settings(variant, domain) for variant in domain.variants.values()]
+    own = [dict(flat(found)) for found in settings]
+    common, differing = [], []
+    for key in dict.fromkeys(key for one in own for key in one):
+        values = [one.get(key, text.NOTHING) for one in own]
+        said = {value for value, found in zip(values, settings, strict=True) if key.partition(".")[0] in found}
+        if len(said) == 1:
+            common.append((key, said.pop()))
+        else:
+            differing.append((key, values))
+    return common, differing
 
 
 def _plain(value: Any) -> str:

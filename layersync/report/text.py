@@ -23,8 +23,8 @@ from layersync.core.results import (
 NOTHING = "–"
 LATEST = "at the last step"
 RESOLUTION = (
-    "Resolution: half the width of the 95 % interval: smaller gains could not have been told from none, a true gain of "
-    "this size is told in about half of such comparisons."
+    "Resolution: half the width of the 95 % interval of the log-ratio, as a gain: smaller gains could not have been "
+    "told from none, a true gain of this size is told in about half of such comparisons."
 )
 TIMES = (
     "Seconds and the time of a step are only as good as the machine was quiet: whatever else ran on it, other runs of "
@@ -155,7 +155,7 @@ def settings(variant: Variant, domain: Domain) -> dict[str, Any]:
 def protocols(domain: Domain) -> list[str]:
     """What the domain's numbers are never said without: a line, or one for each group of variants that differ in it."""
     lines: dict[str, list[str]] = {}
-    sampled = {name: _sampling(settings(variant, domain)) for name, variant in domain.variants.items()}
+    sampled = _sampled({name: settings(variant, domain) for name, variant in domain.variants.items()})
     keys = dict.fromkeys(key for found in sampled.values() for key in found if key not in SAID)
     unlike = [key for key in keys if len({str(found.get(key)) for found in sampled.values()}) > 1]
     for name, variant in domain.variants.items():
@@ -169,10 +169,10 @@ SAID = ("solver", "steps", "guidance", "num_samples", "seed")
 """Settings of sampling that a protocol says anyway, or that are one for all variants."""
 
 
-def _sampling(found: Mapping[str, Any]) -> Mapping[str, Any]:
-    """How samples were drawn: as the scores say, or before there is one, as the recipe does."""
-    sampling: Mapping[str, Any] = found.get("sampling") or found.get("sample") or {}
-    return sampling
+def _sampled(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """By variant, how samples were drawn: as the scores say, or before all have one, as the recipes do."""
+    section = "sampling" if all("sampling" in own for own in found.values()) else "sample"
+    return {name: own.get(section) or {} for name, own in found.items()}
 
 
 def _protocol(found: Mapping[str, Any], metric: str) -> str:
@@ -211,7 +211,9 @@ def verdict(name: str, variant: Variant, domain: Domain) -> str:
     ends = f"95 % interval {' to '.join(f'{100 * end:+.1f} %' for end in found.interval)}, {found.seeds} seeds"
     indicative = f"; indicative only, fewer than {ENOUGH_SEEDS} seeds" if few_seeds(found.seeds) else ""
     if found.interval[0] <= 0 <= found.interval[1]:
-        sees = "" if found.resolution is None else f"; half its width is {percent(found.resolution, sign=False)}"
+        sees = ""
+        if found.resolution is not None:
+            sees = f"; gains below {percent(found.resolution, sign=False)} could not have been told from none"
         return f"{name}: no gain seen in {domain.metric}: {percent(found.mean)} ({ends}{sees}{indicative})."
     return f"{name}: {size} {side} {over} ({ends}{indicative})."
 

@@ -27,9 +27,9 @@ from scipy.spatial.transform import Rotation
 
 import layersync
 from layersync import Run
-from layersync.core import experiment
+from layersync.core import experiment, experiment_checks, experiment_run
 from layersync.core.comparison import Arm, summarise
-from layersync.core.errors import TrainingError
+from layersync.core.errors import InputError, Interrupted, TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
 from layersync.core.experiment_run import Assignment, carry_out, finish
 from layersync.core.gain import paired_gain
@@ -240,6 +240,33 @@ def elsewhere(numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     another_classifier(kept, cache / "classifiers" / kept.name)
     monkeypatch.setenv("LAYERSYNC_CACHE", str(cache))
     return out
+
+
+def test_the_command_of_one_seed_names_it(numbers: Path) -> None:
+    """As one to take, not as how many."""
+    _, _, given = read_comparison(numbers).command.partition(" --seeds ")
+    assert given.split()[0] == "5,"
+
+
+def test_a_run_that_another_version_finished_is_said(numbers: Path) -> None:
+    """Old records do not say who finished them."""
+    arms = arms_of([numbers.parent / "numbers.yaml"], {"baseline": (), "layersync": ()}, ())
+    (domain,) = read_comparison(numbers).domains
+
+    def notes(finished_by: dict[str, Any] | None) -> str:
+        records = {("numbers", name, 5): variant.runs[0] for name, variant in domain.variants.items()}
+        run = records["numbers", "layersync", 5]
+        changed = {key: value for key, value in run.environment.items() if key != "finished_by"}
+        if finished_by is not None:
+            changed["finished_by"] = run.environment["finished_by"] | finished_by
+        records["numbers", "layersync", 5] = replace(run, environment=changed)
+        return " ".join(note for note in summarise(arms, [5], records, numbers).notes if "different" in note)
+
+    assert notes({}) == notes(None) == ""
+    packages = domain.variants["layersync"].runs[0].environment["packages"]
+    said = notes({"packages": packages | {"layersync": "8.8"}, "git_commit": "abc", "device_name": "another"})
+    assert "versions of layersync: " in said and "8.8" in said
+    assert "commits of layersync: " in said and "processors: " in said and "torch" not in said
 
 
 def test_all_runs_are_scored_by_the_classifier_in_the_folder(elsewhere: Path, short: list[Path]) -> None:
@@ -541,6 +568,52 @@ def test_runs_are_not_set_beside_others_of_other_data(
     assert (out / "compare.json").read_bytes() == before
 
 
+def test_a_variant_of_another_condition_keeps_another_number_of_labels(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one with texts does of many examples: only runs conditioned alike have to agree in it."""
+    recipe = tmp_path / "numbers.yaml"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    arms = arms_of([recipe], {"baseline": (), "blind": ["condition.labels=ignored"]}, ())
+    monkeypatch.setattr(experiment_checks, "num_conditions", lambda parts: 20 if parts.data.labels_used else 10)
+
+    def check(baseline: int, blind: int) -> list[Arm]:
+        kept = {"baseline": baseline, "blind": blind}
+        records = {
+            ("numbers", name, 5): RunRecord(
+                5, "finished", name, environment={"conditions": count, "evaluation": {"metrics": {}}}
+            )
+            for name, count in kept.items()
+        }
+        return experiment_checks.check_work(tmp_path / "out", arms, (5, 6), records)
+
+    assert [arm.variant for arm in check(20, 10)] == ["baseline", "blind"]
+    with pytest.raises(InputError, match="from fewer training examples than 20"):
+        check(10, 10)
+
+
+def test_samples_that_cannot_be_drawn_take_no_scores_down(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A modality's `render` that raises is a warning; once it does not, --resume draws of the runs that are there."""
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise InputError("Adapter.render: raised ValueError")
+
+    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
+    recipe, out = tmp_path / "numbers.yaml", tmp_path / "out"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="seed 5: no samples could be drawn; its log"):
+        patch.setattr(experiment_run, "write_samples", failing)
+        (domain,) = layersync.compare([recipe], seeds=[5], out=out).domains
+    assert {run.status for variant in domain.variants.values() for run in variant.runs} == {"finished"}
+    assert {variant.samples for variant in domain.variants.values()} == {""}
+    (again,) = layersync.compare([recipe], seeds=[5], out=out, resume=True).domains
+    for name, variant in again.variants.items():
+        assert variant.samples_seed == 5 and list((out / variant.samples).iterdir())
+        assert variant.runs == domain.variants[name].runs
+
+
 def test_the_next_seed_draws_samples_where_the_first_failed(
     folder: Path, recipe: Path, command: Make, tmp_path: Path
 ) -> None:
@@ -556,7 +629,7 @@ def test_the_next_seed_draws_samples_where_the_first_failed(
         shutil.rmtree(out / "samples/digits/layersync")
 
     copy_of(folder, out, change)
-    status, _, err = command(*words(recipe, out, *GIVEN, "--resume"))
+    status, _, err = command(*words(recipe, out, *GIVEN, "--resume", "--jobs", "2"))
     (domain,) = read_comparison(out).domains
     found = domain.variants["layersync"]
     assert status == 1 and [run.status for run in found.runs] == ["failed", "finished"], err
@@ -564,7 +637,7 @@ def test_the_next_seed_draws_samples_where_the_first_failed(
 
 
 def test_a_record_is_of_its_recipe_alone_and_of_numbers(tiny: Make, tmp_path: Path) -> None:
-    """No score by hand, in another way, is taken for the run's own; what is not finite is a failed run."""
+    """No score by hand, in another way or by others, is taken for the run's own; what is not finite has failed."""
     (tmp_path / "recipe.yaml").write_text(tiny("train.steps=3", "evaluate.num_samples=32").to_yaml())
     run = tmp_path / "run"
     assignment = Assignment(str(tmp_path / "recipe.yaml"), 3, str(run), str(tmp_path / "run.json"), "run")
@@ -575,6 +648,12 @@ def test_a_record_is_of_its_recipe_alone_and_of_numbers(tiny: Make, tmp_path: Pa
     assert by_hand.metrics["fd-classifier"].value != record.scores["fd-classifier"][-1]
     again = carry_out(assignment)
     assert again.scores == record.scores
+    scored = run / "evaluation.jsonl"
+    others = json.loads(scored.read_text().splitlines()[0])
+    others["metrics"]["fd-classifier"] |= {"checksum": "of other classifiers", "value": 999.0}
+    scored.write_text(json.dumps(others) + "\n")
+    again = carry_out(assignment)
+    assert again.scores == record.scores and len(scored.read_text().splitlines()) == 2, "scored anew"
     log = run / "metrics.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     last = next(line for line in reversed(lines) if "held_out_loss" in line)
@@ -628,6 +707,7 @@ def test_a_loss_of_what_was_trained_on_is_said_to_be(folder: Path, recipe: Path,
         ),
         (["--seeds", "0"], ["--seeds", "at least 1"]),
         (["--seeds", "1,1"], ["--seeds", "different"]),
+        (["--seeds", "20251130"], ["--seeds", "at most 10000", "the seed 20251130 alone is 20251130,"]),
         (["--seeds", "many"], ["--seeds", "'many'"]),
         (["--set", f"seed={2**63 - 1_000_001}"], ["seed: 3 from 9223372036853775807 on go beyond 2^63 - 1000001"]),
         (["--jobs", "0"], ["--jobs", "at least 1"]),
@@ -643,6 +723,35 @@ def test_bad_input_is_one_line_before_any_work(
     assert status == 2 and stdout == "" and len(lines) == 1 and lines[0].startswith("error: "), err
     assert all(word in lines[0] for word in wanted), lines[0]
     assert not out.exists()
+
+
+class Stopped(OneAfterTheOther):
+    """As Ctrl-C before the first run ends."""
+
+    def run(self) -> Iterator[Task]:
+        raise KeyboardInterrupt
+
+
+def test_what_a_first_write_left_behind_is_no_comparison(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A lock and half a file; a file in the folder's place is refused before data is looked at."""
+    monkeypatch.setattr(experiment, "ProcessPool", Stopped)
+    recipe, out = tmp_path / "numbers.yaml", tmp_path / "out"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    out.mkdir()
+    for name in (".lock", ".compare.json.0123abcd.partial"):
+        (out / name).write_text("")
+    with pytest.raises(Interrupted):
+        layersync.compare([recipe], seeds=[5], out=out)
+    assert {path.name for path in out.iterdir()} - {".lock"} == {"compare.json", "recipes"}
+    (out / ".compare.json.4567cdef.partial").write_text("{")
+    with pytest.raises(Interrupted):
+        layersync.compare([recipe], seeds=[5], out=out, resume=True)
+    assert not list(out.glob("*.partial"))
+    monkeypatch.delattr(experiment, "check_work")
+    with pytest.raises(InputError, match=r"numbers\.yaml is a file"):
+        layersync.compare([recipe], seeds=[5], out=recipe)
 
 
 def test_one_recipe_is_compared_once(recipe: Path, command: Make, tmp_path: Path) -> None:

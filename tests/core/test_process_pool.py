@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import subprocess
 from collections import Counter
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from layersync.core import process_pool
 from layersync.core.experiment_run import Assignment
-from layersync.core.process_pool import Task, dealt, run_environment, usable_cores
+from layersync.core.process_pool import ProcessPool, Task, dealt, run_environment, usable_cores
 
 NOTHING = Assignment(recipe="", seed=0, run="", result="", path="")
 
@@ -23,6 +29,45 @@ def test_every_run_is_made_once_and_every_variant_by_every_process(variants: int
     for share in shares:
         each = Counter(task.key[1] for task in share)
         assert len(each) == variants and max(each.values()) - min(each.values()) <= 2
+
+
+class Clock:
+    """Time that passes while it is slept."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.time = self.monotonic = lambda: self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Process:
+    """A run that takes 100 seconds, or with seed 0 fails after one."""
+
+    clock = Clock()
+
+    def __init__(self, words: list[str], **_: object):
+        failing = json.loads(words[-1])["seed"] == 0
+        self.end, self.returncode = self.clock.now + (1 if failing else 100), int(failing)
+        self.stdin = io.BytesIO()
+
+    def poll(self) -> int | None:
+        return self.returncode if self.clock.now >= self.end else None
+
+
+def test_the_time_left_is_that_of_the_runs_that_are_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one run on two jobs its own; a failure within a second makes no run shorter."""
+    monkeypatch.setattr(process_pool, "time", Process.clock)
+    monkeypatch.setattr(subprocess, "Popen", Process)
+    seeds = range(6)
+    runs = [replace(NOTHING, seed=seed, run=str(tmp_path / str(seed))) for seed in seeds]
+    pool = ProcessPool(2, [Task(("d", "v", seed), "", runs[seed], 1) for seed in seeds])
+    left = {task.key[2]: (Process.clock.now, pool.time_left()) for task in pool.run()}
+    end = left[5][0]
+    assert left[4][1] == pytest.approx(end - left[4][0], abs=1)
+    assert left[3][1] == pytest.approx(100, abs=1) and left[2][1] == pytest.approx(150, abs=1)
+    assert left[5][1] == 0
 
 
 @pytest.mark.parametrize(("jobs", "visible"), [(1, None), (2, None), (2, "4,5,6,7"), (1, "GPU-a,GPU-b")])
@@ -40,6 +85,12 @@ def test_every_run_of_a_launch_has_a_gpu_of_its_own(jobs: int, visible: str | No
     assert sorted(found) == sorted(names)
 
 
+def test_gpus_that_are_listed_and_not_there_are_given_to_no_run() -> None:
+    given = {"CUDA_VISIBLE_DEVICES": "2,3,8,9"}
+    found = [run_environment(given, slot, 4, gpus=2, cores=8)["CUDA_VISIBLE_DEVICES"] for slot in range(4)]
+    assert found == ["2", "3", "2", "3"]
+
+
 @pytest.mark.parametrize(
     ("given", "jobs", "threads"),
     [
@@ -49,6 +100,9 @@ def test_every_run_of_a_launch_has_a_gpu_of_its_own(jobs: int, visible: str | No
         ({"OMP_NUM_THREADS": "1"}, 2, 1),
         ({"OMP_NUM_THREADS": "4"}, 2, 4),
         ({"OMP_NUM_THREADS": "12"}, 2, 8),
+        ({"OMP_NUM_THREADS": " 4,2"}, 2, 4),
+        ({"OMP_NUM_THREADS": ""}, 2, 8),
+        ({"OMP_NUM_THREADS": "all"}, 2, 8),
         ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}, 1, 8),
         ({"LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "3"}, 1, 3),
     ],

@@ -17,12 +17,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile
+from matplotlib.textpath import TextPath
 from PIL import Image, ImageSequence
 
 import layersync
 from layersync.core.errors import InputError
-from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant
-from layersync.report import check_target, comparison_table, write_report
+from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant, read_comparison
+from layersync.report import check_target, comparison_table, figures, write_report
 from layersync.report.text import score
 
 Words = Callable[[Path], str]
@@ -114,10 +115,10 @@ class TestNumbers:
         assert "Indicative: 3 seeds, fewer than 5." in said
         assert "7.0 % better than baseline in fd-classifier at the last step (95 % interval +5.0 % to +9.0 %" in said
         assert (
-            "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; half its width is 2.0 %;"
-            in said
+            "no gain seen in fd-classifier: +1.0 % (95 % interval -1.0 % to +3.0 %, 3 seeds; gains below 2.0 % could "
+            "not have been told from none;" in said
         )
-        assert "would have been" not in said and "smaller gains could not have been told from none" in said
+        assert "would have been" not in said and "as a gain: smaller gains could not have been told from none" in said
         assert "4.0 % worse than baseline" in said
         assert "neither higher nor lower is better" in said
         assert "not reached: the mean at no evaluation is as good" in said
@@ -129,6 +130,7 @@ class TestNumbers:
         recipes = re.findall(r"layersync train (\S+) --set seed=0", said)
         assert len(recipes) == 6 and all((comparison_folder / shlex.split(line)[0]).is_file() for line in recipes)
         assert said.count("layersync train ") == 6
+        assert "a relative path (data.path, train.init), it starts from the folder that the comparison was" in said
         assert "sampling.guidance 2" in said and "metrics.fd-classifier.reference.count 359" in said
         assert "AMD EPYC" in said and "2.14.1" in said
         recipe = (comparison_folder / "motion-quick" / "layersync" / "recipe.yaml").read_text()
@@ -268,6 +270,27 @@ class TestNumbers:
         assert [line.partition(":")[0] for line in lines] == ["baseline", "layersync"]
         assert "guidance 2;" in lines[0] and "guidance 3.5;" in lines[1] and all(line in said for line in lines)
 
+    def test_a_variant_without_a_finished_run_has_no_other_settings(self, changed: Changed, words: Words) -> None:
+        """A recipe's section of sampling, which has keys of its own, is not set against what scores say."""
+        sample = {"solver": "heun", "steps": 12, "guidance": 2.0, "batch_size": 8, "guidance_interval": [0.0, 1.0]}
+
+        def wait(found: Comparison) -> Comparison:
+            own = found.domains[0].settings | {"sample": sample}
+            sampling = {key: sample[key] for key in ("solver", "steps", "guidance")} | {"precision": "float32"}
+            found = _with("baseline", settings={**own, "sampling": sampling})(found)
+            runs = tuple(_without_scores(run, "waiting") for run in found.domains[0].variants["layersync"].runs)
+            cut: dict[str, Any] = {"curves": {}, "gain": None, "gains": {}, "speed_up": None, "similarity": {}}
+            cut |= {"held_out_loss": None, "held_out_gain": None, "overhead": None}
+            return _with(runs=runs, settings={"steps": own["steps"], "sample": sample}, **cut)(found)
+
+        folder = changed(wait)
+        said = words(write_report(folder))
+        assert "setting of all variants" not in said and "sampling.precision float32" in said
+        table = comparison_table(Comparison.from_mapping(json.loads((folder / "compare.json").read_text())))
+        baseline, layersync = (line for line in table.splitlines() if "training steps;" in line)
+        by = "1500 training steps; samples by heun in 12 steps, guidance 2;"
+        assert by in baseline and by in layersync and "precision" not in table and "batch_size" not in table
+
     def test_times_that_cannot_be_said_are_said_to_be_missing(self, changed: Changed, words: Words) -> None:
         def untimed(found: Comparison) -> Comparison:
             before = found.domains[0].variants["layersync"].speed_up
@@ -327,6 +350,25 @@ class TestFigures:
             (folder / "figures" / name).write_bytes(b"")
         write_report(folder)
         assert {file.name for file in (folder / "figures").iterdir()} == written | {"my-own.png", "1-score.txt"}
+
+    def test_many_variants_and_long_names_have_room(self, comparison_folder: Path) -> None:
+        """A legend below the curves, which keep their height; headings and labels that end before the right edge."""
+        (domain, *_) = read_comparison(comparison_folder).domains
+        baseline, variant = domain.variants.values()
+        many = {"baseline": baseline} | {f"pair-{n}-9-weight-100": variant for n in range(7)}
+        name, metric = "spoken-digits-of-speak", "fd-inception-v3.pool-x"
+        better = {metric: domain.better["fd-classifier"]}
+        wide = dataclasses.replace(domain, name=name, metric=metric, better=better, variants=many)
+        drawn = figures.gain_figure([wide]).svg
+        for said, size in ((f"{name}  ·  {metric}", 7.5), ("gain over the reference variant, %  (right is better)", 8)):
+            start = re.search(rf"<!-- {re.escape(said)} -->\s*<g [^>]*translate\(([\d.]+) ", drawn)
+            assert start is not None
+            assert float(start[1]) + TextPath((0, 0), said, size=size).get_extents().width < 252, said
+        loss = figures.loss_figure(wide)
+        assert loss is not None
+        height = re.search(r'height="([\d.]+)pt"', loss.svg)
+        assert height is not None and float(height[1]) > 2.5 * 72 + 4 * 11
+        assert loss.svg.index('id="legend_1"') > loss.svg.rindex('id="axes_1"')
 
     def test_what_is_drawn_follows_the_numbers(self, changed: Changed, comparison_folder: Path) -> None:
         folder = changed(_with(gain=Gain(0.20, (0.15, 0.25), 3, 0.05)))
