@@ -125,7 +125,7 @@ class Run:
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n")
             (partial / "recipe.yaml").write_text(recipe.to_yaml())
             for name, values in tensors.items():
-                save_file(dict(values), partial / f"{name}.safetensors")
+                save_file(apart(values), partial / f"{name}.safetensors")
             for file in (*partial.iterdir(), partial):
                 sync_path(file)
             partial.rename(path)
@@ -199,6 +199,18 @@ class Run:
                 kept = [record for record in self.records(log) if record["step"] <= step]
                 with atomic_write(self.path / log) as partial:
                     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, no two in the same memory, as safetensors wants them: tied weights are written under each name."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().contiguous().cpu()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in places else value
+        places.add(place)
+    return found
 
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:

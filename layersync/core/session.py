@@ -27,11 +27,13 @@ from layersync.core.errors import InputError, Interrupted
 from layersync.core.latents import LatentCache
 from layersync.core.metric import check_labels, parse_metrics
 from layersync.core.parallel import Processes
+from layersync.core.plugin import calling
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
 from layersync.core.run import (
     Run,
+    apart,
     atomic_write,
     differing_keys,
     environment,
@@ -185,7 +187,8 @@ def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
         "label": torch.from_numpy(parts.cache.labels[keep]),
         "frames": torch.from_numpy(parts.cache.frames[keep]),
     }
-    tensors = {"tokenizer": parts.tokenizer.state(), "conditions": conditions}
+    with calling(parts.tokenizer, "state"):
+        tensors = {"tokenizer": apart(parts.tokenizer.state()), "conditions": conditions}
     captions = [parts.cache.captions[row] for row in keep.tolist()] if parts.texts is not None else ()
     run = Run.create(path, recipe, found, parts.data, tensors, captions)
     logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)

@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
+import torch
 from plugins import QUICK, Installer
+from safetensors.torch import load_file
 
 from layersync import InputError, testing
 from layersync.core.adapter import protocol_members
 from layersync.core.conformance.subject import Subject
-from layersync.core.conformance.suite import CHECKS, open_subject, run_checks
+from layersync.core.conformance.suite import CHECKS, open_subject, run_check, run_checks
 from layersync.modalities.motion.mdm import MDM
 from layersync.testing import AdapterConformance
 
@@ -70,6 +72,19 @@ def test_an_adapter_of_unlabelled_data_passes(installer: Installer, command: Com
     )
     out = command("check", name, "--json")[1]
     assert {check["name"]: check["status"] for check in json.loads(out)["checks"]}["archive"] == "ok", out
+
+
+def test_a_state_is_kept_however_its_tensors_lie_in_memory(installer: Installer, command: Command) -> None:
+    state = '{"scale": self.scale.repeat_interleave(2)[::2], "flat": self.scale[:1].expand(3), "tied": self.scale}'
+    old, known = 'return {"scale": self.scale}', ('if set(state) != {"scale"}', 'if "scale" not in state')
+    name, broken = installer.strokes((old, f"return {state}"), known), installer.strokes((old, "1 / 0"))
+    run_check("tokenizer-state", open_subject(name))
+    run = installer.folder / "run"
+    assert command("train", f"{name}/quick", "--out", run)[0] == 0
+    kept = load_file(run / "tokenizer.safetensors")
+    assert torch.equal(kept["flat"], kept["scale"][:1].expand(3)) and torch.equal(kept["tied"], kept["scale"])
+    status, _, err = command("train", f"{broken}/quick", "--out", installer.folder / "none")
+    assert status == 2 and "Offsets.state raised ZeroDivisionError" in err and "Traceback" not in err
 
 
 def test_a_whole_adapter_passes_every_check(installer: Installer, command: Command) -> None:

@@ -26,6 +26,7 @@ from layersync.core.conformance.subject import (
 from layersync.core.errors import InputError
 from layersync.core.metric import KINDS, parse_metric
 from layersync.core.recipe_reading import load_recipe
+from layersync.core.run import apart
 
 SOURCES_LOOKED_AT = 64
 ALONE_TOLERANCE = 1e-4
@@ -210,7 +211,7 @@ def tokenizer_state(subject: Subject) -> None:
     """What a fitted tokenizer's ``state`` returns makes another give the same latents; fingerprints stay."""
     tokenizer, batch = subject.tokenizer, subject.batch
     with calling(at(tokenizer, "state")):
-        kept = load(save({name: value.contiguous() for name, value in tokenizer.state().items()}))
+        kept = load(save(apart(tokenizer.state())))
     other = subject.new_tokenizer()
     came = f"{tokenizer.fingerprint!r} once fitted, {other.fingerprint!r} before"
     expect(tokenizer.fingerprint == other.fingerprint, at(tokenizer, "fingerprint"), "one that fit leaves alone", came)
