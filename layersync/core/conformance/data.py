@@ -166,7 +166,7 @@ def workers(subject: Subject) -> None:
 
 
 def encode(subject: Subject) -> None:
-    """Stored forms are float32 and laid out alike; a sample is encoded as it is beside others."""
+    """Stored forms are float32 and laid out alike; a sample is encoded alone, and after ``fit``, as beside others."""
     tokenizer = subject.new_tokenizer()
     subject.check_stored(tokenizer, subject.stored)
     where, example = at(tokenizer, "encode"), subject.examples[-1][1]
@@ -177,6 +177,17 @@ def encode(subject: Subject) -> None:
     error = relative_error(alone, wanted)
     expect(
         error <= ALONE_TOLERANCE, where, "a sample alone to be encoded as beside others", f"a difference of {error:.2g}"
+    )
+    with calling(at(tokenizer, "fit")):
+        tokenizer.fit(subject.stored)
+    with calling(where):
+        (fitted,) = tokenizer.encode([example.sample])
+    error = relative_error(fitted, alone)
+    expect(
+        error <= ALONE_TOLERANCE,
+        where,
+        "the same stored values once fitted: normalise in latents, as the training split is encoded before fit",
+        f"a difference of {error:.2g}",
     )
 
 
