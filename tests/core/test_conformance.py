@@ -250,6 +250,11 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ),
     (
         "tokenizer-latents",
+        "Offsets.latents and fit: expected latents of order 1, as noise is; got a root mean square of",
+        [("return stored / self.scale", "return stored / self.scale * 100")],
+    ),
+    (
+        "tokenizer-latents",
         "expected [6, 24, 2], a batch of LatentSpec's [24, 2]; got [6, 24, 4]",
         [("return stored / self.scale", "return (stored / self.scale).repeat(1, 1, 2)")],
     ),

@@ -29,6 +29,8 @@ from layersync.core.recipe_reading import load_recipe
 from layersync.core.run import apart
 
 SOURCES_LOOKED_AT = 64
+LATENTS_SIZE = 0.05, 20.0
+"""Root mean squares of latents that are of order 1, as the noise is that they are mixed with."""
 ALONE_TOLERANCE = 1e-4
 """Relative: a sample that is encoded alone or beside others, in float32."""
 
@@ -192,13 +194,18 @@ def encode(subject: Subject) -> None:
 
 
 def latents(subject: Subject) -> None:
-    """Latents have the shape of ``LatentSpec``, in float32, where the stored form is; settings alone say the shape."""
+    """Latents are of order 1 and have ``LatentSpec``'s shape, in float32, where stored; settings alone say the shape."""
     tokenizer, spec = subject.tokenizer, subject.recipe.tokenizer.latent_spec()
     if spec is not None:
         where = at(subject.recipe.tokenizer, "latent_spec")
         expect(spec == tokenizer.latent, where, f"{at(tokenizer, 'latent')}, {tokenizer.latent}", f"{spec}")
     if tokenizer.latent.variable:
         expect(tokenizer.latent.num_frames is not None, at(tokenizer, "latent"), "frames in a variable grid", "none")
+    x1, mask = subject.batch.x1, subject.batch.mask
+    real = x1 if mask is None else x1.movedim(tokenizer.latent.frame_axis + 1, 1)[mask]
+    size, (low, high) = float(real.square().mean().sqrt()), LATENTS_SIZE
+    where = f"{at(tokenizer, 'latents')} and fit"
+    expect(low < size < high, where, "latents of order 1, as noise is", f"a root mean square of {size:.3g}")
 
 
 def window(subject: Subject) -> None:
