@@ -10,7 +10,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layersync.core.adapter import SECTIONS, Section
+from layersync.core.adapter import SECTIONS, Example, ExampleDataset, Section
 from layersync.core.conformance.subject import (
     Fault,
     NotApplicable,
@@ -129,17 +129,14 @@ def repeats(subject: Subject) -> None:
 
 
 def splits(subject: Subject) -> None:
-    """No held-out example is a training example."""
+    """Held-out examples are no training examples: none of the same source, and not all of others."""
     train, test = subject.train, subject.test
     if not len(test):
         raise NotApplicable("there is no test split")
     expect(train.fingerprint != test.fingerprint, at(train, "fingerprint"), "another for each split", train.fingerprint)
-    by_source = {
-        example.source: example
-        for _, example in readable(train, spread(len(train), SOURCES_LOOKED_AT))
-        if example.source
-    }
-    for index, example in readable(test, spread(len(test), SOURCES_LOOKED_AT)):
+    trained, held_out = _looked_at(train), _looked_at(test)
+    by_source = {example.source: example for _, example in trained if example.source}
+    for index, example in held_out:
         twin = by_source.get(example.source)
         expect(
             twin is None or not same(twin.sample, example.sample),
@@ -147,6 +144,19 @@ def splits(subject: Subject) -> None:
             "an example that is not in the training split",
             f"the same sample, of {example.source!r}, in both",
         )
+    apart = any(not any(same(twin.sample, example.sample) for _, twin in trained) for _, example in held_out)
+    expect(
+        apart or not held_out,
+        f"{subject.where('dataset')}(data, 'test')",
+        "examples that are not in the training split",
+        f"training examples, all {len(held_out)} that were looked at",
+    )
+
+
+def _looked_at(dataset: ExampleDataset) -> list[tuple[int, Example]]:
+    """The first examples of a split, and others evenly spread, with their indices."""
+    size = len(dataset)
+    return readable(dataset, sorted({*range(min(size, SOURCES_LOOKED_AT)), *spread(size, SOURCES_LOOKED_AT)}))
 
 
 def workers(subject: Subject) -> None:
