@@ -470,6 +470,18 @@ def test_what_is_broken_is_found_by_name(
     assert said in first.message and "\n" not in first.message
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('f"strokes-1-{size}-{split}"', 'f"{hash(split)}"'), r"Strokes\.fingerprint: expected the same in another"),
+        (("label, frames = index % 2,", "label, frames = hash(str(index)) % 2,"), r"Strokes\.__getitem__: expected"),
+    ],
+)
+def test_what_hashes_of_strings_decide_is_found(change: tuple[str, str], said: str, installer: Installer) -> None:
+    with pytest.raises(InputError, match=said):
+        run_check("hash-seed", open_subject(installer.strokes(change)))
+
+
 def test_a_failure_is_told_once_and_the_command_ends_with_2(installer: Installer, command: Command) -> None:
     name = installer.strokes(("[torch.from_numpy(sample) for", "[torch.from_numpy(sample).half() for"))
     status, out, _ = command("check", name, "--json")

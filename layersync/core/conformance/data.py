@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
-from typing import cast
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load, save
@@ -28,6 +33,15 @@ from layersync.core.metric import KINDS, parse_metric
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.run import apart
 
+ELSEWHERE = """
+import json, sys
+from layersync.core.conformance.data import identity
+from layersync.core.conformance.subject import Subject
+from layersync.core.recipe_reading import load_recipe
+recipe, indices = json.load(sys.stdin)
+sys.stdout.write("\\n" + json.dumps(identity(Subject(load_recipe(recipe)), indices)))
+"""
+"""What another process runs; what a plug-in prints comes before the last line."""
 SOURCES_LOOKED_AT = 64
 LATENTS_SIZE = 0.05, 20.0
 """Root mean squares of latents that are of order 1, as the noise is that they are mixed with."""
@@ -175,6 +189,38 @@ def workers(subject: Subject) -> None:
         read = [example for batch in loader for example in batch]
     for (index, before), after in zip(subject.examples, read, strict=True):
         expect(same(before, after), f"{where}({index})", "the same example in a worker process", "another one")
+
+
+def hash_seed(subject: Subject) -> None:
+    """Fingerprints, classes and labels are the same in another process, whose strings have other hashes."""
+    indices = [index for index, _ in subject.examples]
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", ELSEWHERE],
+        input=json.dumps([subject.recipe.to_mapping(), indices]),
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise Fault(f"{at(subject.train)}, in another process: raised {said}")
+    there: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for where, here in identity(subject, indices).items():
+        expected = "the same in another process, whatever the order of a set and hash() are there"
+        expect(there.get(where) == here, where, expected, f"{here} here, {there.get(where)} there")
+
+
+def identity(subject: Subject, indices: Sequence[int]) -> dict[str, Any]:
+    """What is known of the data by every process, by where it comes from; labels are those of some examples."""
+    train, tokenizer = subject.train, subject.new_tokenizer()
+    return {
+        at(train, "fingerprint"): str(train.fingerprint),
+        at(train, "classes"): [str(name) for name in train.classes],
+        at(train, "__getitem__"): [example.label for _, example in readable(train, indices)],
+        at(tokenizer, "fingerprint"): str(tokenizer.fingerprint),
+    }
 
 
 def encode(subject: Subject) -> None:
