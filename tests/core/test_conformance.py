@@ -333,6 +333,22 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "prediction=out.prediction + out.prediction.mean()",
     ),
     (
+        "backbone-batch",
+        "module beside: expected a norm of each sample by itself, such as LayerNorm; got BatchNorm",
+        [
+            (
+                "return config.build(latent, condition)",
+                "net = config.build(latent, condition)\n        net.beside = torch.nn.BatchNorm1d(3)\n"
+                "        return net",
+            )
+        ],
+    ),
+    (
+        "backbone-gradients",
+        "in training with bfloat16 (torch.autocast): raised RuntimeError",
+        "prediction=torch.zeros(x_t.shape).index_put((torch.arange(len(x_t)),), out.prediction)",
+    ),
+    (
         "backbone-gradients",
         "weight unused: expected a gradient of the flow loss; got none",
         [
