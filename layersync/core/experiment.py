@@ -259,10 +259,10 @@ def _earlier(directory: Path, resume: bool) -> Comparison | None:
     """What is in ``directory`` already; InputError where it should not be."""
     if resume:
         return read_comparison(directory)
-    if directory.is_dir() and any(directory.iterdir()):
-        raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
-    if not directory.is_dir():
+    if not os.path.lexists(directory):
         writable_parent(directory, "--out")
+    elif not directory.is_dir() or any(directory.iterdir()):
+        raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
     return None
 
 

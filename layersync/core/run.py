@@ -29,6 +29,8 @@ from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 
 CHECKPOINT_PREFIX = "step-"
+LONGEST_NAME = 200
+"""Bytes of a file's name: of the 255 that most file systems take, some are added while it is written."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ class DataSummary:
 
 def writable_parent(path: Path, option: str) -> None:
     """Raise :class:`InputError` unless a folder at ``path`` could be made."""
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    for name in path.absolute().relative_to(nearest).parts:
+        if (size := len(os.fsencode(name))) > LONGEST_NAME:
+            raise InputError(f"{option}: {name[:20]}... is a name of {size} bytes; give one of {LONGEST_NAME} at most")
     if not nearest.is_dir():
         raise InputError(f"{option}: {path} cannot be made, {nearest} is a file")
     if not os.access(nearest, os.W_OK):

@@ -68,7 +68,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
     """
     path = Path(out)
     run = _resumable(path, recipe) if resume else None
-    if run is None and path.exists():
+    if run is None and os.path.lexists(path):
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     check_launch(recipe)
     with ExitStack() as held:

@@ -250,7 +250,7 @@ def encode(subject: Subject) -> None:
 
 
 def latents(subject: Subject) -> None:
-    """Latents are of order 1 and have ``LatentSpec``'s shape, in float32, where stored; settings alone say the shape."""
+    """Latents are of order 1, in float32, in the shape of ``LatentSpec``, which settings alone say, where stored."""
     tokenizer, spec = subject.tokenizer, subject.recipe.tokenizer.latent_spec()
     if spec is not None:
         where = at(subject.recipe.tokenizer, "latent_spec")
