@@ -436,6 +436,11 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         [('np.savetxt(path, sample, delimiter=",", fmt="%.4f")', "path.touch()")],
     ),
     (
+        "render",
+        "StrokesAdapter.render: raised IndexError",
+        [("        files = []\n", "        files, _ = [], samples[1]\n")],
+    ),
+    (
         "archive",
         "StrokesAdapter.open_samples: expected the 4 samples of the archive; got 3",
         [("return len(self.values)", "return len(self.values) - 1")],
