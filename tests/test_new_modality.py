@@ -195,7 +195,7 @@ def refused(outcome: tuple[int, str, str], *words: str) -> None:
         ("match", ["keyword"]),
         ("null", ["is read as None in recipes"]),
         ("off", ["is read as False in recipes"]),
-        *((name, ["means something else already"]) for name in ("layersync", "test", "tests", "none")),
+        *((name, ["means something else already"]) for name in ("layersync", "modality", "test", "tests", "none")),
         ("image", ["modality already", "audio, image, motion"]),
     ],
 )

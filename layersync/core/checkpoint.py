@@ -22,7 +22,7 @@ from layersync.core.adapter import Tokenizer
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.packaged import sync_path
 from layersync.core.paths import expand
-from layersync.core.run import Run, leave_newest
+from layersync.core.run import Run, apart, leave_newest
 
 
 def save_checkpoint(
@@ -54,22 +54,10 @@ def _fill(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
         shutil.rmtree(folder)
     folder.mkdir()
     for name, content in tensors.items():
-        save_file(_apart(content), folder / f"{name}.safetensors")
+        save_file(apart(content), folder / f"{name}.safetensors")
     (folder / "state.json").write_text(json.dumps(state) + "\n")
     for path in (*folder.iterdir(), folder):
         sync_path(path)
-
-
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, no two in the same memory, as safetensors wants them: tied weights are written under each name."""
-    found: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for name, value in tensors.items():
-        value = value.detach().contiguous().cpu()
-        place = value.untyped_storage().data_ptr()
-        found[name] = value.clone() if place in places else value
-        places.add(place)
-    return found
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -268,13 +268,14 @@ def _real_side(
 def _check_data(model: GenerativeModel, dataset: ExampleDataset) -> None:
     """Warn where ``dataset`` is no longer what the run was trained on; InputError where its classes are others."""
     recipe, run = model.recipe, model.run
-    if not run.data.fingerprint or cache_key(dataset, model.tokenizer) == run.data.fingerprint:
+    if not run.data.fingerprint:
         return
     changed = f"data {recipe.data.name}, or the tokenizer, has changed since {run.path} was trained"
     if tuple(dataset.classes) != run.data.classes:
         classes = f"{len(run.data.classes)} classes then, {len(dataset.classes)} now, or others"
         raise InputError(f"{changed}: {classes}; bring it back, or give --reference, no metric of training data")
-    warnings.warn(f"{changed}: scores are taken against what it is now", stacklevel=3)
+    if cache_key(dataset, model.tokenizer) != run.data.fingerprint:
+        warnings.warn(f"{changed}: scores are taken against what it is now", stacklevel=3)
 
 
 def score_samples(

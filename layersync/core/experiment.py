@@ -272,12 +272,12 @@ def _earlier(directory: Path, resume: bool) -> Comparison | None:
     """What is in ``directory`` already; InputError where it should not be."""
     if resume:
         return read_comparison(directory)
-    if directory.exists() and not directory.is_dir():
-        raise InputError(f"--out: {directory} is a file, and a comparison is a folder; give another")
-    if directory.is_dir() and any(path.name != LOCK and not path.match(LEFTOVERS) for path in directory.iterdir()):
-        raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
-    if not directory.is_dir():
+    if not os.path.lexists(directory):
         writable_parent(directory, "--out")
+    elif not directory.is_dir():
+        raise InputError(f"--out: {directory} is no folder, as a comparison is; give another")
+    elif any(path.name != LOCK and not path.match(LEFTOVERS) for path in directory.iterdir()):
+        raise InputError(f"--out: {directory} exists; give another, or --resume to go on with that comparison")
     return None
 
 

@@ -33,8 +33,11 @@ class ListedExamples(ExampleDataset):
         classes: Sequence[str] = (),
         fingerprint: str | None = None,
     ) -> None:
+        sources = list(sources)  # what a table or an array gives: by position, whatever it is indexed by
+        labels = None if labels is None else list(labels)
+        samples = samples if callable(samples) else list(samples)
         for name, given in (("samples", samples), ("labels", labels)):
-            if isinstance(given, Sequence) and len(given) != len(sources):
+            if isinstance(given, list) and len(given) != len(sources):
                 raise ValueError(f"{len(given)} {name} of {len(sources)} sources")
         if fingerprint is None:
             if callable(samples):

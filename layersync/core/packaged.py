@@ -31,8 +31,13 @@ logger = logging.getLogger(__name__)
 def cache_directory() -> Path:
     """Where data, latents and reference statistics are kept between runs."""
     if chosen := os.environ.get("LAYERSYNC_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "layersync"
+        folder = Path(chosen)
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "layersync"
+    try:
+        return folder.expanduser()
+    except RuntimeError:  # no such user, or none with a home
+        raise InputError(f"LAYERSYNC_CACHE: {folder} names no home folder that there is; set it to a folder") from None
 
 
 def cache_folder(name: str) -> Path:

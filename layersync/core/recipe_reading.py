@@ -28,17 +28,30 @@ PLUGGED = ("data", "tokenizer", "backbone", "regularizer")
 class _Loader(yaml.SafeLoader):
     """Safe loading that also refuses a key written twice."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None:
+            _refuse_repeated(node, set())  # as written: merging (<<) puts keys beside those that override them
+        return node
+
+
+def _refuse_repeated(node: yaml.Node, seen: set[int]) -> None:
+    """Raise a ConstructorError for a key that stands twice in a mapping at or below ``node``, or is no word."""
+    if id(node) in seen:  # an anchor's
+        return
+    seen.add(id(node))
+    keys = set()
+    for entry in node.value if isinstance(node, yaml.CollectionNode) else ():
+        if isinstance(node, yaml.MappingNode):
+            key, entry = entry
             if not isinstance(key, yaml.ScalarNode):
                 raise yaml.constructor.ConstructorError(None, None, "a key that is no word", key.start_mark)
-            if key.value in seen:
+            if key.value in keys:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} stands twice", key.start_mark
                 )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
+            keys.add(key.value)
+        _refuse_repeated(entry, seen)
 
 
 def read_yaml(text: str, where: str, wanted: str = "a recipe is a mapping of sections") -> dict[str, Any]:
@@ -95,7 +108,7 @@ def recipe_text(source: str | os.PathLike[str]) -> tuple[str, str]:
     """Text and display name of a recipe file, or of a shipped recipe such as ``image/quick``."""
     try:
         path = Path(source).expanduser()
-        if path.is_file():
+        if path.exists() and not path.is_dir():  # a file, or a pipe of the shell's
             return path.read_text(), str(source)
     except (UnicodeDecodeError, OSError, RuntimeError) as error:
         raise InputError(f"recipe {str(source)!r}: cannot be read as a text file ({error})") from None
@@ -213,7 +226,8 @@ def _resolve(content: dict[str, Any], where: str, modality: str | None) -> Recip
             raise InputError(f"{where}: {key!r} is no section; {nearest(str(key), Recipe.model_fields)}")
     declared = content.get("modality")
     if not isinstance(declared, str):
-        raise InputError(f"{where}: modality is missing; {nearest('', registered(MODALITY_GROUP))}")
+        what = "is missing" if declared is None else f"is a name, not {declared!r}"
+        raise InputError(f"{where}: modality {what}; {nearest('', registered(MODALITY_GROUP))}")
     if modality is not None and declared != modality:
         raise InputError(f"{where}: is a recipe for {declared}, --modality says {modality}")
     with _of_recipe(where):

@@ -29,6 +29,8 @@ from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 
 CHECKPOINT_PREFIX = "step-"
+LONGEST_NAME = 200
+"""Bytes of a file's name: of the 255 that most file systems take, some are added while it is written."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,10 @@ class DataSummary:
 
 def writable_parent(path: Path, option: str) -> None:
     """Raise :class:`InputError` unless a folder at ``path`` could be made."""
-    nearest = next(parent for parent in path.absolute().parents if parent.exists())
+    nearest = next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+    for name in path.absolute().relative_to(nearest).parts:
+        if (size := len(os.fsencode(name))) > LONGEST_NAME:
+            raise InputError(f"{option}: {name[:20]}... is a name of {size} bytes; give one of {LONGEST_NAME} at most")
     if not nearest.is_dir():
         raise InputError(f"{option}: {path} cannot be made, {nearest} is a file")
     if not os.access(nearest, os.W_OK):
@@ -125,7 +130,7 @@ class Run:
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n")
             (partial / "recipe.yaml").write_text(recipe.to_yaml())
             for name, values in tensors.items():
-                save_file(dict(values), partial / f"{name}.safetensors")
+                save_file(apart(values), partial / f"{name}.safetensors")
             for file in (*partial.iterdir(), partial):
                 sync_path(file)
             partial.rename(path)
@@ -199,6 +204,18 @@ class Run:
                 kept = [record for record in self.records(log) if record["step"] <= step]
                 with atomic_write(self.path / log) as partial:
                     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU, no two in the same memory, as safetensors wants them: tied weights are written under each name."""
+    found: dict[str, Tensor] = {}
+    places: set[int] = set()
+    for name, value in tensors.items():
+        value = value.detach().contiguous().cpu()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in places else value
+        places.add(place)
+    return found
 
 
 def checkpoints_in(folder: Path) -> dict[int, Path]:

@@ -91,7 +91,7 @@ def write_samples(
         option, _, problem = ": ".join([*map(str, error["loc"][:1]), complaint(error)]).partition(": ")
         raise InputError(f"--{option.replace('_', '-')}: {problem}") from None
     target = out or Path(run) / "samples" / f"step-{model.step:08d}"
-    if out is not None and out.exists():
+    if out is not None and os.path.lexists(out):
         raise InputError(f"--out: {out} exists")
     writable_parent(target, "--out")
     if not latents_only:

@@ -27,7 +27,7 @@ TEMPLATE_NAME = "my-modality"
 MARKER = "REPLACE:"
 """What the lines to replace are found by."""
 LONGEST_NAME = 40
-MISLEADING = ("layersync", "test", "tests", "none")
+MISLEADING = ("layersync", "modality", "test", "tests", "none")
 """Names that mean something else to this program, or to pytest."""
 
 

@@ -28,11 +28,13 @@ from layersync.core.errors import InputError, Interrupted
 from layersync.core.latents import LatentCache
 from layersync.core.metric import check_labels, parse_metrics
 from layersync.core.parallel import Processes
+from layersync.core.plugin import calling
 from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
 from layersync.core.run import (
     Run,
+    apart,
     atomic_write,
     differing_keys,
     environment,
@@ -67,7 +69,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
     """
     path = Path(out)
     run = _resumable(path, recipe) if resume else None
-    if run is None and path.exists():
+    if run is None and os.path.lexists(path):
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     check_launch(recipe)
     with ExitStack() as held:
@@ -186,7 +188,8 @@ def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
         "label": torch.from_numpy(parts.cache.labels[keep]),
         "frames": torch.from_numpy(parts.cache.frames[keep]),
     }
-    tensors = {"tokenizer": parts.tokenizer.state(), "conditions": conditions}
+    with calling(parts.tokenizer, "state"):
+        tensors = {"tokenizer": apart(parts.tokenizer.state()), "conditions": conditions}
     captions = [parts.cache.captions[row] for row in keep.tolist()] if parts.texts is not None else ()
     run = Run.create(path, recipe, found, parts.data, tensors, captions)
     logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)

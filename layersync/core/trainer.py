@@ -164,7 +164,8 @@ def check_network(recipe: Recipe, tokenizer: Tokenizer, data: DataSummary, *, fr
         raise InputError(f"sample.guidance_channels: {channels}, the latents have {tokenizer.latent.channels}")
     with torch.device("meta"):
         backbone = recipe.adapter.backbone(recipe.backbone, tokenizer.latent, data.condition)
-    recipe.regularizer.check(backbone.depth)
+    with calling(recipe.regularizer, "check"):
+        recipe.regularizer.check(backbone.depth)
     if recipe.train.gradient_checkpointing and not hasattr(backbone, "gradient_checkpointing"):
         raise InputError("train.gradient_checkpointing: this backbone has none")
     if recipe.train.init and fresh:

@@ -90,6 +90,8 @@ def check_target(directory: Path) -> None:
     Raises:
         InputError: it cannot.
     """
+    if not os.path.lexists(directory):  # a name that no file system takes is asked for nothing more
+        return
     for place in (directory, directory / FIGURES):
         if place.exists() and not place.is_dir():
             raise InputError(f"{place}: is a file, and a report goes into a folder of that name")

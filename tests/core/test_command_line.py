@@ -22,6 +22,7 @@ from PIL import Image
 from layersync import Run
 from layersync.core.checkpoint import save_checkpoint
 from layersync.core.errors import TrainingError
+from layersync.core.packaged import cache_directory
 
 Make = Callable[..., Any]
 
@@ -122,6 +123,20 @@ def test_an_unwritable_run_is_refused_before_any_work(command: Make, tiny_file: 
     status, _, err = command("train", tiny_file, "--out", tmp_path / "file" / "run")
     assert status == 2
     assert "is a file" in one_error(err)
+
+
+def test_a_name_that_cannot_be_made_is_refused_before_any_work(
+    command: Make, tiny_file: Path, trained: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "gone" / "away")
+    drawn = ["sample", trained.path, "--num", "1", "--out"]
+    trainings = ["train", tiny_file, "--out"], ["compare", tiny_file, "--seeds", "1", "--out"]
+    for words in (drawn, *trainings):
+        for name, said in (("link", "link"), ("é" * 110, "220 bytes; give one of 200 at most"), ("n" * 300, "--out")):
+            for out in (tmp_path / name, tmp_path / name / "run"):
+                status, _, err = command(*words, out)
+                assert status == 2 and said in one_error(err) and "--out" in err, err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "tiny.yaml"]
 
 
 def test_resume_needs_a_run(command: Make, tiny_file: Path, tmp_path: Path) -> None:
@@ -422,6 +437,18 @@ def test_a_cache_that_cannot_be_made_is_refused(
     status, out, err = command("train", tiny_file, "--out", tmp_path / "run")
     assert status == 2 and out == "" and not (tmp_path / "run").exists()
     assert f"LAYERSYNC_CACHE: {tmp_path / 'file' / 'latents'} cannot be made (Not a directory)" in one_error(err)
+    monkeypatch.setenv("LAYERSYNC_CACHE", "~nobody-of-this-name/cache")
+    status, out, err = command("train", tiny_file, "--out", tmp_path / "run")
+    assert status == 2 and out == "" and not (tmp_path / "run").exists()
+    assert "LAYERSYNC_CACHE: ~nobody-of-this-name/cache names no home folder" in one_error(err)
+
+
+def test_the_cache_lies_at_home_unless_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("LAYERSYNC_CACHE", ""), ("XDG_CACHE_HOME", ""), ("HOME", str(tmp_path))):
+        monkeypatch.setenv(name, value)
+    assert cache_directory() == tmp_path / ".cache" / "layersync"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert cache_directory() == tmp_path / "other" / "layersync"
 
 
 def test_nothing_is_left_of_a_checkpoint_that_cannot_be_written(tmp_path: Path) -> None:

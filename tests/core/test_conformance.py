@@ -7,12 +7,14 @@ from collections.abc import Callable
 from typing import ClassVar
 
 import pytest
+import torch
 from plugins import QUICK, Installer
+from safetensors.torch import load_file
 
 from layersync import InputError, testing
 from layersync.core.adapter import protocol_members
 from layersync.core.conformance.subject import Subject
-from layersync.core.conformance.suite import CHECKS, open_subject, run_checks
+from layersync.core.conformance.suite import CHECKS, open_subject, run_check, run_checks
 from layersync.modalities.motion.mdm import MDM
 from layersync.testing import AdapterConformance
 
@@ -70,6 +72,19 @@ def test_an_adapter_of_unlabelled_data_passes(installer: Installer, command: Com
     )
     out = command("check", name, "--json")[1]
     assert {check["name"]: check["status"] for check in json.loads(out)["checks"]}["archive"] == "ok", out
+
+
+def test_a_state_is_kept_however_its_tensors_lie_in_memory(installer: Installer, command: Command) -> None:
+    state = '{"scale": self.scale.repeat_interleave(2)[::2], "flat": self.scale[:1].expand(3), "tied": self.scale}'
+    old, known = 'return {"scale": self.scale}', ('if set(state) != {"scale"}', 'if "scale" not in state')
+    name, broken = installer.strokes((old, f"return {state}"), known), installer.strokes((old, "1 / 0"))
+    run_check("tokenizer-state", open_subject(name))
+    run = installer.folder / "run"
+    assert command("train", f"{name}/quick", "--out", run)[0] == 0
+    kept = load_file(run / "tokenizer.safetensors")
+    assert torch.equal(kept["flat"], kept["scale"][:1].expand(3)) and torch.equal(kept["tied"], kept["scale"])
+    status, _, err = command("train", f"{broken}/quick", "--out", installer.folder / "none")
+    assert status == 2 and "Offsets.state raised ZeroDivisionError" in err and "Traceback" not in err
 
 
 def test_a_whole_adapter_passes_every_check(installer: Installer, command: Command) -> None:
@@ -171,6 +186,11 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
     ),
     (
         "dataset-splits",
+        "expected examples that are not in the training split; got training examples, all 32 that were looked at",
+        [('[index, int(self.split == "test")]', "[index, 0]")],
+    ),
+    (
+        "dataset-splits",
         "Strokes.fingerprint: expected another for each split",
         [('f"strokes-1-{size}-{split}"', 'f"strokes-1-{size}"')],
     ),
@@ -211,6 +231,14 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         [("[torch.from_numpy(sample) for", "[torch.from_numpy(sample) / len(samples) for")],
     ),
     (
+        "tokenizer-encode",
+        "Offsets.encode: expected the same stored values once fitted: normalise in latents",
+        [
+            ("[torch.from_numpy(sample) for", "[torch.from_numpy(sample) / self.scale for"),
+            ("return stored / self.scale", "return stored"),
+        ],
+    ),
+    (
         "tokenizer-latents",
         "OffsetsConfig.latent_spec: expected",
         [
@@ -224,6 +252,11 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "tokenizer-latents",
         "Offsets.latents: expected float32; got torch.float64",
         [("return stored / self.scale", "return (stored / self.scale).double()")],
+    ),
+    (
+        "tokenizer-latents",
+        "Offsets.latents and fit: expected latents of order 1, as noise is; got a root mean square of",
+        [("return stored / self.scale", "return stored / self.scale * 100")],
     ),
     (
         "tokenizer-latents",
@@ -298,6 +331,22 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         "backbone-batch",
         "expected a sample alone to be predicted as in a batch",
         "prediction=out.prediction + out.prediction.mean()",
+    ),
+    (
+        "backbone-batch",
+        "module beside: expected a norm of each sample by itself, such as LayerNorm; got BatchNorm",
+        [
+            (
+                "return config.build(latent, condition)",
+                "net = config.build(latent, condition)\n        net.beside = torch.nn.BatchNorm1d(3)\n"
+                "        return net",
+            )
+        ],
+    ),
+    (
+        "backbone-gradients",
+        "in training with bfloat16 (torch.autocast): raised RuntimeError",
+        "prediction=torch.zeros(x_t.shape).index_put((torch.arange(len(x_t)),), out.prediction)",
     ),
     (
         "backbone-gradients",
@@ -387,6 +436,11 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         [('np.savetxt(path, sample, delimiter=",", fmt="%.4f")', "path.touch()")],
     ),
     (
+        "render",
+        "StrokesAdapter.render: raised IndexError",
+        [("        files = []\n", "        files, _ = [], samples[1]\n")],
+    ),
+    (
         "archive",
         "StrokesAdapter.open_samples: expected the 4 samples of the archive; got 3",
         [("return len(self.values)", "return len(self.values) - 1")],
@@ -435,6 +489,18 @@ def test_what_is_broken_is_found_by_name(
     first = next(outcome for outcome in checks if outcome.status == "failed")
     assert first.name == check, first
     assert said in first.message and "\n" not in first.message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (('f"strokes-1-{size}-{split}"', 'f"{hash(split)}"'), r"Strokes\.fingerprint: expected the same in another"),
+        (("label, frames = index % 2,", "label, frames = hash(str(index)) % 2,"), r"Strokes\.__getitem__: expected"),
+    ],
+)
+def test_what_hashes_of_strings_decide_is_found(change: tuple[str, str], said: str, installer: Installer) -> None:
+    with pytest.raises(InputError, match=said):
+        run_check("hash-seed", open_subject(installer.strokes(change)))
 
 
 def test_a_failure_is_told_once_and_the_command_ends_with_2(installer: Installer, command: Command) -> None:

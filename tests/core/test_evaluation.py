@@ -448,6 +448,11 @@ def test_data_that_has_changed_is_not_taken_for_the_runs(tiny: Make, tmp_path: P
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
+    known = (run.path / "data.json").read_text()
+    (run.path / "data.json").write_text(json.dumps({**json.loads(known), "classes": ["c", "b"]}))  # in another order
+    with pytest.raises(InputError, match="2 classes then, 2 now, or others; bring it back"):
+        layersync.evaluate(run.path, ["nearest-training"], num_samples=8)
+    (run.path / "data.json").write_text(known)
     (folder / "b" / "0.png").unlink()
     with pytest.warns(UserWarning, match="data folder, or the tokenizer, has changed since .* was trained"):
         layersync.evaluate(run.path, ["nearest-training"], num_samples=8)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -63,9 +65,9 @@ def test_a_fingerprint_tells_whatever_changes() -> None:
 
 
 def test_lists_that_do_not_go_together_are_refused() -> None:
-    for samples, labels in ((PAIR[:1], None), (PAIR, [0, 1, 2])):
+    for samples, labels in ((PAIR[:1], None), (PAIR, [0, 1, 2]), (PAIR, np.arange(3)), (np.zeros((1, 4)), None)):
         with pytest.raises(ValueError, match="of 2 sources"):
-            ListedExamples(samples, SOURCES, labels)
+            ListedExamples(samples, SOURCES, labels)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="need a fingerprint"):
         ListedExamples(PAIR.__getitem__, SOURCES)
 
@@ -76,6 +78,31 @@ def test_what_a_reader_raises_names_the_sample(tmp_path: Path) -> None:
         listed[0]
     with pytest.raises(InputError, match=r"^b: reading it raised IndexError"):
         listed[1]
+
+
+class Column:
+    """A column of a table, as pandas has it: indexed by the names of rows, walked over in their order."""
+
+    def __init__(self, rows: Mapping[int, Any]):
+        self.rows = rows
+
+    def __getitem__(self, row: int) -> Any:
+        return self.rows[row]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows.values())
+
+
+def test_columns_of_a_table_are_read_in_the_order_of_its_rows() -> None:
+    sources, labels, samples = (Column({1: a, 0: b}) for a, b in (SOURCES, (1, 0), PAIR))
+    listed = ListedExamples(samples, sources, labels)  # type: ignore[arg-type]
+    assert [(example.source, example.label) for example in (listed[0], listed[1])] == [("a", 1), ("b", 0)]
+    assert (listed[0].sample == PAIR[0]).all() and (listed[1].sample == PAIR[1]).all()
+    with pytest.raises(ValueError, match="1 labels of 2 sources"):
+        ListedExamples(PAIR, SOURCES, Column({1: 0}))  # type: ignore[arg-type]
 
 
 def test_labels_are_integers() -> None:

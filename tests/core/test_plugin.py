@@ -251,6 +251,15 @@ def test_a_config_without_a_schema_leaves_the_others_theirs(broken: str, install
     assert "num_frames" in tokenizer["properties"] and json.dumps(schema)
 
 
+def test_a_check_of_the_networks_depth_that_raises_is_named(installer: Installer, tmp_path: Path) -> None:
+    check = "    def check(self, depth):\n        1 / (len(CHECKED) - 1)\n        CHECKED.append(depth)\n"
+    source = REGULARIZER.replace("    weight: float = 0.5\n", f"    weight: float = 0.5\n\n{check}")
+    installer.package(f"CHECKED = []\n{source}", {}, {"checked": "Quiet"})
+    recipe = load_recipe("image/quick", ["regularizer.name=checked"])  # the first of the two checks
+    with pytest.raises(InputError, match=r"package plugged\d+: Config\.check raised ZeroDivisionError"):
+        build_parts(recipe, directory=tmp_path)
+
+
 class TestDataOfPlugIns:
     def test_what_needs_more_than_its_name_is_refused_in_one_line(self, installer: Installer, command: Command) -> None:
         installer.strokes(("    size: int = Field(96, ge=2)", "    size: int"))

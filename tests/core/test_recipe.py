@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import pkgutil
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ import layersync
 from layersync import InputError, load_recipe
 from layersync.core.adapter import SECTIONS, load_adapter
 from layersync.core.recipe import Recipe
-from layersync.core.recipe_reading import PLUGGED, shipped_recipes
+from layersync.core.recipe_reading import PLUGGED, read_yaml, shipped_recipes
 from layersync.core.regularizer.base import installed_regularizers
 from layersync.core.regularizer.layersync import LayerSyncOutput
 from layersync.core.schema import recipe_schema
@@ -147,7 +149,9 @@ def test_what_is_wrong_is_named(tiny: Make, override: str, words: list[str]) -> 
         ("data: {name: digits}\n", ["modality"]),
         ("modality: image\ndata: {flip: true}\n", ["data.name is missing", "digits"]),
         ("modality: image\ndata: digits\n", ["data must be a mapping"]),
-        ("modality: [image]\ndata: {name: digits}\n", ["modality"]),
+        ("modality: [image]\ndata: {name: digits}\n", ["modality is a name, not ['image']"]),
+        ("modality: 5\ndata: {name: digits}\n", ["modality is a name, not 5; there are: audio, image, motion"]),
+        ("modality: image\ndata: {name: digits, '<<': {a: 1, a: 2}}\n", ["'a' stands twice"]),
         ("modality: image\ndata: {name: digits}\n? [a, b]\n: 3\n", ["no valid YAML", "line 3"]),
         (
             "modality: image\ndata: {name: digits}\nbackbone: {depth: 2}\nregularizer: {name: layersync}\n",
@@ -466,3 +470,18 @@ def test_a_key_that_is_set_twice_is_said(command: Make) -> None:
     status, out, err = command("recipes", "show", "image/quick", *sets, "--json")
     assert status == 0 and json.loads(out)["train"]["steps"] == 600
     assert err == "warning: --set train.steps=5: has no effect, train.steps=600 comes after it\n"
+
+
+def test_a_mapping_that_overrides_what_it_merges_is_merged_elsewhere() -> None:
+    text = "a: &a {x: 1, z: 1}\nnested: {b: &b {<<: *a, x: 2}}\nc: {<<: *b, y: 3}\n"
+    found = read_yaml(text, "merged")
+    assert found == {"a": {"x": 1, "z": 1}, "nested": {"b": {"x": 2, "z": 1}}, "c": {"x": 2, "z": 1, "y": 3}}
+
+
+def test_a_recipe_is_read_from_a_pipe(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=[load_recipe("image/quick").to_yaml()], daemon=True)
+    writer.start()
+    assert load_recipe(pipe) == load_recipe("image/quick")
+    writer.join()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import pickle
-from typing import cast
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from layersync.core.adapter import SECTIONS, Section
+from layersync.core.adapter import SECTIONS, Example, ExampleDataset, Section
 from layersync.core.conformance.subject import (
     Fault,
     NotApplicable,
@@ -26,8 +31,20 @@ from layersync.core.conformance.subject import (
 from layersync.core.errors import InputError
 from layersync.core.metric import KINDS, parse_metric
 from layersync.core.recipe_reading import load_recipe
+from layersync.core.run import apart
 
+ELSEWHERE = """
+import json, sys
+from layersync.core.conformance.data import identity
+from layersync.core.conformance.subject import Subject
+from layersync.core.recipe_reading import load_recipe
+recipe, indices = json.load(sys.stdin)
+sys.stdout.write("\\n" + json.dumps(identity(Subject(load_recipe(recipe)), indices)))
+"""
+"""What another process runs; what a plug-in prints comes before the last line."""
 SOURCES_LOOKED_AT = 64
+LATENTS_SIZE = 0.05, 20.0
+"""Root mean squares of latents that are of order 1, as the noise is that they are mixed with."""
 ALONE_TOLERANCE = 1e-4
 """Relative: a sample that is encoded alone or beside others, in float32."""
 
@@ -126,17 +143,14 @@ def repeats(subject: Subject) -> None:
 
 
 def splits(subject: Subject) -> None:
-    """No held-out example is a training example."""
+    """Held-out examples are no training examples: none of the same source, and not all of others."""
     train, test = subject.train, subject.test
     if not len(test):
         raise NotApplicable("there is no test split")
     expect(train.fingerprint != test.fingerprint, at(train, "fingerprint"), "another for each split", train.fingerprint)
-    by_source = {
-        example.source: example
-        for _, example in readable(train, spread(len(train), SOURCES_LOOKED_AT))
-        if example.source
-    }
-    for index, example in readable(test, spread(len(test), SOURCES_LOOKED_AT)):
+    trained, held_out = _looked_at(train), _looked_at(test)
+    by_source = {example.source: example for _, example in trained if example.source}
+    for index, example in held_out:
         twin = by_source.get(example.source)
         expect(
             twin is None or not same(twin.sample, example.sample),
@@ -144,6 +158,19 @@ def splits(subject: Subject) -> None:
             "an example that is not in the training split",
             f"the same sample, of {example.source!r}, in both",
         )
+    apart = any(not any(same(twin.sample, example.sample) for _, twin in trained) for _, example in held_out)
+    expect(
+        apart or not held_out,
+        f"{subject.where('dataset')}(data, 'test')",
+        "examples that are not in the training split",
+        f"training examples, all {len(held_out)} that were looked at",
+    )
+
+
+def _looked_at(dataset: ExampleDataset) -> list[tuple[int, Example]]:
+    """The first examples of a split, and others evenly spread, with their indices."""
+    size = len(dataset)
+    return readable(dataset, sorted({*range(min(size, SOURCES_LOOKED_AT)), *spread(size, SOURCES_LOOKED_AT)}))
 
 
 def workers(subject: Subject) -> None:
@@ -164,8 +191,40 @@ def workers(subject: Subject) -> None:
         expect(same(before, after), f"{where}({index})", "the same example in a worker process", "another one")
 
 
+def hash_seed(subject: Subject) -> None:
+    """Fingerprints, classes and labels are the same in another process, whose strings have other hashes."""
+    indices = [index for index, _ in subject.examples]
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", "-c", ELSEWHERE],
+        input=json.dumps([subject.recipe.to_mapping(), indices]),
+        env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise Fault(f"{at(subject.train)}, in another process: raised {said}")
+    there: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    for where, here in identity(subject, indices).items():
+        expected = "the same in another process, whatever the order of a set and hash() are there"
+        expect(there.get(where) == here, where, expected, f"{here} here, {there.get(where)} there")
+
+
+def identity(subject: Subject, indices: Sequence[int]) -> dict[str, Any]:
+    """What is known of the data by every process, by where it comes from; labels are those of some examples."""
+    train, tokenizer = subject.train, subject.new_tokenizer()
+    return {
+        at(train, "fingerprint"): str(train.fingerprint),
+        at(train, "classes"): [str(name) for name in train.classes],
+        at(train, "__getitem__"): [example.label for _, example in readable(train, indices)],
+        at(tokenizer, "fingerprint"): str(tokenizer.fingerprint),
+    }
+
+
 def encode(subject: Subject) -> None:
-    """Stored forms are float32 and laid out alike; a sample is encoded as it is beside others."""
+    """Stored forms are float32 and laid out alike; a sample is encoded alone, and after ``fit``, as beside others."""
     tokenizer = subject.new_tokenizer()
     subject.check_stored(tokenizer, subject.stored)
     where, example = at(tokenizer, "encode"), subject.examples[-1][1]
@@ -177,16 +236,32 @@ def encode(subject: Subject) -> None:
     expect(
         error <= ALONE_TOLERANCE, where, "a sample alone to be encoded as beside others", f"a difference of {error:.2g}"
     )
+    with calling(at(tokenizer, "fit")):
+        tokenizer.fit(subject.stored)
+    with calling(where):
+        (fitted,) = tokenizer.encode([example.sample])
+    error = relative_error(fitted, alone)
+    expect(
+        error <= ALONE_TOLERANCE,
+        where,
+        "the same stored values once fitted: normalise in latents, as the training split is encoded before fit",
+        f"a difference of {error:.2g}",
+    )
 
 
 def latents(subject: Subject) -> None:
-    """Latents have the shape of ``LatentSpec``, in float32, where the stored form is; settings alone say the shape."""
+    """Latents are of order 1, in float32, in the shape of ``LatentSpec``, which settings alone say, where stored."""
     tokenizer, spec = subject.tokenizer, subject.recipe.tokenizer.latent_spec()
     if spec is not None:
         where = at(subject.recipe.tokenizer, "latent_spec")
         expect(spec == tokenizer.latent, where, f"{at(tokenizer, 'latent')}, {tokenizer.latent}", f"{spec}")
     if tokenizer.latent.variable:
         expect(tokenizer.latent.num_frames is not None, at(tokenizer, "latent"), "frames in a variable grid", "none")
+    x1, mask = subject.batch.x1, subject.batch.mask
+    real = x1 if mask is None else x1.movedim(tokenizer.latent.frame_axis + 1, 1)[mask]
+    size, (low, high) = float(real.square().mean().sqrt()), LATENTS_SIZE
+    where = f"{at(tokenizer, 'latents')} and fit"
+    expect(low < size < high, where, "latents of order 1, as noise is", f"a root mean square of {size:.3g}")
 
 
 def window(subject: Subject) -> None:
@@ -210,7 +285,7 @@ def tokenizer_state(subject: Subject) -> None:
     """What a fitted tokenizer's ``state`` returns makes another give the same latents; fingerprints stay."""
     tokenizer, batch = subject.tokenizer, subject.batch
     with calling(at(tokenizer, "state")):
-        kept = load(save({name: value.contiguous() for name, value in tokenizer.state().items()}))
+        kept = load(save(apart(tokenizer.state())))
     other = subject.new_tokenizer()
     came = f"{tokenizer.fingerprint!r} once fitted, {other.fingerprint!r} before"
     expect(tokenizer.fingerprint == other.fingerprint, at(tokenizer, "fingerprint"), "one that fit leaves alone", came)

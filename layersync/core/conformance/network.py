@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from layersync.core.conformance.subject import NotApplicable, Subject, at, calling, expect, relative_error
 from layersync.core.probe import flow_loss
@@ -188,8 +189,11 @@ def deterministic(subject: Subject) -> None:
 
 
 def batches(subject: Subject) -> None:
-    """A sample's prediction does not depend on the others of its batch."""
+    """A sample's prediction does not depend on the others of its batch, in training neither: no BatchNorm."""
     batch = subject.batch
+    mixing = [name for name, module in subject.backbone.named_modules() if isinstance(module, _BatchNorm)]
+    where = f"{at(subject.backbone)}, module {', '.join(mixing)}"
+    expect(not mixing, where, "a norm of each sample by itself, such as LayerNorm", "BatchNorm")
     together = subject.predict(mask=batch.mask).prediction
     for row in (0, len(together) - 1):
         part = slice(row, row + 1)
@@ -209,7 +213,7 @@ def batches(subject: Subject) -> None:
 
 
 def gradients(subject: Subject) -> None:
-    """The flow loss has a finite gradient for every trained weight."""
+    """The flow loss has a finite gradient for every trained weight, and in training with bfloat16 too, as on GPUs."""
     network, batch = subject.backbone, subject.batch
     out = subject.predict(mask=batch.mask)
     loss = flow_loss(out.prediction, batch.x1, batch.mask, subject.tokenizer.latent.frame_axis).mean()
@@ -223,6 +227,18 @@ def gradients(subject: Subject) -> None:
             gradient is not None and bool(gradient.any()), where, "a gradient of the flow loss", "none: it is not used"
         )
         expect(bool(torch.isfinite(gradient).all()), where, "a finite gradient", "one that is not")
+    where = f"{_where(subject)}, in training with bfloat16 (torch.autocast)"
+    network.train()
+    try:
+        with calling(where), torch.random.fork_rng(devices=[]):
+            with torch.autocast("cpu", torch.bfloat16):
+                out = network(batch.x_t, batch.t, batch.condition, taps=(), mask=batch.mask)
+            loss = flow_loss(out.prediction, batch.x1, batch.mask, subject.tokenizer.latent.frame_axis).mean()
+            rough = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    finally:
+        network.eval()
+    finite = all(bool(torch.isfinite(gradient).all()) for gradient in rough if gradient is not None)
+    expect(finite, where, "finite gradients", "others")
 
 
 def layersync(subject: Subject) -> None:

@@ -169,7 +169,12 @@ def metrics(subject: Subject) -> None:
 
 def render(subject: Subject) -> None:
     """Rendering writes files that are not empty, and returns exactly those."""
-    where, samples = subject.where("render"), [example.sample for example in subject.windows[:NUM_FILES]]
+    for examples in (subject.windows[:NUM_FILES], subject.windows[:1]):
+        _render(subject, [example.sample for example in examples])
+
+
+def _render(subject: Subject, samples: Sequence[Any]) -> None:
+    where = subject.where("render")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         with calling(where):

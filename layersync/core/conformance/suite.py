@@ -41,8 +41,10 @@ CHECKS: dict[str, Callable[[Subject], None]] = {
     "metrics": scores.metrics,
     "render": scores.render,
     "archive": scores.archive,
+    "hash-seed": data.hash_seed,
 }
-"""What is checked, in the order in which parts build on each other; each docstring says what holds."""
+"""What is checked, in the order in which parts build on each other, and last what takes a process of its own; each
+docstring says what holds."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import warnings
 from pathlib import Path
@@ -38,7 +39,7 @@ def export_run(path: Path, to: str, *, out: Path | None = None, step: int | None
     run = Run(path)
     checkpoint = checkpoint_of(run, step)
     target = out or run.path / "export" / f"{to}-{checkpoint.name}{ENDINGS[to]}"
-    if target.exists():
+    if os.path.lexists(target):
         raise InputError(f"--out: {target} exists")
     writable_parent(target, "--out")
     if to == "safetensors":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def import_checkpoint(layout: str, path: Path, out: Path, overrides: Sequence[st
     """
     if layout not in get_args(Layout):
         raise InputError(f"import: {layout!r} is no layout; {nearest(layout, get_args(Layout))}")
-    if out.exists():
+    if os.path.lexists(out):
         raise InputError(f"--out: {out} exists")
     writable_parent(out, "--out")
     published = read_published(path, layout)  # type: ignore[arg-type]
