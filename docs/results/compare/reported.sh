@@ -53,7 +53,7 @@ run motion recipes/motion-bvh.yaml "${motion[@]}" --seeds 120,121,122,123,124,12
 run screened-motion recipes/motion-bvh.yaml "${motion[@]}" --variants baseline --variant screened:regularizer.weight=1.0 \
     --seeds 150,151,152,153,154,155,156,157,158,159
 
-run longer recipes/fashion.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 130,131,132,133,134,135,136,137
+run longer recipes/fashion.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 130,131,132,133,134
 
 run cifar10 recipes/cifar10.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.every=500 --seeds 100,101,102,103,104
 run notes recipes/notes.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
