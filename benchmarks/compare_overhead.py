@@ -1,7 +1,8 @@
 """``compare-overhead``: what ``layersync compare`` takes beside its runs: plan, checks, statistics, report.
 
 Measured on short runs, one at a time, and set against runs of five minutes, the shortest that the bar is about: the
-time beside the runs does not grow with their length. Start and imports of a run's process count as the run's.
+time beside the runs does not grow with their length. Start and imports of a run's process count as the run's; drawing
+samples for the page, once it is scored, does not.
 """
 
 from __future__ import annotations

@@ -40,13 +40,17 @@ def float32_products(*, tf32: bool = False) -> Iterator[None]:
         with _newer_names("tf32" if tf32 else "ieee"):
             yield
         return
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")  # which speaks for CUDA and for oneDNN
+    one_dnn = getattr(torch.backends.mkldnn, "matmul", None)  # which has a say of its own in newer torch
+    before = None if one_dnn is None else one_dnn.fp32_precision
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")  # of CUDA and of oneDNN
     cudnn.allow_tf32 = tf32
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(products)
         cudnn.allow_tf32 = convolutions
+        if one_dnn is not None and one_dnn.fp32_precision != before:
+            one_dnn.fp32_precision = before
 
 
 @contextmanager

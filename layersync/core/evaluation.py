@@ -133,9 +133,9 @@ def evaluate(
     folder = None if classifiers is None else Path(classifiers)
     if folder is not None and not reads_classifier(chosen):
         warnings.warn(f"--classifiers has no effect: no metric is {' or '.join(NEEDS_LABELS)}", stacklevel=2)
-    if reference is not None and not _compares(chosen):
+    compares = _compares(chosen)
+    if reference is not None and not compares:
         warnings.warn("--reference has no effect: no metric compares samples with others", stacklevel=2)
-        reference = None
     made = open_extractors(recipe.modality, chosen, extractors or {})
     real = _real_side(model, chosen, reference, processes)
     if isinstance(real, SampleFiles):
@@ -164,7 +164,7 @@ def evaluate(
     scores = {name: combine([part[name] for part in found]) if replications > 1 else found[0][name] for name in done}
     settings = sampling_settings(recipe.sample, count, recipe.evaluate.seed, recipe.evaluate.conditions)
     said = {
-        "reference": None if reference is None else str(reference),
+        "reference": str(reference) if reference is not None and compares else None,
         "extractors": {name: given for name, given in (extractors or {}).items() if name in made},
         "replications": replications if replications > 1 else None,
     }

@@ -60,7 +60,7 @@ class Assignment:
     seed: int
     run: str
     result: str
-    """Where the :class:`RunRecord` goes, as JSON, when all is done."""
+    """Where the :class:`RunRecord` goes, as JSON, when it is scored."""
     path: str
     """The run directory as the record names it."""
     classifiers: str = ""
@@ -191,21 +191,21 @@ def _record(
 
 
 def finish(assignment: Assignment) -> None:
-    """Carry out the assignment and leave its record, unless it is there; then only, draw samples, let checkpoints go.
+    """Carry out the assignment and leave its record, unless it is there; then only, let checkpoints go, draw samples.
 
     Samples that cannot be drawn are a warning: they take no scores down.
     """
     record = read_record(Path(assignment.result))
     if record is None or record.status != "finished":
         write_record(Path(assignment.result), carry_out(assignment))
+    if assignment.keep is not None:
+        leave_newest(Path(assignment.run) / "checkpoints", assignment.keep)
     samples = Path(assignment.samples)
     if assignment.samples and not samples.exists():
         try:
             write_samples(assignment.run, num=SHOWN, seed=Run(assignment.run).recipe.evaluate.seed, out=samples)
         except (InputError, OSError) as error:
             logger.warning("%s: no samples could be drawn (%s)", assignment.run, error)
-    if assignment.keep is not None:
-        leave_newest(Path(assignment.run) / "checkpoints", assignment.keep)
 
 
 def write_record(path: Path, record: RunRecord) -> None:

@@ -35,9 +35,10 @@ class ListedExamples(ExampleDataset):
     ) -> None:
         sources = list(sources)  # what a table or an array gives: by position, whatever it is indexed by
         labels = None if labels is None else list(labels)
-        samples = samples if callable(samples) else list(samples)
+        if not callable(samples) and (fingerprint is None or hasattr(samples, "iloc")):
+            samples = list(samples)
         for name, given in (("samples", samples), ("labels", labels)):
-            if isinstance(given, list) and len(given) != len(sources):
+            if given is not None and not callable(given) and len(given) != len(sources):
                 raise ValueError(f"{len(given)} {name} of {len(sources)} sources")
         if fingerprint is None:
             if callable(samples):

@@ -115,7 +115,9 @@ class ProcessPool:
         slot = min(set(range(self.jobs)) - {running.slot for running in self._running})
         log = Path(f"{task.assignment.run}.log")
         log.parent.mkdir(parents=True, exist_ok=True)
-        stream = log.open("wb")
+        stream = log.open(
+            "ab" if Path(task.assignment.result).is_file() else "wb"
+        )  # a run that is done may draw samples
         assignment = dataclasses.replace(task.assignment, began=time.time())
         words = [sys.executable, "-P", "-m", experiment_run.MODULE, json.dumps(dataclasses.asdict(assignment))]
         process = subprocess.Popen(

@@ -142,7 +142,7 @@ def _kept(
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     path = cache_folder("features") / f"{digest}.npz"
     if all(processes.gather([path.is_file()])):
-        if (first := read(0)) is not None:
+        if type(extractor).look is not FeatureExtractor.look and (first := read(0)) is not None:
             extractor.look(first)
         return load_features(path, extractor)
     found = make()

@@ -12,6 +12,7 @@ from strokes import Offsets, OffsetsConfig, Outline, Strokes, StrokesAdapter
 from layersync.core import classifier
 from layersync.core.classifier import WINDOWS_AT_LEAST, TrainingWindows, Windows
 from layersync.core.errors import InputError
+from layersync.core.featureset import extract
 from layersync.core.metric import parse_metrics
 from layersync.core.parallel import Processes
 from layersync.core.reference import RunData
@@ -27,6 +28,16 @@ def test_neighbours_are_looked_for_among_one_window_of_each_clip() -> None:
     assert rows.num_samples == len(found) == len(np.unique(found, axis=0)) == SIZE
     assert statistics.num_samples == len(repeated) >= WINDOWS_AT_LEAST > len(np.unique(repeated, axis=0))
     assert len(real.features(Outline(), rows=True).per_sample(None)) == SIZE, "the two are kept apart"
+
+
+def test_rows_are_those_of_their_samples_in_whatever_order_these_are_read() -> None:
+    """Windows of a clip are read together, so their numbers do not ascend."""
+    strokes = Strokes(SIZE, "train")
+    found = [
+        extract(Outline(), strokes.__getitem__, numbers, Processes(), texts=False).per_sample(None)
+        for numbers in (range(40), [*range(1, 40, 2), *range(0, 40, 2)])
+    ]
+    assert len(np.unique(found[0], axis=0)) > 30 and np.allclose(found[0], found[1])
 
 
 def test_classifiers_hold_few_raw_windows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,9 +158,9 @@ def splits(subject: Subject) -> None:
             "an example that is not in the training split",
             f"the same sample, of {example.source!r}, in both",
         )
-    apart = any(not any(same(twin.sample, example.sample) for _, twin in trained) for _, example in held_out)
+    different = any(not any(same(twin.sample, example.sample) for _, twin in trained) for _, example in held_out)
     expect(
-        apart or not held_out,
+        different or not held_out,
         f"{subject.where('dataset')}(data, 'test')",
         "examples that are not in the training split",
         f"training examples, all {len(held_out)} that were looked at",

@@ -233,9 +233,14 @@ class BvhConfig(MotionFolderConfig):
         """BVH."""
         return ".bvh"
 
+    @property
+    def has_own_skeleton(self) -> bool:
+        """Whether a file says which joint is which."""
+        return self.skeleton.lower().endswith(OWN_ENDINGS)
+
     def readers(self, paths: Sequence[Path]) -> dict[Path, Callable[[], Motion]]:
         """Check every file, solve each skeleton once, and read motions when they are asked for."""
-        wanted = read_preset(self.skeleton) if self.skeleton.lower().endswith(OWN_ENDINGS) else self.skeleton
+        wanted = read_preset(self.skeleton) if self.has_own_skeleton else self.skeleton
         skeletons: dict[tuple[object, ...], list[Path]] = {}
         for path in paths:
             if (file := self._try(path, partial(self._checked, wanted))) is not None:
@@ -358,7 +363,10 @@ class MotionFolder(ExampleDataset):
         self._records = self._of_split(records, split, config, held_out)
         if not self._records and split == "train":
             raise InputError(f"data.path: {len(records)} files in {root} leave none for training")
-        settings = config.model_dump_json(exclude={"path", "split", "captions", "fingerprint"})
+        exclude = {"path", "split", "captions", "fingerprint"}
+        if isinstance(config, BvhConfig) and config.has_own_skeleton:  # what it says is in how files are aligned
+            exclude.add("skeleton")
+        settings = config.model_dump_json(exclude=exclude)
         digest = hashlib.sha256(settings.encode())
         digest.update(name_bytes(f"{self.classes} {self.variants}"))  # which files of the other split decide too
         stats = sizes_and_times([record.path for record in self._records], config.fingerprint)

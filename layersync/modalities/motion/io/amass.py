@@ -123,7 +123,7 @@ def _opened(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def write_amass(path: Path, motion: Motion) -> Path:
-    """Write ``motion`` as AMASS does: SMPL-H's 156 values with resting hands, Z up, no betas.
+    """Write ``motion`` as AMASS does: SMPL-H's 156 values with resting hands, Z up, betas of 0.
 
     SMPL's two hand joints have no place in it; they carry no finger and move no joint.
     """
