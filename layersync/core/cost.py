@@ -112,8 +112,9 @@ def cost(recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, util
     facts = recipe.data.facts()
     condition = _condition(recipe, facts)
     forward, both, parameters, trained = _count(recipe, latent, condition)
-    kept_of_one, kept_of_two = (_kept(recipe, latent, condition, samples) for samples in (1, 2))
-    activations = kept_of_two - kept_of_one
+    activations = kept_of_one = _kept(recipe, latent, condition, 1)
+    if _in_bf16(recipe):
+        activations = _kept(recipe, latent, condition, 2) - kept_of_one
     train = recipe.train
     count = facts.num_examples if num_examples is None else num_examples
     channels = recipe.tokenizer.stored_channels() or latent.channels
@@ -173,6 +174,10 @@ def _count(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec) -> tupl
     return forward, counter.get_total_flops(), sum(p.numel() for p in parameters), trained
 
 
+def _in_bf16(recipe: Recipe) -> bool:
+    return recipe.train.precision in ("auto", "bf16")
+
+
 def _kept(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec, samples: int) -> int:
     """Bytes that autograd keeps of a forward pass, weights not counted, but for their copies in bf16.
 
@@ -185,7 +190,6 @@ def _kept(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec, samples:
         kept[value.untyped_storage()._cdata] = value
         return value
 
-    half = recipe.train.precision in ("auto", "bf16")
     with torch.device("meta"):  # made here: a fake module that copies its layers has tensors of two fake modes
         backbone, run = _backbone(recipe, latent, condition)
     with FakeTensorMode(allow_non_fake_inputs=True):
@@ -193,7 +197,7 @@ def _kept(recipe: Recipe, latent: LatentSpec, condition: ConditionSpec, samples:
         own = {parameter.untyped_storage()._cdata for parameter in backbone.parameters()}
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value),
-            torch.autocast("cpu", dtype=torch.bfloat16, enabled=half, cache_enabled=False),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=_in_bf16(recipe), cache_enabled=False),
         ):
             out = run(samples)
         del out

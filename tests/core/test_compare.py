@@ -750,7 +750,7 @@ def test_what_a_first_write_left_behind_is_no_comparison(
         layersync.compare([recipe], seeds=[5], out=out, resume=True)
     assert not list(out.glob("*.partial"))
     monkeypatch.delattr(experiment, "check_work")
-    with pytest.raises(InputError, match=r"numbers\.yaml is a file"):
+    with pytest.raises(InputError, match=r"numbers\.yaml is no folder"):
         layersync.compare([recipe], seeds=[5], out=recipe)
 
 

@@ -521,7 +521,9 @@ def choices(section: str, key: str) -> set[str]:
 
 
 def test_the_tables_try_every_choice(tiny: Make) -> None:
-    """But for separate steps and their solver, which are in test_ddpm.py, and for what is the default on this path."""
+    """But for separate steps and their solver (test_ddpm.py), TF32, which CUDA alone has (test_device.py), and what is
+    the default on this path.
+    """
     sigma, linear = (diffusion_weight(form, 1.0, Linear(), torch.linspace(0, 1, 9)) for form in ("sigma", "linear"))
     assert torch.equal(sigma, linear)
     for key in ("interpolant", "prediction", "time"):
@@ -529,7 +531,7 @@ def test_the_tables_try_every_choice(tiny: Make) -> None:
         assert tried | {getattr(tiny().objective, key), "ddpm-cosine"} >= choices("objective", key)
     for key in ("solver", "diffusion", "last_step", "precision"):
         tried = {settings[key] for pair in SAMPLING.values() for settings in pair if key in settings}
-        assert tried | {getattr(tiny().sample, key), "ddpm", "linear"} >= choices("sample", key)
+        assert tried | {getattr(tiny().sample, key), "ddpm", "linear", "tf32"} >= choices("sample", key)
 
 
 @pytest.mark.parametrize("rounding", ["nearest", "truncate"])

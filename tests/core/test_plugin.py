@@ -301,8 +301,15 @@ class TestAMethodThatRaises:
         ],
     )
     def test_train(
-        self, method: str, change: tuple[str, str], installer: Installer, command: Command, tmp_path: Path
+        self,
+        method: str,
+        change: tuple[str, str],
+        installer: Installer,
+        command: Command,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
+        monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))  # another test may have left these latents
         name = installer.strokes(change)
         status, out, err = command("train", f"{name}/quick", "--out", tmp_path / "run")
         assert status == 2 and out == "" and err.count("\n") == 1
