@@ -4,7 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-all lint bench clean
+.PHONY: install demo test test-packages test-all lint bench clean
+
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 install: $(STAMP)
 
@@ -22,7 +24,10 @@ demo: install
 	$(BIN)/layersync compare image/quick audio/quick motion/quick --seeds 1 --jobs 2 --out demo
 
 test: install
-	$(BIN)/python -m pytest -m "not slow" -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not slow and not packages"
+
+test-packages: install
+	$(PYTEST) -m "not slow and packages"
 
 test-all: install
 	$(BIN)/python -m pytest

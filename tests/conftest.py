@@ -25,7 +25,7 @@ from layersync.core.packaged import cache_directory
 torch.set_num_threads(1)
 
 
-LONGEST = ("test_new_modality_document", "test_plugin_packages", "test_compare", "test_distributed")
+LONGEST = ("test_new_modality_document", "test_plugin_packages", "test_compare", "test_report", "test_distributed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

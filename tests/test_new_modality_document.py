@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from fresh_environment import PIP, ROOT, Environment
 
+pytestmark = pytest.mark.packages
+
 DOCUMENT = ROOT / "docs" / "new-modality.md"
 BLOCK = re.compile(r"^```(bash|python|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORT = re.compile(r'^export SEEDS=(\d+) SHORT="(.*)"$', re.MULTILINE)

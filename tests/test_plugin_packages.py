@@ -17,6 +17,8 @@ from fresh_environment import ROOT, Environment
 
 from layersync.core.metric import DOMAIN_METRICS
 
+pytestmark = pytest.mark.packages
+
 EXAMPLES = sorted(file.parent for file in (ROOT / "examples").glob("*/pyproject.toml"))
 NEW = "newly-written"
 SMALL = {
