@@ -1,42 +1,25 @@
-"""The figures of a comparison, for the page and for papers: one column wide, the same bytes whenever they are drawn.
-
-Colours are Okabe and Ito's, told apart by the colour-blind too; markers differ as well. Names are drawn as they are,
-never as mathematics.
-"""
+"""The figures of a comparison, for the page and for papers."""
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from layersync.core.results import Curve, Domain, RunRecord, SimilarityMap, Variant
+from layersync.report.canvas import INK, MUTED, PAPER, REFERENCE, SERIES, WIDTH, Figure, draw, series, short
 from layersync.report.text import ARROWS, evaluated_steps, finished, number, paired, percent, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure as Canvas
 
-WIDTH = 3.5
-"""Inches: a column of the usual two."""
-PNG_DPI = 300
-INK, MUTED, GRID, PAPER = "#1d2127", "#6a717c", "#e3e6ea", "#fffffe"
-REFERENCE = "#7b8088"
-SERIES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DARK_REFERENCE = "#a3a9b2"
-DARK_SERIES = ("#4aa3df", "#f08a4b", "#35c29a", "#e2a0c4", "#efb643", "#86c9f0")
-"""The same hues, on the page's dark theme."""
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LOG_RATIO = 4.0
 """Scores that span more than this factor are drawn on a logarithmic axis."""
 WIDEST_GAIN = 0.25
 """Intervals are cut off, with an arrow, beyond this gain or three times the largest mean gain."""
-LONGEST_NAME = 22
 LEGEND_INSIDE = 5
 """Series whose legend has room among the curves; that of more stands below them."""
 LEGEND_LINE = 0.16
@@ -46,90 +29,6 @@ LABEL_BESIDE, HEADING_BESIDE = 10, 56
 its label and its headings: longer ones start from the left edge."""
 RASTER_DEPTH = 16
 """Maps of more blocks are drawn as pixels: their squares as vectors would be most of the page."""
-
-_STYLE: dict[Any, Any] = {
-    "axes.axisbelow": True,
-    "axes.edgecolor": MUTED,
-    "axes.facecolor": "none",
-    "axes.grid": True,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.6,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlesize": 8,
-    "figure.facecolor": PAPER,
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "lines.linewidth": 1.6,
-    "lines.markersize": 4,
-    "savefig.facecolor": PAPER,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "layersync",
-    "text.color": INK,
-    "text.parse_math": False,
-    "xtick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "xtick.labelsize": 7.5,
-    "ytick.color": MUTED,
-    "ytick.labelcolor": INK,
-    "ytick.labelsize": 7.5,
-}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A drawn figure. ``alt`` says in words what it shows."""
-
-    title: str
-    alt: str
-    svg: str
-    png: bytes
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Whatever the user's matplotlibrc says, for as long as this lasts."""
-    import matplotlib
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def _draw(title: str, alt: str, height: float, paint: Callable[[Canvas], None]) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure as Canvas
-
-    with _style():
-        canvas = Canvas(figsize=(WIDTH, height), layout="constrained")
-        FigureCanvasAgg(canvas)
-        paint(canvas)
-        svg, png = io.StringIO(), io.BytesIO()
-        canvas.savefig(svg, format="svg", metadata={"Date": None}, dpi=PNG_DPI)
-        canvas.set_layout_engine(None)  # what the first drawing found stays: to look for it is half of the time
-        canvas.savefig(png, format="png", metadata={"Software": None}, dpi=PNG_DPI)
-    return Figure(title, alt, svg.getvalue(), png.getvalue())
-
-
-def _short(name: str) -> str:
-    """A name that fits; a leading underscore would hide it from a legend."""
-    cut = name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
-    return f" {cut}" if cut.startswith("_") else cut
-
-
-def series(domain: Domain) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each variant: the reference grey, the others in the order of the recipe."""
-    others = [name for name in domain.variants if name != domain.reference]
-    found = {domain.reference: (REFERENCE, MARKERS[-1])}
-    for index, name in enumerate(others):
-        found[name] = (SERIES[index % len(SERIES)], MARKERS[index % (len(MARKERS) - 1)])
-    return found
 
 
 def gain_figure(domains: Sequence[Domain]) -> Figure:
@@ -149,8 +48,8 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
     largest = max((abs(mean) for mean in means), default=0.0)
     bound = 1.12 * max(0.02, min(max((abs(end) for end in ends), default=0.0), max(WIDEST_GAIN, 3 * largest)))
     lines = sum(1 + len(variants) for _, variants in rows)
-    headings = [f"{_short(domain.name)}  ·  {_short(domain.metric)}" for domain in domains]
-    longest = max((len(_short(name)) for _, variants in rows for name, _ in variants), default=0)
+    headings = [f"{short(domain.name)}  ·  {short(domain.metric)}" for domain in domains]
+    longest = max((len(short(name)) for _, variants in rows for name, _ in variants), default=0)
 
     def paint(canvas: Canvas) -> None:
         from matplotlib.transforms import blended_transform_factory
@@ -177,7 +76,7 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
             for name, variant in variants:
                 place += 1
                 places.append(place)
-                labels.append(_short(name))
+                labels.append(short(name))
                 hollow |= _whisker(axes, variant, place, bound, *series(domain)[name])
             place += 1.25
         axes.set_yticks(places, labels)
@@ -198,7 +97,7 @@ def gain_figure(domains: Sequence[Domain]) -> Figure:
     alt = "Gain over the reference variant with 95 % intervals. " + " ".join(
         f"{domain.name}, {name}: " + _gain_words(variant) for domain, variants in rows for name, variant in variants
     )
-    return _draw("Gain", alt, 0.75 + 0.235 * lines, paint)
+    return draw("Gain", alt, 0.75 + 0.235 * lines, paint)
 
 
 def _gain_words(variant: Variant) -> str:
@@ -244,7 +143,7 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
         if len(steps) == 1:
             curves = {name: variant.curves[metric] for name, variant in shown.items()}
             _columns(axes, domain, curves, lambda run: run.scores.get(metric, ()))
-            axes.set_ylabel(f"{_short(metric)} at step {steps[0]:,}")
+            axes.set_ylabel(f"{short(metric)} at step {steps[0]:,}")
             axes.set_title(direction, loc="left", fontsize=7, color=MUTED)
             return
         for name, variant in shown.items():
@@ -258,7 +157,7 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
         if metric == domain.metric:
             _mark_speed_up(axes, domain)
         _step_axis(axes)
-        axes.set_ylabel(f"{_short(metric)}")
+        axes.set_ylabel(f"{short(metric)}")
         axes.set_title(direction, loc="left", fontsize=7, color=MUTED)
         _legend(canvas, axes)
 
@@ -267,7 +166,7 @@ def score_figure(domain: Domain, metric: str) -> Figure | None:
         f"{name} {score(variant.curves[metric])}" for name, variant in shown.items()
     )
     title = f"{metric} at step {steps[0]:,}" if len(steps) == 1 else f"{metric} against steps"
-    return _draw(title, alt, 2.5, paint)
+    return draw(title, alt, 2.5, paint)
 
 
 def _lines(
@@ -288,7 +187,7 @@ def _lines(
     if curve is not None and curve.interval:
         low, high = zip(*curve.interval, strict=True)
         axes.fill_between(steps[: len(low)], low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=_short(name) + remark)
+    axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=short(name) + remark)
 
 
 def _legend(canvas: Canvas, axes: Axes) -> None:
@@ -330,7 +229,7 @@ def _columns(
     many = len(curves) > 3
     axes.set_xticks(
         range(len(curves)),
-        [_short(name) for name in curves],
+        [short(name) for name in curves],
         rotation=35 if many else 0,
         ha="right" if many else "center",
     )
@@ -413,7 +312,7 @@ def loss_figure(domain: Domain) -> Figure | None:
         f"{name} {number(float(np.mean([run.held_out_loss[-1] for run in runs])))}" for name, runs in shown.items()
     )
     over = "by variant" if len(steps) == 1 else "against steps"
-    return _draw("Held-out loss", f"Held-out flow loss of {domain.name} {over}; at the end {last}.", 2.5, paint)
+    return draw("Held-out loss", f"Held-out flow loss of {domain.name} {over}; at the end {last}.", 2.5, paint)
 
 
 def similarity_figure(domain: Domain, pair: str) -> Figure | None:
@@ -451,7 +350,7 @@ def similarity_figure(domain: Domain, pair: str) -> Figure | None:
     )
     blocks = " and ".join(pair.split("-"))
     alt = f"Similarity of blocks {blocks} of {domain.name} against steps; at the end {last}."
-    return _draw(f"Similarity of blocks {blocks}", alt, 3.3, paint)
+    return draw(f"Similarity of blocks {blocks}", alt, 3.3, paint)
 
 
 Kind = Literal["cosine", "centred"]
@@ -515,4 +414,4 @@ def _map_figure(domain: Domain, name: str, maps: Mapping[Kind, np.ndarray], lowe
         + "; ".join(f"{KINDS[kind]} from {number(float(maps[kind].min()))} to 1" for kind in KINDS)
         + (f". Marked: the aligned blocks {aligned}." if pairs else ". It aligns no blocks.")
     )
-    return _draw(name, alt, 2.35, paint)
+    return draw(name, alt, 2.35, paint)

@@ -18,19 +18,19 @@ from typing import Any
 from layersync.core.errors import InputError
 from layersync.core.packaged import atomic_write
 from layersync.core.results import Domain, duration, few_seeds, read_comparison
-from layersync.report import figures, samples, text
+from layersync.report import canvas, figures, samples, text
 
 PAGE, FIGURES = "report.html", "figures"
 OWN = re.compile(r"\d+-.*-(score|held-out-loss|(metric|similarity|map)-\d+-[a-z0-9-]*)\.(svg|png)")
 """Names that only figures of a report have."""
 
 _THEMED = {
-    figures.INK: "var(--ink)",
-    figures.MUTED: "var(--muted)",
-    figures.GRID: "var(--line)",
-    figures.PAPER: "var(--paper)",
-    figures.REFERENCE: "var(--reference)",
-    **{colour: f"var(--series-{index})" for index, colour in enumerate(figures.SERIES)},
+    canvas.INK: "var(--ink)",
+    canvas.MUTED: "var(--muted)",
+    canvas.GRID: "var(--line)",
+    canvas.PAPER: "var(--paper)",
+    canvas.REFERENCE: "var(--reference)",
+    **{colour: f"var(--series-{index})" for index, colour in enumerate(canvas.SERIES)},
 }
 """Colours of the figures that the page's light and dark themes set."""
 
@@ -41,11 +41,11 @@ class DomainView:
 
     domain: Domain
     anchor: str
-    score: figures.Figure | None
-    others: tuple[figures.Figure, ...]
-    loss: figures.Figure | None
-    similarity: tuple[figures.Figure, ...]
-    maps: tuple[figures.Figure, ...]
+    score: canvas.Figure | None
+    others: tuple[canvas.Figure, ...]
+    loss: canvas.Figure | None
+    similarity: tuple[canvas.Figure, ...]
+    maps: tuple[canvas.Figure, ...]
     samples: samples.Samples
     recipes: dict[str, str]
 
@@ -131,7 +131,7 @@ def _recipe(directory: Path, relative: str) -> str:
     return path.read_text(encoding="utf-8", errors="replace")
 
 
-def _named(gain: figures.Figure, views: list[DomainView]) -> Iterator[tuple[str, figures.Figure]]:
+def _named(gain: canvas.Figure, views: list[DomainView]) -> Iterator[tuple[str, canvas.Figure]]:
     """File names of all figures: numbered, so that no two are the same however the domains are called."""
     yield "gain", gain
     for index, view in enumerate(views, 1):
@@ -162,7 +162,7 @@ def _environment() -> Any:
     )
     counted = iter(range(10**6))
 
-    def inline(figure: figures.Figure) -> Markup:
+    def inline(figure: canvas.Figure) -> Markup:
         return Markup(_inline(figure, f"f{next(counted)}-"))  # matplotlib has escaped the names in it
 
     environment.filters |= {
@@ -174,17 +174,17 @@ def _environment() -> Any:
     }
     environment.globals |= {
         # nothing of the user's is in it
-        "style": Markup(environment.get_template("style.css.j2").render(figures=figures)),
+        "style": Markup(environment.get_template("style.css.j2").render(canvas=canvas)),
         "text": text,
         "few_seeds": few_seeds,
         "flat": flat,
         "settings_tables": settings_tables,
-        "colour": lambda domain, name: _THEMED[figures.series(domain)[name][0]],
+        "colour": lambda domain, name: _THEMED[canvas.series(domain)[name][0]],
     }
     return environment
 
 
-def _inline(figure: figures.Figure, prefix: str) -> str:
+def _inline(figure: canvas.Figure, prefix: str) -> str:
     """A figure as a part of the page: as wide as its place, in the theme's colours, with ids of its own."""
     svg = figure.svg[figure.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, count=1, flags=re.DOTALL)

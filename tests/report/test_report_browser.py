@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.browser import Browser
 from layersync.core.results import Comparison
-from layersync.report import figures, write_report
+from layersync.report import canvas, write_report
 
 EVIL = "<script>window.hit = 1</script><img src=x onerror='window.hit = 1'>"
 DURATIONS = """Promise.all([...document.querySelectorAll('audio')].map(player => new Promise((done, fail) => {
@@ -104,8 +104,8 @@ def test_a_dark_page_has_figures_that_can_be_read(shown: Browser) -> None:
 @pytest.mark.parametrize(
     ("scheme", "reference", "series"),
     [
-        ("light", figures.REFERENCE, figures.SERIES),
-        ("dark", figures.DARK_REFERENCE, figures.DARK_SERIES),
+        ("light", canvas.REFERENCE, canvas.SERIES),
+        ("dark", canvas.DARK_REFERENCE, canvas.DARK_SERIES),
     ],
 )
 def test_dots_and_lines_have_one_colour(shown: Browser, scheme: str, reference: str, series: tuple[str, ...]) -> None:
