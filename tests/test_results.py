@@ -15,6 +15,7 @@ from layersync.report import text
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docs/results/compare"
 NAMED = re.compile(r"\]\((?:docs/results/|results/)?compare/([a-z0-9-]+)/(?:report\.html|compare\.json)?\)")
+LINK = re.compile(r"\[(.*)\]\(.*\)")
 PAGES = ("README.md", "docs/results/compare.md")
 
 
@@ -24,27 +25,34 @@ def comparison(name: str) -> Comparison:
 
 
 def rows(page: str) -> Iterator[tuple[str, list[str]]]:
-    """Of each table row that names a domain and a variant: the comparison last linked before it, and its cells."""
+    """Of each table row of a domain and a variant: the comparison that was last linked, there or before; its cells."""
     name = ""
     for line in (ROOT / page).read_text().splitlines():
         if found := NAMED.findall(line):
             name = found[-1]
         cells = [cell.strip().strip("`*") for cell in line.strip("|").split("|")] if line.startswith("| ") else []
-        if name and len(cells) == 6 and cells[0] in {domain.name for domain in comparison(name).domains}:
-            yield name, cells
+        if name and len(cells) in (6, 8):
+            cells[0] = LINK.sub(r"\1", cells[0])
+            if cells[0] in {domain.name for domain in comparison(name).domains}:
+                yield name, [cells[0], cells[1].split()[0], *cells[2:]]
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_gains_are_those_of_the_comparisons(page: str) -> None:
     found = list(rows(page))
     assert found
-    for name, (domain_name, variant_name, gain, resolution, loss, seeds) in found:
+    for name, (domain_name, variant_name, *settings, gain, resolution, loss, seeds) in found:
         (domain,) = (domain for domain in comparison(name).domains if domain.name == domain_name)
-        held = domain.variants[variant_name].gain
-        in_loss = domain.variants[variant_name].held_out_gain
+        variant = domain.variants[variant_name]
+        held = variant.gain
         assert held is not None, (name, domain_name, variant_name)
-        said = (text.gain(held), text.percent(held.resolution, sign=False), text.gain(in_loss), str(held.seeds))
-        assert (gain, resolution, loss, seeds) == said, (name, domain_name, variant_name)
+        said = (text.gain(held), text.percent(held.resolution, sign=False), text.gain(variant.held_out_gain))
+        assert (gain, resolution, loss, seeds) == (*said, str(held.seeds)), (name, domain_name, variant_name)
+        if settings:
+            weight, steps = variant.regularizer.get("weight"), variant.content["train"]["steps"]
+            distance = settings[1].split()[0]
+            assert settings[0] == f"{'none' if weight is None else f'{weight:g}'}, {steps:,}", (name, domain_name)
+            assert distance == domain.metric, (name, domain_name)
 
 
 def test_every_variant_of_every_comparison_is_in_the_page() -> None:

@@ -25,6 +25,7 @@ from layersync.core.metric import (
     check_labels,
     parse_metrics,
     reads_classifier,
+    rows_first,
 )
 from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
@@ -151,7 +152,7 @@ def evaluate(
         examples = draw(model, count, seed, processes, known=known, shown=shown)
         scorer = RunScorer(model, examples, real, made, processes, shown, wordy, folder)
         found.append({})
-        for metric in [metric for metric in chosen if metric.name not in failed]:
+        for metric in rows_first([metric for metric in chosen if metric.name not in failed]):
             try:
                 found[-1][metric.name] = scorer.score(metric)
             except InputError as error:
@@ -363,7 +364,7 @@ def _score_set(
     scores: dict[str, Score] = {}
     features: dict[str, FeatureSet] = {}
     wordy = {metric.extractor for metric in metrics if metric.needs is Needs.TEXT}
-    for metric in metrics:
+    for metric in rows_first(metrics):
         if metric.extractor is None:
             share = processes.share(len(generated.examples))
             own = {number: generated.examples[number] for number in share}
@@ -382,4 +383,4 @@ def _score_set(
             against = real.features(extractor, rows=metric.needs is Needs.BOTH_ROWS, shown=shown)
         reference = real.reference(against) if real is not None and against is not None else None
         scores[metric.name] = score(metric, features[extractor.name], against, reference)
-    return scores
+    return {metric.name: scores[metric.name] for metric in metrics}

@@ -24,13 +24,15 @@ from layersync.metrics.frechet import GaussianStatistics
 
 SUFFIXES = {"spatial": "_s"}
 """How ADM's reference files name the statistics of a stream that is not the first: ``mu_s``, ``sigma_s``."""
+ROWS_AT_ONCE = 4096
+"""Rows that wait to be counted together where they are not kept: one product of matrices for all of them."""
 
 
 @dataclass(frozen=True)
 class StreamFeatures:
     """One stream of a set: statistics of all its rows, and the rows (n, d) with the sample (n,) that each is of.
 
-    ``rows`` and ``owner`` are ``None`` for statistics that were read from a file.
+    ``rows`` and ``owner`` are ``None`` where statistics alone were wanted, or a file holds no more.
     """
 
     statistics: GaussianStatistics
@@ -76,9 +78,12 @@ def extract(
     processes: Processes,
     *,
     texts: bool,
+    rows: bool = True,
     shown: bool = False,
 ) -> FeatureSet:
     """Features of the samples ``numbers``, this process's share of the whole set; the same whole set on all.
+
+    A million images have 20 GB of Inception's rows, all of which every process holds; their statistics are 100 MB.
 
     Args:
         extractor: what to run.
@@ -86,6 +91,7 @@ def extract(
         numbers: numbers of this process's samples in the whole set.
         processes: who else is at it.
         texts: whether the samples' texts go through the extractor too; every sample has to have one then.
+        rows: whether rows are kept, and not their statistics alone.
         shown: whether a progress bar is drawn.
 
     Raises:
@@ -93,8 +99,7 @@ def extract(
             width (which class and sample), and whatever ``read`` and the extractor raise.
     """
     widths: dict[str, int] = {}
-    parts: dict[str, list[Rows]] = {}
-    owners: dict[str, list[NDArray[np.int64]]] = {}
+    shares: dict[str, _Share] = {}
     found_texts: list[str] = []
     done: list[int] = []
     with progress(f"features of {extractor.name}", len(numbers), shown=shown) as advance:
@@ -109,15 +114,46 @@ def extract(
                 streams = extractor(examples)
             _check_rows(extractor, streams, examples, widths)
             _check_finite(extractor, streams, examples)
-            for name, rows in streams.items():
-                parts.setdefault(name, []).extend(np.asarray(part, dtype=np.float32) for part in rows)
-                owners.setdefault(name, []).extend(
-                    np.full(len(part), number, dtype=np.int64) for number, part in zip(batch, rows, strict=True)
-                )
+            for name, found_rows in streams.items():
+                shares.setdefault(name, _Share(widths[name], rows)).add(batch, found_rows)
             if texts:
                 found_texts += [example.captions[0] for example in examples]
             done += batch
-    return _gathered(extractor, parts, owners, done, found_texts if texts else None, processes)
+    return _gathered(extractor, shares, rows, done, found_texts if texts else None, processes)
+
+
+class _Share:
+    """One stream of this process's samples: rows with the sample that each is of, or statistics of those before."""
+
+    def __init__(self, width: int, keep: bool):
+        self.width, self.count, self._keep = width, 0, keep
+        self._rows: list[Rows] = []
+        self._owner: list[NDArray[np.int64]] = []
+        self._counted = GaussianStatistics()
+
+    def add(self, numbers: Sequence[int], rows: Sequence[Rows]) -> None:
+        """Rows (n, d) of each of the samples ``numbers``."""
+        self._rows += [np.array(part, dtype=np.float32) for part in rows]  # views would hold whole batches
+        self.count += sum(map(len, rows))
+        if self._keep:
+            self._owner += [
+                np.full(len(part), number, dtype=np.int64) for number, part in zip(numbers, rows, strict=True)
+            ]
+        elif self.count - (self._counted.count or 0) >= ROWS_AT_ONCE:
+            self.statistics()
+
+    def kept(self) -> tuple[Rows, NDArray[np.int64]]:
+        """All rows, and the sample of each; given away."""
+        rows, owner = np.concatenate(self._rows), np.concatenate(self._owner)
+        self._rows, self._owner = [], []
+        return rows, owner
+
+    def statistics(self) -> GaussianStatistics:
+        """Of all rows, which are not kept."""
+        if self.count > (self._counted.count or 0):
+            self._counted.update(np.concatenate(self._rows))
+        self._rows = []
+        return self._counted
 
 
 def _with_text(example: Example, wanted: bool) -> Example:
@@ -162,8 +198,8 @@ def _check_finite(extractor: FeatureExtractor, streams: dict[str, list[Rows]], e
 
 def _gathered(
     extractor: FeatureExtractor,
-    parts: dict[str, list[Rows]],
-    owners: dict[str, list[NDArray[np.int64]]],
+    shares: dict[str, _Share],
+    keep: bool,
     numbers: list[int],
     texts: list[str] | None,
     processes: Processes,
@@ -174,29 +210,39 @@ def _gathered(
             f"extractor {extractor.name}: the processes of this launch have different weights of it; let "
             f"$LAYERSYNC_CACHE and the weights lie where all machines see them"
         )
-    names = max(processes.gather([tuple(parts)]), key=len)  # a process without a sample of its own knows none
+    names = max(processes.gather([tuple(shares)]), key=len)  # a process without a sample of its own knows none
     streams = {}
     for name in names:
-        local = [(np.concatenate(parts.pop(name)), np.concatenate(owners.pop(name)))] if name in parts else []
-        shares = processes.gather(local)
-        _check_widths(extractor, name, {share[0].shape[1] for share in shares})
-        rows, owner = (
-            shares[0][column] if len(shares) == 1 else np.concatenate([share[column] for share in shares])
-            for column in (0, 1)
-        )
-        if (np.diff(owner) < 0).any():
-            order = np.argsort(owner, kind="stable")
-            rows, owner = rows[order], owner[order]
-        if len(rows) < 2:
-            raise InputError(f"extractor {extractor.name}: {len(rows)} row of {name}; a score needs at least 2")
-        statistics = GaussianStatistics.of(rows)
-        streams[name] = StreamFeatures(statistics, rows, owner)
+        local = [shares.pop(name)] if name in shares else []
+        sizes = processes.gather([(share.width, share.count) for share in local])
+        _check_widths(extractor, name, {width for width, _ in sizes})
+        if (total := sum(count for _, count in sizes)) < 2:
+            raise InputError(f"extractor {extractor.name}: {total} row of {name}; a score needs at least 2")
+        streams[name] = _kept_rows(local, processes) if keep else _counted_rows(local, processes)
     whole = None
     if texts is not None:
         found = dict(pair for share in processes.gather([list(zip(numbers, texts, strict=True))]) for pair in share)
         whole = tuple(found[number] for number in sorted(found))
     count = sum(processes.gather([len(numbers)]))
     return FeatureSet(extractor.name, extractor.checksum, extractor.preprocessing, streams, count, whole)
+
+
+def _kept_rows(local: Sequence[_Share], processes: Processes) -> StreamFeatures:
+    found = processes.gather([share.kept() for share in local])
+    rows, owner = (
+        found[0][column] if len(found) == 1 else np.concatenate([share[column] for share in found]) for column in (0, 1)
+    )
+    if (np.diff(owner) < 0).any():
+        order = np.argsort(owner, kind="stable")
+        rows, owner = rows[order], owner[order]
+    return StreamFeatures(GaussianStatistics.of(rows), rows, owner)
+
+
+def _counted_rows(local: Sequence[_Share], processes: Processes) -> StreamFeatures:
+    statistics = GaussianStatistics()
+    for share in processes.gather([share.statistics() for share in local]):
+        statistics.merge(share)
+    return StreamFeatures(statistics)
 
 
 def _check_widths(extractor: FeatureExtractor, stream: str, widths: set[int]) -> None:
@@ -230,8 +276,10 @@ def save_features(path: Path, features: FeatureSet, *, rows: bool = True) -> Non
         np.savez(file, layersync=np.array(json.dumps(about)), **arrays)
 
 
-def load_features(path: Path, extractor: FeatureExtractor) -> FeatureSet:
+def load_features(path: Path, extractor: FeatureExtractor, *, rows: bool = True) -> FeatureSet:
     """Read what :func:`save_features` wrote, or statistics that another program did (``mu``, ``sigma``).
+
+    Without ``rows``, those that the file holds are not read.
 
     Raises:
         InputError: for a file that is damaged, holds no statistics, or was made with another extractor, other weights
@@ -239,7 +287,8 @@ def load_features(path: Path, extractor: FeatureExtractor) -> FeatureSet:
     """
     try:
         with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files if not name.startswith("arr_")}
+            left_out = ("arr_",) if rows else ("arr_", "rows", "owner")
+            arrays = {name: stored[name] for name in stored.files if not name.startswith(left_out)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]})") from None
     if "mu" not in arrays or "sigma" not in arrays:

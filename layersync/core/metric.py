@@ -136,6 +136,11 @@ def reads_classifier(metrics: Sequence[MetricName]) -> bool:
     return any(metric.kind in NEEDS_LABELS for metric in metrics)
 
 
+def rows_first(metrics: Sequence[MetricName]) -> list[MetricName]:
+    """``metrics`` in the order to be computed in: rows of real samples give the statistics of all others, too."""
+    return sorted(metrics, key=lambda metric: metric.needs is not Needs.BOTH_ROWS)
+
+
 def check_labels(
     recipe: Recipe, metrics: Sequence[MetricName], classes: Sequence[str], condition: ConditionSpec
 ) -> None:

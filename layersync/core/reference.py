@@ -67,8 +67,17 @@ class RunData:
             self._key if len(windows) == len(self.windows) else [*self._key, "one window a clip"],
             extractor,
             self.processes,
-            lambda: extract(extractor, windows.get, windows.by_clip(share), self.processes, texts=False, shown=shown),
+            lambda: extract(
+                extractor,
+                windows.get,
+                windows.by_clip(share),
+                self.processes,
+                texts=False,
+                rows=rows,
+                shown=shown,
+            ),
             windows.get,
+            rows=rows,
         )
 
     def reference(self, features: FeatureSet) -> Reference:
@@ -111,19 +120,22 @@ class SampleFiles:
     def features(self, extractor: FeatureExtractor, *, rows: bool, shown: bool = False) -> FeatureSet:
         """Its features. A file that holds statistics and samples gives the statistics unless ``rows`` are wanted."""
         if self.statistics and not rows:
-            return load_features(self.path, extractor)
+            return load_features(self.path, extractor, rows=False)
         return _kept(
             [fingerprint_of(self.examples)],
             extractor,
             self.processes,
-            lambda: self.extracted(extractor, shown=shown),
+            lambda: self.extracted(extractor, rows=rows, shown=shown),
             self.examples.__getitem__,
+            rows=rows,
         )
 
-    def extracted(self, extractor: FeatureExtractor, *, texts: bool = False, shown: bool = False) -> FeatureSet:
+    def extracted(
+        self, extractor: FeatureExtractor, *, texts: bool = False, rows: bool = True, shown: bool = False
+    ) -> FeatureSet:
         """Features of the samples, made anew; with ``texts`` those of their captions too."""
         share = self.processes.share(len(self.examples))
-        return extract(extractor, self.examples.__getitem__, share, self.processes, texts=texts, shown=shown)
+        return extract(extractor, self.examples.__getitem__, share, self.processes, texts=texts, rows=rows, shown=shown)
 
     def reference(self, features: FeatureSet) -> Reference:
         """The file's own name, whether all of it or statistics alone, and how many."""
@@ -136,21 +148,28 @@ def _kept(
     processes: Processes,
     make: Callable[[], FeatureSet],
     read: Callable[[int], Example | None],
+    *,
+    rows: bool,
 ) -> FeatureSet:
-    """Features out of the cache, of samples of which ``read`` gives the first; made and put there when missing."""
+    """Features out of the cache, of samples of which ``read`` gives the first; made and put there when missing.
+
+    Statistics alone are kept in a file of their own, and come out of one with rows where that is there.
+    """
     parts = [*key, identity(extractor), code_digest(extractor)]
     digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
-    path = cache_folder("features") / f"{digest}.npz"
-    if all(processes.gather([path.is_file()])):
-        if type(extractor).look is not FeatureExtractor.look and (first := read(0)) is not None:
-            extractor.look(first)
-        return load_features(path, extractor)
+    names = [f"{digest}.npz"] if rows else [f"{digest}.npz", f"{digest}-statistics.npz"]
+    paths = [cache_folder("features") / name for name in names]
+    for path in paths:
+        if all(processes.gather([path.is_file()])):
+            if type(extractor).look is not FeatureExtractor.look and (first := read(0)) is not None:
+                extractor.look(first)
+            return load_features(path, extractor, rows=rows)
     found = make()
     if processes.main:
         try:
-            save_features(path, found)
+            save_features(paths[-1], found, rows=rows)
         except OSError as error:  # samples may have been drawn for hours by now
-            warnings.warn(f"{path}: features are not kept there ({error.strerror})", stacklevel=2)
+            warnings.warn(f"{paths[-1]}: features are not kept there ({error.strerror})", stacklevel=2)
     processes.wait()
     return found
 

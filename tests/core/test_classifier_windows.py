@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,24 +13,104 @@ import torch
 from strokes import Offsets, OffsetsConfig, Outline, Strokes, StrokesAdapter
 
 from layersync.core import classifier
+from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.classifier import WINDOWS_AT_LEAST, TrainingWindows, Windows
 from layersync.core.errors import InputError
-from layersync.core.featureset import extract
+from layersync.core.features import FeatureExtractor, Streams
+from layersync.core.featureset import FeatureSet, extract
 from layersync.core.metric import parse_metrics
+from layersync.core.packaged import cache_folder
 from layersync.core.parallel import Processes
-from layersync.core.reference import RunData
+from layersync.core.reference import RunData, SampleFiles
 
 SIZE = 96
 
 
 def test_neighbours_are_looked_for_among_one_window_of_each_clip() -> None:
     """Of so few clips there are copies among the windows that statistics are of: the distance to them is 0."""
-    real = RunData(Strokes(SIZE, "train"), Offsets(OffsetsConfig()), "strokes", "train", Processes())
+    strokes, tokenizer = Strokes(SIZE, "train"), Offsets(OffsetsConfig())
+    real = RunData(strokes, tokenizer, "strokes", "train", Processes())
     rows, statistics = (real.features(Outline(), rows=wanted) for wanted in (True, False))
-    found, repeated = (part.per_sample(None) for part in (rows, statistics))
+    found = rows.per_sample(None)
     assert rows.num_samples == len(found) == len(np.unique(found, axis=0)) == SIZE
+    windows = Windows(strokes, tokenizer)
+    repeated = extract(Outline(), windows.get, range(len(windows)), Processes(), texts=False).per_sample(None)
     assert statistics.num_samples == len(repeated) >= WINDOWS_AT_LEAST > len(np.unique(repeated, axis=0))
+    assert np.allclose(statistics.stream(None).statistics.mean, repeated.mean(axis=0, dtype=float))
     assert len(real.features(Outline(), rows=True).per_sample(None)) == SIZE, "the two are kept apart"
+
+
+class Many(FeatureExtractor):
+    """A thousand rows of noise for each sample, and another stream of one."""
+
+    name, preprocessing, batch_size = "many", "none", 4
+    streams = ("rows", "one")
+
+    def __call__(self, examples: Sequence[Example]) -> Streams:
+        numbers = [int(example.source) for example in examples]
+        found = [np.random.default_rng(number).normal(5, 1, (1000, 20)).astype(np.float32) for number in numbers]
+        return {"rows": found, "one": [part[:1, :3] for part in found]}
+
+
+def test_statistics_hold_few_rows_at_a_time() -> None:
+    """And are those of all rows, to rounding."""
+
+    def found(*, rows: bool) -> tuple[FeatureSet, int]:
+        tracemalloc.start()
+        try:
+            made = extract(Many(), lambda n: Example(None, {}, str(n)), range(200), Processes(), texts=False, rows=rows)
+            return made, tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    (whole, needed), (statistics, peak) = found(rows=True), found(rows=False)
+    assert needed > 200_000 * 20 * 4 > 5 * peak
+    for name in Many.streams:
+        wanted, ours = whole.stream(name).statistics, statistics.stream(name)
+        assert ours.rows is None and ours.statistics.count == wanted.count
+        np.testing.assert_allclose(ours.statistics.mean, wanted.mean, rtol=1e-12)
+        np.testing.assert_allclose(ours.statistics.covariance, wanted.covariance, rtol=1e-9, atol=1e-12)
+    with pytest.raises(InputError, match="statistics alone are not enough"):
+        statistics.per_sample("one")
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_a_single_row_is_no_set(rows: bool) -> None:
+    with pytest.raises(InputError, match="extractor many: 1 row of one; a score needs at least 2"):
+        extract(Many(), lambda n: Example(None, {}, str(n)), [3], Processes(), texts=False, rows=rows)
+
+
+def test_one_file_of_features_serves_metrics_of_rows_and_of_statistics(tmp_path: Path) -> None:
+    """A file of statistics alone has no rows, and does not serve metrics of rows."""
+    passes: list[int] = []
+
+    class Counting(Strokes):
+        def __getitem__(self, index: int) -> Example:
+            passes.append(index)
+            return super().__getitem__(index)
+
+    class Folder(StrokesAdapter):
+        def open_samples(self, path: Path) -> ExampleDataset:
+            return Counting(SIZE, "train")
+
+    def take(*, rows: bool) -> FeatureSet:
+        return SampleFiles(Folder(), tmp_path, "--real", Processes()).features(Outline(), rows=rows)
+
+    alone = take(rows=False)
+    (kept,) = cache_folder("features").glob("*.npz")
+    with np.load(kept) as stored:
+        assert set(stored.files) == {"mu", "sigma", "layersync"}
+    passes.clear()
+    assert take(rows=False).stream(None).statistics.count == SIZE and not passes
+    with_rows = take(rows=True)
+    assert len(with_rows.per_sample(None)) == SIZE and sorted(passes) == list(range(SIZE))
+    passes.clear()
+    kept.unlink()
+    again = take(rows=False)
+    assert not passes and again.stream(None).rows is None
+    for made in (alone, with_rows):
+        ours = made.stream(None).statistics
+        np.testing.assert_allclose(ours.covariance, again.stream(None).statistics.covariance, rtol=1e-9, atol=1e-15)
 
 
 def test_rows_are_those_of_their_samples_in_whatever_order_these_are_read() -> None:

@@ -179,12 +179,24 @@ def test_features_of_the_reference_are_kept_and_renewed_with_the_file(tmp_path: 
     assert again == pytest.approx(first, rel=1e-9) and changed != pytest.approx(first, rel=1e-3)
 
 
+def test_real_samples_are_read_once_for_metrics_of_rows_and_of_statistics(
+    tmp_path: Path, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In whatever order they are asked for, which is that of the scores."""
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path))
+    names = ["fd-kinetic", "kd-kinetic"]
+    scores = score_samples("motion", [sets["alike"]], names, real=sets["real"]).metrics
+    assert list(scores) == names
+    (kept,) = (tmp_path / "features").iterdir()
+    assert not kept.stem.endswith("statistics")
+
+
 def test_a_cache_that_is_full_costs_no_score(
     tmp_path: Path, sets: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What has been drawn and read for hours is scored all the same."""
 
-    def full(path: Path, _: object) -> None:
+    def full(path: Path, _: object, *, rows: bool) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
     real = tmp_path / "real.npy"
