@@ -27,6 +27,11 @@ def take_own_device() -> None:
         torch.accelerator.set_device_index(int(rank) % torch.accelerator.device_count())
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, where the system says it; else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextmanager
 def float32_products(*, tf32: bool = False) -> Iterator[None]:
     """Whether CUDA multiplies, convolves and recurs in TF32, with 10 bits of mantissa, where it is given float32.

@@ -22,6 +22,7 @@ from typing import IO, Any
 import torch
 
 from layersync.core import experiment_run
+from layersync.core.device import usable_cores
 from layersync.core.experiment_run import Assignment
 from layersync.core.progress import progress
 from layersync.core.results import duration
@@ -191,11 +192,6 @@ class ProcessPool:
                 running.process.kill()
             _close(running)
         self._running.clear()
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, where the system says it; else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_environment(given: Mapping[str, str], slot: int, jobs: int, *, gpus: int, cores: int) -> dict[str, str]:

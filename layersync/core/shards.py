@@ -23,10 +23,11 @@ import logging
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,6 +42,7 @@ from layersync.core.errors import InputError
 from layersync.core.packaged import sync_path
 from layersync.core.plugin import PluginError, calling, class_of
 from layersync.core.progress import progress
+from layersync.core.reading import read_ahead, reading_threads
 from layersync.core.run import atomic_write
 
 logger = logging.getLogger(__name__)
@@ -186,13 +188,16 @@ def _write_shard(
     for torn in target.glob(f".shard-{number:05d}*.partial"):
         torn.unlink()
     shard, latent = Shard(), tokenizer.latent
-    indices = plan.examples(number)
-    with _RowFiles(target, number, plan.shard_bytes) as rows:
-        while indices:
+    left = len(plan.examples(number))
+    with (
+        _RowFiles(target, number, plan.shard_bytes) as rows,
+        closing(_readable(dataset, plan.examples(number), shard)) as examples,
+    ):
+        while left:
             samples: list[Any] = []
             sources: list[str] = []
             done = size = 0
-            for example in _readable(dataset, indices[:ENCODE_BATCH], shard):
+            for example in islice(examples, ENCODE_BATCH):
                 done += 1
                 if example is not None:
                     with calling(dataset, "variant"):
@@ -218,7 +223,7 @@ def _write_shard(
                 shard.frames.append(len(laid))
                 rows.write(laid)
             advance(done)
-            indices = indices[done:]
+            left -= done
         shard.files = rows.close()
     with atomic_write(target / f"shard-{number:05d}.json") as partial:
         partial.write_text(json.dumps(asdict(shard)))
@@ -265,24 +270,37 @@ def is_row(shape: Sequence[int], latent: LatentSpec) -> bool:
     return tuple(shape[:-1] if latent.sequence else shape[1:]) == grid and len(shape) == len(grid) + 1
 
 
-def _readable(dataset: ExampleDataset, batch: Sequence[int], shard: Shard) -> Iterator[Example | None]:
+def _readable(dataset: ExampleDataset, indices: Sequence[int], shard: Shard) -> Generator[Example | None]:
     """The examples; ``None`` for one that cannot be read, which is counted, where the data set says to skip them."""
-    for index in batch:
+
+    Read = tuple[Example, list[str]] | InputError
+
+    def read(index: int) -> Read:
         try:
             with calling(dataset, "__getitem__"):
                 example = dataset[index]
-                captions = list(example.captions)
+                return example, list(example.captions)
         except InputError as error:
             if dataset.on_error != "skip" or isinstance(error, PluginError):  # which is no matter of the sample
                 raise
-            logger.warning("skipped: %s", error)
-            shard.skipped += 1
-            yield None
-            continue
-        shard.labels.append(_label(example, dataset, index))
-        shard.captions.append(captions)
-        shard.examples.append(index)
-        yield example
+            return error
+
+    def size(found: Read) -> int:
+        return 0 if isinstance(found, InputError) else _bytes_of(found[0].sample)
+
+    threads = reading_threads() if dataset.concurrent else 0
+    with closing(read_ahead(read, indices, threads, size)) as found:
+        for index, outcome in zip(indices, found, strict=True):
+            if isinstance(outcome, InputError):
+                logger.warning("skipped: %s", outcome)
+                shard.skipped += 1
+                yield None
+                continue
+            example, captions = outcome
+            shard.labels.append(_label(example, dataset, index))
+            shard.captions.append(captions)
+            shard.examples.append(index)
+            yield example
 
 
 def _label(example: Example, dataset: ExampleDataset, index: int) -> int:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from layersync.core import process_pool
+from layersync.core.device import usable_cores
 from layersync.core.experiment_run import Assignment
-from layersync.core.process_pool import ProcessPool, Task, dealt, run_environment, usable_cores
+from layersync.core.process_pool import ProcessPool, Task, dealt, run_environment
 
 NOTHING = Assignment(recipe="", seed=0, run="", result="", path="")
 

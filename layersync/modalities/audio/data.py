@@ -84,6 +84,8 @@ class FolderConfig(DataConfig):
 class FolderClips(ExampleDataset):
     """Audio files as clips, read when asked for."""
 
+    concurrent = True
+
     def __init__(self, config: FolderConfig, split: Split) -> None:
         root = expand(config.path, "data.path")
         if not root.is_dir():

@@ -78,6 +78,8 @@ class MtgJamendo(ExampleDataset):
     The fingerprint covers names, sizes and tags: to hash 152 GB of audio would take longer than a training's start.
     """
 
+    concurrent = True
+
     def __init__(self, config: MtgJamendoConfig, split: Split) -> None:
         root = expand(config.path, "data.path")
         tables = _tables_folder(root if config.metadata is None else expand(config.metadata, "data.metadata"), config)

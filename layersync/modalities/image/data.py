@@ -174,6 +174,7 @@ class Folder(LargeImageData):
             flip=self.flip,
             on_error=self.on_error,
             captions=images.captions_of if captions else None,
+            concurrent=not any(map(is_scan, files)),  # slices share the volume that was read last
         )
         return self.checked(dataset, split)
 

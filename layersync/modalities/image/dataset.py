@@ -93,8 +93,9 @@ class ImageDataset(ExampleDataset):
         flip: bool = False,
         on_error: Literal["stop", "skip"] = "stop",
         captions: Callable[[int], tuple[str, ...]] | None = None,
+        concurrent: bool = False,
     ):
-        self._captions = captions
+        self._captions, self.concurrent = captions, concurrent
         self._read, self._labels, self._size, self._source = read, labels, size, source
         self.fingerprint, self.classes, self.on_error = fingerprint, tuple(classes), on_error
         self.variants = ("original", "flip") if flip else ("original",)

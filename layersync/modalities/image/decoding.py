@@ -76,6 +76,8 @@ def decode_image(
                 array = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except InputError:
         raise
+    except UnidentifiedImageError:
+        raise InputError(f"{source}: is corrupt or no image that Pillow reads") from None
     except Image.DecompressionBombError as error:
         raise InputError(f"{source}: is too large a picture to be opened unasked ({error})") from None
     except CORRUPT as error:
