@@ -216,6 +216,22 @@ BREAKS: list[tuple[str, str, list[tuple[str, str]]]] = [
         ],
     ),
     (
+        "dataset-workers",
+        "expected the same example where threads read, as concurrent says they may",
+        [
+            (
+                "        source = np.random.default_rng([index, int(",
+                "        self.index = index\n        time.sleep(0.005)\n"
+                "        source = np.random.default_rng([self.index, int(",
+            ),
+            (
+                "    def __init__(self, size: int, split: Split):",
+                "    concurrent = True\n\n    def __init__(self, size: int, split: Split):",
+            ),
+            ("Stroke = NDArray", "import time\nStroke = NDArray"),
+        ],
+    ),
+    (
         "tokenizer-encode",
         "Offsets.encode: expected float32 of sample 0 (train stroke 0); got torch.float64",
         [("[torch.from_numpy(sample) for", "[torch.from_numpy(sample).double() for")],

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from layersync.core.conformance.subject import (
 )
 from layersync.core.errors import InputError
 from layersync.core.metric import KINDS, parse_metric
+from layersync.core.reading import read_ahead
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.run import apart
 
@@ -174,7 +176,7 @@ def _looked_at(dataset: ExampleDataset) -> list[tuple[int, Example]]:
 
 
 def workers(subject: Subject) -> None:
-    """The data set can be pickled, and two worker processes read from it what this one does."""
+    """The data set can be pickled; two worker processes, and threads where it allows them, read what is read here."""
     data = subject.train
     with calling(f"{at(data)}, pickled"):
         copied = pickle.loads(pickle.dumps(data))
@@ -189,6 +191,11 @@ def workers(subject: Subject) -> None:
         read = [example for batch in loader for example in batch]
     for (index, before), after in zip(subject.examples, read, strict=True):
         expect(same(before, after), f"{where}({index})", "the same example in a worker process", "another one")
+    if data.concurrent:
+        with closing(read_ahead(data.__getitem__, indices, 4, lambda _: 1)) as found:
+            for (index, before), after in zip(subject.examples, found, strict=True):
+                expected = "the same example where threads read, as concurrent says they may"
+                expect(same(before, after), f"{where}({index})", expected, "another one")
 
 
 def hash_seed(subject: Subject) -> None:
