@@ -25,6 +25,7 @@ NAMES = (
     "cache-read",
     "cached-vs-vae",
     "latents-random",
+    "tokenize-threads",
     "help",
     "frechet-vs-sqrtm",
     "frechet-vs-fidelity",

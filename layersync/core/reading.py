@@ -15,7 +15,7 @@ T = TypeVar("T")
 THREADS = 8
 """At most, and no more than this process's share of the cores."""
 AHEAD_BYTES = 256 * 2**20
-"""Samples that wait to be taken pass it where there are fewer than threads, or one is larger than those before."""
+"""Of samples that wait to be taken; more only of the first, whose sizes are not known, and of one larger than those."""
 
 
 def reading_threads() -> int:
