@@ -114,6 +114,107 @@ def test_one_vector_a_text_is_clips_projection_or_the_mean(clip: Path, t5: Path)
         assert torch.allclose(found, wanted, atol=1e-5)
 
 
+SMALL = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BART = {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in (
+    ("layers", 1), ("attention_heads", 2), ("ffn_dim", 16),
+)}  # fmt: skip
+
+
+def roberta(positions: int = 34) -> Any:
+    """As published: without the pooler that its class has. Positions begin behind the padding's."""
+    config = transformers.RobertaConfig(**SMALL, max_position_embeddings=positions, pad_token_id=2)
+    return transformers.RobertaModel(config, add_pooling_layer=False)
+
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "roberta": roberta,
+    "distilbert": lambda: transformers.DistilBertModel(
+        transformers.DistilBertConfig(vocab_size=20, dim=16, hidden_dim=16, n_layers=1, n_heads=2)
+    ),
+    "gpt2": lambda: transformers.GPT2Model(transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2)),
+    "mt5": lambda: transformers.MT5Model(
+        transformers.MT5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ),
+    "bart": lambda: transformers.BartModel(transformers.BartConfig(vocab_size=20, d_model=16, **BART)),
+    "clip without a projection": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**SMALL)),
+}
+"""Encoders that a folder may hold, each of 16 channels."""
+
+
+def saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    small_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_states_are_those_of_the_encoder_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    """Of models with a decoder those of the encoder alone; what it computes nothing with may be missing."""
+    torch.manual_seed(0)
+    model = OTHERS[name]().eval()
+    encoder = TextEncoder(str(saved(model, tmp_path)), "tokens", 16)
+    encoder.check()
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    batch = transformers.AutoTokenizer.from_pretrained(tmp_path)([TEXTS[1]], return_tensors="pt")
+    with torch.inference_mode():
+        wanted = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state[0]
+    assert encoder.channels == 16 and torch.allclose(encoder(TEXTS)[1], wanted, atol=1e-5)
+
+
+def test_what_embeddings_are_made_with_may_not_be_missing(tmp_path: Path) -> None:
+    folder = saved(OTHERS["clip without a projection"](), tmp_path)
+    with pytest.raises(InputError, match=r"missing or misshapen, such as text_projection\.weight"):
+        TextEncoder(str(folder), "pooled", 16).check()
+
+
+def test_models_of_sounds_are_no_text_encoders(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 20, "d_model": 16, "max_source_positions": 4, "max_target_positions": 4, "pad_token_id": 1}
+    folder = saved(transformers.WhisperModel(transformers.WhisperConfig(**sizes, **BART)), tmp_path)
+    with pytest.raises(InputError, match="holds a whisper, which reads no text"):
+        TextEncoder(str(folder), "tokens", 8).check()
+
+
+def test_more_tokens_than_there_are_places_for_are_found_at_the_start(tmp_path: Path) -> None:
+    """Of RoBERTa, ``max_position_embeddings`` counts those up to the padding's, which no token gets."""
+    folder = saved(roberta(19), tmp_path)
+    TextEncoder(str(folder), "tokens", 16).check()
+    with pytest.raises(InputError, match=r"condition\.max_tokens: 17, and .* take fewer") as raised:
+        TextEncoder(str(folder), "tokens", 17).check()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_vocabulary_of_sentence_pieces_says_what_reads_it(
+    t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        shutil.copy(t5 / name, tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"pieces")
+    monkeypatch.setattr("layersync.core.text.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"has spiece\.model and no tokenizer\.json; pip install sentencepiece"):
+        TextEncoder(str(tmp_path), "tokens", 16)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "same"),
+    [
+        ("config.json", {"num_layers": 1}, False),
+        ("config.json", {"transformers_version": "4.0", "dtype": "float16", "_name_or_path": "t5"}, True),
+        ("special_tokens_map.json", {"eos_token": "<unk>"}, False),
+    ],
+)
+def test_what_changes_embeddings_is_another_encoder(
+    t5: Path, tmp_path: Path, file: str, changes: dict[str, Any], same: bool
+) -> None:
+    """And what changes none is not."""
+    other = shutil.copytree(t5, tmp_path / "other") / file
+    other.write_text(json.dumps((json.loads(other.read_text()) if other.exists() else {}) | changes))
+    ours, theirs = TextEncoder(str(t5), "tokens", 16), TextEncoder(str(other.parent), "tokens", 16)
+    assert (ours.fingerprint == theirs.fingerprint) == same
+    if same:
+        assert torch.equal(ours(TEXTS)[1], theirs(TEXTS)[1])
+
+
 def test_weights_in_several_files(t5: Path, tmp_path: Path) -> None:
     transformers.T5EncoderModel.from_pretrained(t5).save_pretrained(tmp_path, max_shard_size="4KB")
     small_tokenizer(tmp_path)
