@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -101,12 +101,19 @@ class Parts:
 
 
 def build_parts(
-    recipe: Recipe, *, limit: int | None = None, directory: Path | None = None, fresh: bool = True
+    recipe: Recipe,
+    *,
+    limit: int | None = None,
+    directory: Path | None = None,
+    fresh: bool = True,
+    check: Callable[[DataSummary], None] | None = None,
 ) -> Parts:
-    """Data, tokenizer, latents and texts.
+    """Data, tokenizer, latents and texts. Warns of examples without a text where texts are read.
+
+    ``check`` is given what the data is found to be, and raises for what it refuses.
 
     Raises :class:`InputError` for data that cannot be had or read and, of a ``fresh`` run, for weights to start from
-    that do not fit: before anything is tokenized.
+    that do not fit: before anything is tokenized, as ``check`` does.
     """
     adapter = recipe.adapter
     take_own_device()
@@ -116,6 +123,8 @@ def build_parts(
     tokenizer = adapter.tokenizer(recipe.tokenizer)
     encoder = _text_encoder(recipe, dataset)
     summary = _summary(recipe, dataset, tokenizer, encoder)
+    if check is not None:
+        check(summary)
     check_network(recipe, tokenizer, summary, fresh=fresh)  # before anything is tokenized
     cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
     with calling(tokenizer, "fit"):

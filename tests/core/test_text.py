@@ -347,6 +347,16 @@ def test_a_run_is_sampled_with_the_encoder_it_was_trained_with(run: Run, tmp_pat
     assert status == 2 and "is not what the run was trained with" in err and err.count("\n") == 1
 
 
+def test_a_training_goes_on_with_the_encoder_it_began_with(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(run.path, tmp_path / "run") / "data.json"
+    data.write_text(data.read_text().replace('"text_encoder": "text-', '"text_encoder": "another-'))
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
+    with pytest.raises(InputError, match="'minilm' is not what the run was trained with"):
+        train(load_recipe(RECIPE, ["train.steps=31"]), tmp_path / "run", resume=True)
+
+
 def test_an_encoder_that_cannot_run_is_found_before_anything_is_tokenized(
     t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,6 +403,10 @@ def test_what_is_said_changes_what_is_drawn(model: GenerativeModel) -> None:
     assert not torch.allclose(walk, dance, atol=1e-3) and not torch.allclose(walk, none, atol=1e-3)
     in_parts = drawn(model, ["a person walks", "a person dances", "", "a person walks"], batch_size=3)
     assert torch.allclose(torch.stack([walk, dance, none, walk_again]), torch.stack(list(in_parts)), atol=1e-5)
+
+
+def test_a_blank_prompt_is_no_text(model: GenerativeModel) -> None:
+    assert model.conditions(3, prompts=["", " \n", " a walk "]).captions == ("", "", "a walk")
 
 
 def test_guidance_moves_away_from_no_text(model: GenerativeModel) -> None:
