@@ -19,10 +19,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 import layersync
-from layersync import InputError, Run, load_recipe, train
+from layersync import InputError, Run, evaluate, load_recipe, train
+from layersync.core import evaluation
 from layersync.core.adapter import load_adapter
 from layersync.core.draws import step_draws
 from layersync.core.evaluation import draw
+from layersync.core.features import FeatureExtractor
 from layersync.core.generation import GenerativeModel, KnownConditions
 from layersync.core.latents import LatentCache
 from layersync.core.packaged import cache_directory
@@ -368,6 +370,26 @@ def test_an_encoder_that_cannot_run_is_found_before_anything_is_tokenized(
         train(load_recipe(RECIPE, [f"condition.text_encoder={tmp_path / 'cut'}"]), tmp_path / "run")
 
 
+@pytest.mark.parametrize("wordless", ["a", "b"])
+def test_a_class_without_texts_is_counted_wherever_it_comes(tmp_path: Path, wordless: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            Image.effect_noise((8, 8), 60).save(tmp_path / name / f"{number}.png")
+            if name != wordless:
+                (tmp_path / name / f"{number}.txt").write_text("noise")
+    recipe = {
+        "modality": "image",
+        "data": {"name": "folder", "path": str(tmp_path)},
+        "tokenizer": {"name": "pixels", "image_size": 8, "channels": 1},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        "condition": {"text_encoder": "minilm", "max_tokens": 8},
+    }
+    with pytest.warns(UserWarning, match="18 of 36 examples of data folder have no text"):
+        parts = build_parts(load_recipe(recipe))
+    assert sum(map(bool, parts.cache.captions)) == 18
+
+
 def test_data_that_skips_what_it_cannot_read_does_so_with_texts_too(tmp_path: Path, command: Command) -> None:
     (tmp_path / "images").mkdir()
     for number in range(6):
@@ -578,6 +600,35 @@ def test_samples_to_be_scored_carry_the_texts_they_were_asked_for(model: Generat
     examples = draw(model, 8, 0, Processes())
     captions = [examples[number].captions for number in range(8)]
     assert captions == [(text,) for text in model.conditions(8, seed=0).captions] and len(set(captions)) > 1
+
+
+class Heard(FeatureExtractor):
+    """Numbers of a sample and of its text."""
+
+    name, streams, text_streams, preprocessing = "heard", ("features", "text"), ("text",), "none"
+
+    def __call__(self, examples: Any) -> Any:
+        rows = [np.full((1, 2), 1.0 + len(str(example.condition.get("text"))), np.float32) for example in examples]
+        return {"features": rows, "text": rows}
+
+
+def test_texts_are_compared_where_there_are_some(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where some examples have none, samples are drawn for the others; where none has any, nothing is drawn."""
+    adapter = type(load_adapter("motion"))
+    monkeypatch.setattr(adapter, "features", lambda _: {"heard": lambda _: Heard()})
+    file = shutil.copytree(run.path, tmp_path / "run") / "captions.json"
+    captions = json.loads(file.read_text())
+    file.write_text(json.dumps([texts if row % 3 == 0 else [] for row, texts in enumerate(captions)]))
+    without = len(captions) - len(captions[::3])
+    with pytest.warns(UserWarning, match=f"{without} of {len(captions)} examples have no text, which a metric needs"):
+        found = evaluate(tmp_path / "run", ["similarity-heard"], num_samples=8)
+    assert found.metrics["similarity-heard"].value == pytest.approx(1) and not found.failed
+    assert found.beside_recipe == {"without_text": without}
+    assert not evaluate(run.path, ["similarity-heard"], num_samples=8).beside_recipe
+    file.write_text(json.dumps([[]] * len(captions)))
+    monkeypatch.setattr(evaluation, "draw", lambda *_, **__: pytest.fail("was drawn"))
+    with pytest.raises(InputError, match=f"none of the {len(captions)} examples that samples are drawn for has a text"):
+        evaluate(tmp_path / "run", ["similarity-heard"], num_samples=8)
 
 
 def test_one_set_cannot_be_scored_for_variety_within_a_text(run: Run, command: Command) -> None:
