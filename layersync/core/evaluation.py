@@ -144,7 +144,9 @@ def evaluate(
     wordy = any(metric.needs is Needs.TEXT for metric in chosen)
     if folder is not None and reads_classifier(chosen):
         classifier_of(recipe, model.tokenizer, folder)  # a folder that cannot be used is found before samples are drawn
-    known = conditions_of_split(model)
+    known, without = conditions_of_split(model), 0
+    if wordy:
+        known, without = _with_texts(model, known)
     found: list[dict[str, Score]] = []
     failed: dict[str, str] = {}
     for number in range(replications):
@@ -168,6 +170,7 @@ def evaluate(
         "reference": str(reference) if reference is not None and compares else None,
         "extractors": {name: given for name, given in (extractors or {}).items() if name in made},
         "replications": replications if replications > 1 else None,
+        "without_text": without,
     }
     beside = {key: value for key, value in said.items() if value}
     result = Evaluation(str(run), model.step, weights, settings, scores, package_versions(), beside, failed)
@@ -213,6 +216,29 @@ def conditions_of_split(model: GenerativeModel) -> KnownConditions | None:
         raise InputError(f"evaluate.conditions: test, and data {recipe.data.name} has no such split")
     cache = LatentCache.open(dataset, model.tokenizer)
     return KnownConditions(torch.from_numpy(cache.labels), torch.from_numpy(cache.frames), cache.captions)
+
+
+def _with_texts(model: GenerativeModel, known: KnownConditions | None) -> tuple[KnownConditions | None, int]:
+    """The examples of ``known``, or of the training data, that have a text, and how many have none, which is said.
+
+    ``known`` as it is where all have one. Raises :class:`InputError` where none has.
+    """
+    asked = known or model.known
+    captions = [[text for text in texts if text] for texts in asked.captions]
+    rows = [row for row, texts in enumerate(captions) if texts]
+    if not rows:
+        raise InputError(
+            f"{model.run.path}: none of the {len(captions)} examples that samples are drawn for has a text, which a "
+            f"metric needs; leave out such metrics, or write samples out by --prompt and give them to layersync score"
+        )
+    without = len(captions) - len(rows)
+    if not without:
+        return known, 0
+    warnings.warn(
+        f"{without} of {len(captions)} examples have no text, which a metric needs: samples are drawn for the others",
+        stacklevel=3,
+    )
+    return KnownConditions(asked.label[rows], asked.frames[rows], [captions[row] for row in rows]), without
 
 
 def _check_run(model: GenerativeModel, metrics: Sequence[MetricName], count: int, replications: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from layersync.core.features import FeatureExtractor
 from layersync.core.metric import MetricName, check_labels, parse_metrics, reads_classifier
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
-from layersync.core.results import Comparison
-from layersync.core.run import differing_keys, outside_data
+from layersync.core.results import Comparison, RunRecord
+from layersync.core.run import DataSummary, differing_keys, outside_data
 from layersync.core.session import CAPTIONS_LIMIT, num_conditions
 from layersync.core.trainer import Parts, build_parts, check_network, probe_pairs
 
@@ -56,26 +57,40 @@ def check_work(directory: Path, arms: Sequence[Arm], seeds: Sequence[int], recor
         read = (arm.domain, arm.recipe.condition.model_dump_json())
         if read not in parts:
             outside_data(directory, arm.recipe.data, "--out")
-            parts[read], extractors = _parts(arm)
-            _check_data(arm, parts[read], arms, records)
+            parts[read], extractors = _parts(arm, functools.partial(_check_data, arm, arms, records))
+            _check_conditions(arm, parts[read], arms, records)
             _check_scores(directory, arm, parts[read], extractors, records)
         depth = check_network(arm.recipe, parts[read].tokenizer, parts[read].data)
         checked.append(replace(arm, pairs=probe_pairs(arm.recipe, depth)))
     return checked
 
 
-def _check_data(arm: Arm, parts: Parts, arms: Sequence[Arm], records: Records) -> None:
-    """Refuse to set runs beside finished ones of other data."""
+def _alike(arm: Arm, arms: Sequence[Arm], records: Records) -> list[RunRecord]:
+    """Finished runs on the data of ``arm`` that read the same labels and texts."""
+    alike = {(other.domain, other.variant) for other in arms if other.recipe.condition == arm.recipe.condition}
+    return [record for (domain, name, _), record in records.items() if domain == arm.domain and (domain, name) in alike]
+
+
+def _check_data(arm: Arm, arms: Sequence[Arm], records: Records, data: DataSummary) -> None:
+    """Refuse to set runs beside finished ones of other data, or other embeddings."""
     finished = [record for (domain, _, _), record in records.items() if domain == arm.domain]
-    if {record.data for record in finished if record.data} - {parts.data.fingerprint}:
+    if {record.data for record in finished if record.data} - {data.fingerprint}:
         raise InputError(
             f"--resume: the data or the tokenizer of {arm.domain} has changed since its finished runs were made; "
             f"give another --out"
         )
+    encoders = {record.environment.get("text_encoder", data.text_encoder) for record in _alike(arm, arms, records)}
+    if encoders - {data.text_encoder}:
+        raise InputError(
+            f"--resume: condition.text_encoder of {arm.domain} is not what its finished runs were trained with; bring "
+            f"it back, or give another --out"
+        )
+
+
+def _check_conditions(arm: Arm, parts: Parts, arms: Sequence[Arm], records: Records) -> None:
+    """Refuse to set runs beside finished ones that are sampled for fewer examples."""
     kept, kept_before = num_conditions(parts), min(len(parts.cache), CAPTIONS_LIMIT)  # where a run does not say it yet
-    alike = {(other.domain, other.variant) for other in arms if other.recipe.condition == arm.recipe.condition}
-    own = [record for (domain, name, _), record in records.items() if domain == arm.domain and (domain, name) in alike]
-    if {record.environment.get("conditions", kept_before) for record in own} - {kept}:
+    if {record.environment.get("conditions", kept_before) for record in _alike(arm, arms, records)} - {kept}:
         raise InputError(
             f"--resume: finished runs of {arm.domain} drew the labels of their samples from fewer training examples "
             f"than {kept}, in an earlier version; give another --out"
@@ -119,9 +134,9 @@ def metrics_of(recipe: Recipe) -> tuple[MetricName, ...]:
     return tuple(parse_metrics(recipe.modality, recipe.evaluate.metrics))
 
 
-def _parts(arm: Arm) -> tuple[Parts, dict[str, FeatureExtractor]]:
+def _parts(arm: Arm, check: Callable[[DataSummary], None]) -> tuple[Parts, dict[str, FeatureExtractor]]:
     recipe, metrics = arm.recipe, metrics_of(arm.recipe)
-    found = build_parts(recipe)
+    found = build_parts(recipe, check=check)
     try:
         check_labels(recipe, metrics, found.data.classes, found.data.condition)
     except InputError as error:

@@ -171,6 +171,7 @@ def _record(
     now = environment(default_device(), "", "", 1)
     known = run.environment | {"finished_by": {key: now[key] for key in FINISHED_BY}}
     known["evaluation"] = scores[steps[-1]] | {"run": assignment.path}
+    known["text_encoder"] = run.data.text_encoder
     return RunRecord(
         seed=assignment.seed,
         status="finished",

@@ -100,11 +100,7 @@ class GenerativeModel:
         settings = self.recipe.condition
         assert settings.text_encoder is not None
         encoder = TextEncoder(settings.text_encoder, settings.text_pooling, settings.max_tokens)
-        if encoder.fingerprint != self.run.data.text_encoder:
-            raise InputError(
-                f"condition.text_encoder: {settings.text_encoder!r} is not what the run was trained with (weights, "
-                f"words, pooling or length differ: {encoder.fingerprint}, not {self.run.data.text_encoder})"
-            )
+        self.run.data.check_text_encoder(encoder.fingerprint, self.recipe)
         return encoder
 
     def conditions(
@@ -129,14 +125,14 @@ class GenerativeModel:
         each label comes as often as its share says, give or take one (systematic sampling: Cochran, Sampling
         Techniques, chapter 8).
 
-        ``labels`` (``num_classes`` means none) and ``prompts`` ("" means none) are cycled when they are given; lengths
-        are then drawn, of samples with the same label where there is one. ``frames`` is the length of all.
+        ``labels`` (``num_classes`` means none) and ``prompts`` (a blank one means none) are cycled when they are given;
+        lengths are then drawn, of samples with the same label where there is one. ``frames`` is the length of all.
 
         Raises:
             InputError: for labels, prompts or lengths that the run does not know.
         """
         self._check_conditions(labels, prompts, frames)
-        other, known = known is not None, known or self._known
+        other, known = known is not None, known or self.known
         lengths = known.frames
         if self.latent.num_frames is not None:
             lengths = lengths.clamp(max=self.latent.num_frames)
@@ -152,7 +148,7 @@ class GenerativeModel:
         label, length = known.label[chosen], lengths[chosen]
         captions = tuple(drawn_caption(known.captions[row], float(source.random())) for row in chosen)
         if prompts is not None:
-            captions = tuple(prompts[i % len(prompts)] for i in range(count))
+            captions = tuple(prompts[i % len(prompts)].strip() for i in range(count))
             label = torch.full((count,), -1)
         if labels is not None:
             label = torch.tensor([labels[i % len(labels)] for i in range(count)])
@@ -189,7 +185,7 @@ class GenerativeModel:
                 raise InputError(f"--frames: {frames} is not within 1 to {longest}, the run's window")
 
     @cached_property
-    def _known(self) -> KnownConditions:
+    def known(self) -> KnownConditions:
         """Of the training examples that the run keeps."""
         kept = read_tensors(self.run.path / "conditions.safetensors")
         captions: list[list[str]] = [[]] * len(kept["label"])

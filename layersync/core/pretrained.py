@@ -53,16 +53,18 @@ def fill(network: nn.Module, state: dict[str, Any], path: Path, owner: str) -> N
     network.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
 
 
-def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) -> Any:
+def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str, *, unused: tuple[str, ...] = ()) -> Any:
     """The transformers model of ``folder``, for inference on this process's device, every weight of it from the file.
 
-    transformers starts what a file lacks at random and merely logs it; here that is an error.
+    transformers starts what a file lacks at random and merely logs it; here that is an error. Weights are read as they
+    are stored, whatever precision ``config.json`` names.
 
     Args:
         kind: the transformers class.
         model_type: what ``config.json`` must call it.
         folder: holds ``config.json`` and one of :data:`layersync.core.features.WEIGHT_FILES`.
         owner: what needs the weights, for messages: ``extractor clap``, or a key of the recipe.
+        unused: how names of weights begin that the caller computes nothing with; the file may lack these.
 
     Raises:
         InputError: for another model, missing or misshapen weights, or files that cannot be read.
@@ -76,12 +78,13 @@ def load_pretrained(kind: type[Any], model_type: str, folder: Path, owner: str) 
         safe = (folder / WEIGHT_FILES[0]).is_file() or (folder / WEIGHT_INDEX).is_file()
         with _quiet():
             model, info = kind.from_pretrained(
-                folder, use_safetensors=safe, weights_only=True, local_files_only=True, output_loading_info=True
-            )
+                folder, torch_dtype=torch.float32, use_safetensors=safe, weights_only=True, local_files_only=True,
+                output_loading_info=True,
+            )  # fmt: skip
     except (SafetensorError, TypeError, *UNREADABLE) as error:
         raise InputError(f"{owner}: {folder} cannot be loaded ({first_line(error)})") from None
-    wrong = sorted({*info["missing_keys"], *(entry[0] for entry in info["mismatched_keys"])})
-    if wrong:
+    missing = (name for name in info["missing_keys"] if not name.startswith(unused))
+    if wrong := sorted({*missing, *(entry[0] for entry in info["mismatched_keys"])}):
         raise InputError(
             f"{owner}: the weights in {folder} are of another network: {len(wrong)} tensors are "
             f"missing or misshapen, such as {wrong[0]}"

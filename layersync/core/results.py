@@ -77,7 +77,8 @@ class Evaluation:
     metrics: dict[str, Score]
     versions: dict[str, str]
     beside_recipe: dict[str, Any] = field(default_factory=dict)
-    """What the caller said that no recipe says: ``reference``, ``extractors``, ``replications``; empty for none."""
+    """What no recipe says: the caller's ``reference``, ``extractors``, ``replications``; ``without_text``, how many
+    examples no sample was drawn for since they have none. Empty for none."""
     failed: dict[str, str] = field(default_factory=dict)
     """Metrics without a score, and why."""
 

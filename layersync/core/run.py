@@ -63,6 +63,14 @@ class DataSummary:
                 f"set a path, size or number of channels that fits"
             )
 
+    def check_text_encoder(self, fingerprint: str, recipe: Recipe) -> None:
+        """Raise :class:`InputError` unless what ``recipe`` names, of ``fingerprint``, made the embeddings."""
+        if fingerprint != self.text_encoder:
+            raise InputError(
+                f"condition.text_encoder: {recipe.condition.text_encoder!r} is not what the run was trained with "
+                f"(weights, settings, words, pooling or length differ: {fingerprint}, not {self.text_encoder})"
+            )
+
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)

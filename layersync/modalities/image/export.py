@@ -186,7 +186,7 @@ checkpoint where the run was imported.
 
 
 def _public(content: Any) -> Any:
-    """A recipe for others' eyes: of absolute paths the last part alone."""
+    """A recipe, or a value, for others' eyes: of absolute paths the last part alone."""
     if isinstance(content, dict):
         return {key: _public(value) for key, value in content.items()}
     return Path(content).name if isinstance(content, str) and Path(content).is_absolute() else content
@@ -201,7 +201,7 @@ def _scores(run: Run, step: int, weights: str) -> str:
         sampling = record["sampling"]
         for name, score in record["metrics"].items():
             reference = score["reference"]
-            against = f"{reference['data']}, {reference['split']}" if reference else "-"
+            against = f"{_public(reference['data'])}, {reference['split']}" if reference else "-"
             rows[name] = (
                 f"| {name} | {score['value']:.4g} | {sampling['num_samples']} | {sampling['solver']}, "
                 f"{sampling['steps']} steps | {json.dumps(sampling['guidance'])} | {score['extractor']} | {against} |"

@@ -125,8 +125,21 @@ def _sections(layout: str, inferred: Architecture, settings: Mapping[str, Any], 
         "objective": objective,
         "regularizer": _regularizer(settings, inferred.depth),
         "optimizer": {"lr": 1.0e-4, "clip": 1.0 if layout == "repa" else None},
-        "train": {"steps": step or 400_000, "batch_size": batch_size, "ema_ramp": False},
-        "sample": {"solver": "euler-maruyama", "steps": 250, "guidance": 1.0, "diffusion": "sigma"},
+        "train": {
+            "steps": step or 400_000,
+            "batch_size": batch_size,
+            "ema_ramp": False,
+            "precision": "tf32",
+            "checkpoint_every": 50_000,
+            "keep": 10,
+        },
+        "sample": {
+            "solver": "euler-maruyama",
+            "steps": 250,
+            "guidance": 1.0,
+            "diffusion": "linear" if layout == "repa" else "sigma",  # REPA's is 2t on every path
+            "precision": "tf32",
+        },
         "evaluate": {"metrics": ["fid", "sfid", "is", "precision", "recall"], "num_samples": 50_000},
     }
 
@@ -175,7 +188,8 @@ def _write(
     plain = {key: value for key, value in published.settings.items() if isinstance(value, bool | int | float | str)}
     found = environment(default_device(), "float32", "as imported", 1)
     found["imported"] = {**source, "args": plain}
-    tokenizer = scale_state(SCALE, 0.0) if isinstance(recipe.tokenizer, VaeConfig) else {}
+    vae = recipe.tokenizer if isinstance(recipe.tokenizer, VaeConfig) else None
+    tokenizer = {} if vae is None else scale_state(vae.scaling_factor or SCALE, 0.0)
     labels = torch.arange(len(data.classes))
     tensors = {"tokenizer": tokenizer, "conditions": {"label": labels, "frames": torch.ones_like(labels)}}
     out.parent.mkdir(parents=True, exist_ok=True)

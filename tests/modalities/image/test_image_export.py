@@ -119,7 +119,8 @@ def opened(
     overrides = [HEADS, f"tokenizer.path={vae}", "tokenizer.image_size=16", "sample.solver=euler", "sample.steps=5"]
     overrides += ["sample.guidance=2.5", "sample.guidance_channels=3", "sample.guidance_interval=[0.2, 0.6]"]
     run = import_checkpoint("sit", sit_file(folder / "a.pt"), folder / "run", overrides)
-    scores = {"fid": {"value": 12.3456, "extractor": "inception-v3", "reference": None}}
+    reference = {"data": str(folder / "their-numbers.npz"), "split": "statistics"}
+    scores = {"fid": {"value": 12.3456, "extractor": "inception-v3", "reference": reference}}
     sampling = {"num_samples": 50, "solver": "euler", "steps": 5, "guidance": 2.5}
     run.append("evaluation.jsonl", {"step": 7, "weights": "ema", "sampling": sampling, "metrics": scores})
     run.append(
@@ -172,7 +173,8 @@ class TestDiffusers:
         endings = {file.suffix for file in folder.rglob("*") if file.is_file()}
         assert endings == {".json", ".safetensors", ".md"}
         card = (folder / "README.md").read_text()
-        assert "| fid | 12.35 | 50 | euler, 5 steps | 2.5 | inception-v3 | - |" in card and "kid" not in card
+        row = "| fid | 12.35 | 50 | euler, 5 steps | 2.5 | inception-v3 | their-numbers.npz, statistics |"
+        assert row in card and "kid" not in card
         assert "guidance_scale=2.5, num_inference_steps=5" in card and "guidance_interval: [0.2, 0.6]" in card
         assert str(run.recipe.tokenizer.model_dump()["path"]) not in card, "no path of the machine it was made on"
 
@@ -230,7 +232,7 @@ def test_a_scale_of_the_recipes_own_goes_along(vae: Path, tmp_path: Path) -> Non
     """The pipeline divides by the VAE's: else every image of it would be wrong."""
     overrides = [HEADS, f"tokenizer.path={vae}", "tokenizer.image_size=16", "tokenizer.scaling_factor=0.5"]
     run = import_checkpoint("sit", sit_file(tmp_path / "a.pt"), tmp_path / "run", overrides)
-    save_file(scale_state(0.5, 0.0), run.path / "tokenizer.safetensors")  # as of a run that was trained so
+    assert layersync.load(run.path).sample(1, labels=[1])[0].shape == (16, 16, 3)
     out = export_run(run.path, "diffusers", out=tmp_path / "pipeline")
     assert json.loads((out / "vae" / "config.json").read_text())["scaling_factor"] == 0.5
     assert json.loads((vae / "config.json").read_text())["scaling_factor"] == 0.18215

@@ -37,7 +37,7 @@ from layersync import InputError, Run, load_recipe
 from layersync.core.generation import GenerativeModel
 from layersync.core.guidance import GuidedPrediction
 from layersync.core.interpolant import Linear
-from layersync.core.solver import solve_ode, solve_sde
+from layersync.core.solver import diffusion_weight, solve_ode, solve_sde
 from layersync.modalities.image import SiT, published
 from layersync.modalities.image.pretrained import import_checkpoint
 
@@ -137,16 +137,20 @@ WRITTEN: dict[str, dict[str, Any]] = {
     },
     "train": {
         "steps": 400_000, "batch_size": 256, "condition_dropout": 0.1, "ema_decay": 0.9999, "ema_ramp": False,
+        "precision": "tf32", "checkpoint_every": 50_000, "keep": 10,
     },
     "sample": {
         "solver": "euler-maruyama", "steps": 250, "guidance": 1.0, "guidance_interval": [0.0, 1.0],
         "guidance_channels": None, "diffusion": "sigma", "diffusion_scale": 1.0, "last_step": "mean",
-        "last_step_size": 0.04,
+        "last_step_size": 0.04, "precision": "tf32",
     },
     "evaluate": {"metrics": ["fid", "sfid", "is", "precision", "recall"], "num_samples": 50_000, "reference": "train"},
 }  # fmt: skip
 """The recipe of a checkpoint of SiT's layout that says nothing of itself (docs/checkpoints.md)."""
-REPAS = {"tokenizer.rounding": "truncate", "optimizer.clip": 1.0, "backbone.learn_sigma": False}
+REPAS = {
+    "tokenizer.rounding": "truncate", "optimizer.clip": 1.0, "backbone.learn_sigma": False,
+    "sample.diffusion": "linear",
+}  # fmt: skip
 """Where one of REPA's layout has another."""
 TAKEN: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
     ("sit", {}, {}),
@@ -192,6 +196,17 @@ def test_the_recipe_is_what_args_say_and_else_the_published_one(
         expected[section] = {**expected[section], key: value} if key else value
     for section, keys in expected.items():
         assert {key: found[section][key] for key in keys} == keys, section
+
+
+@pytest.mark.parametrize("path", ["linear", "cosine"])
+def test_repas_diffusion_is_twice_its_time_on_every_path(path: str, tmp_path: Path) -> None:
+    """``compute_diffusion`` of its ``samplers.py``, whose t is 1 - ours; increments are scaled by its root."""
+    file = repa_file(tmp_path / "a.pt", args=argparse.Namespace(path_type=path, prediction="v"))
+    recipe = import_checkpoint("repa", file, tmp_path / "run", [HEADS]).recipe
+    t = torch.linspace(0, 1, 11)
+    sample = recipe.sample
+    found = diffusion_weight(sample.diffusion, sample.diffusion_scale, recipe.objective.build(), t)
+    assert torch.allclose(2 * found, 2 * (1 - t))
 
 
 SIZES = {"XL": (28, 1152, 16), "L": (24, 1024, 16), "B": (12, 768, 12), "S": (12, 384, 6)}
@@ -343,6 +358,13 @@ def test_training_starts_from_an_imported_run(
     start, end = weights(), tensors_of(run, "model")
     moved = {name: float((end[name] - start[name]).abs().max()) for name in start}
     assert 0 < max(moved.values()) < 1.1e-3, "one step of AdamW from there, not from an initialisation"
+
+
+def test_an_imported_run_is_nothing_to_go_on_with(imported: Run) -> None:
+    """Said before its data is looked for, which need not be there."""
+    recipe = load_recipe(imported.path / "recipe.yaml", ["train.steps=9"])
+    with pytest.raises(InputError, match="an imported run is a start: give another --out"):
+        layersync.train(recipe, imported.path, resume=True)
 
 
 @pytest.mark.parametrize(
