@@ -65,7 +65,8 @@ def main() -> None:
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3)
-    with layersync.attach(model.transformer_blocks, pairs="auto", weight=arguments.weight) as handle:
+    # select=1: blocks return (text, latents), which could be of one shape
+    with layersync.attach(model.transformer_blocks, pairs="auto", weight=arguments.weight, select=1) as handle:
         for step in range(1, arguments.steps + 1):
             index = torch.randint(len(latents), (arguments.batch_size,))
             data, noise = latents[index], torch.randn_like(latents[index])

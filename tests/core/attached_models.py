@@ -98,16 +98,27 @@ def by_hand() -> tuple[float, Gradients]:
 
 
 def distributed_step(rank: int, folder: str) -> None:
-    """One of two processes, which it ends: a step on its half of the input, and its gradients in a file."""
+    """One of two processes, which it ends: steps on its half of the input, and their gradients in a file.
+
+    Once attached before DDP is put around the model, once after.
+    """
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
         "gloo", f"file://{folder}/meet", rank=rank, world_size=2, timeout=timedelta(minutes=2)
     )
     try:
-        model = trunk(reentrant=False)
-        handle = layersync.attach(model.blocks, [(2, 4)], 0.5)
-        step(nn.parallel.DistributedDataParallel(model), handle, INPUT.chunk(2)[rank])
-        torch.save(gradients(model), f"{folder}/{rank}.pt")
+        found = []
+        for attached_first in (True, False):
+            model = trunk(reentrant=False)
+            if attached_first:
+                handle = layersync.attach(model.blocks, [(2, 4)], 0.5)
+                wrapped = nn.parallel.DistributedDataParallel(model)
+            else:
+                wrapped = nn.parallel.DistributedDataParallel(model)
+                handle = layersync.attach(model.blocks, [(2, 4)], 0.5)
+            step(wrapped, handle, INPUT.chunk(2)[rank])
+            found.append(gradients(model))
+        torch.save(found, f"{folder}/{rank}.pt")
     finally:
         torch.distributed.destroy_process_group()
     # DistributedDataParallel keeps gloo's threads alive beyond the group (torch 2.14), and one that still holds a

@@ -173,6 +173,22 @@ def test_compiled(how: str, reentrant: bool | None, expected: tuple[float, Gradi
         assert outputs_alive() == before, "hooks in compiled code go on keeping outputs"
 
 
+def test_repeated_blocks_of_diffusers_compiled() -> None:
+    torch._dynamo.reset()
+    found = []
+    for compiled in (False, True):
+        network = made("flux")
+        model: Any = network.model
+        if compiled:
+            model.compile_repeated_blocks(backend="eager", fullgraph=True)
+        handle = layersync.attach(network.blocks, [network.pair], 0.5)
+        network.forward()
+        loss = handle.loss()
+        loss.backward()
+        found.append((loss.detach(), gradients(model)))
+    assert torch.allclose(found[0][0], found[1][0], atol=1e-6) and difference(found[0][1], found[1][1]) < 1e-6
+
+
 def test_suggested_pairs_in_the_docs_are_those_of_auto() -> None:
     rows = re.findall(r"\| (\d+)(?: \([^)]*\))? \| (\d+)-(\d+) \|", DOCS.read_text())
     assert len(rows) >= 15
@@ -218,23 +234,29 @@ def test_two_micro_batches_are_one_batch(expected: tuple[float, Gradients]) -> N
 
 
 def test_two_processes_have_the_gradient_of_the_whole_batch(tmp_path: Any, expected: tuple[float, Gradients]) -> None:
+    """Attached before DDP is put around the model, and after."""
     torch.multiprocessing.spawn(distributed_step, (str(tmp_path),), nprocs=2)
     for rank in range(2):
-        assert difference(torch.load(tmp_path / f"{rank}.pt", weights_only=True), expected[1]) < 1e-6
+        ways = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert len(ways) == 2 and all(difference(found, expected[1]) < 1e-6 for found in ways)
 
 
+@pytest.mark.parametrize("attached_first", [False, True])
 @pytest.mark.parametrize("reentrant", [None, False, True])
-def test_lora_alone_gets_gradient(reentrant: bool | None) -> None:
+def test_lora_alone_gets_gradient(reentrant: bool | None, attached_first: bool) -> None:
     from peft import LoraConfig
 
     network = made("sd3")
     model: Any = network.model
     model.requires_grad_(False)
+    if attached_first:
+        handle = layersync.attach(network.blocks, [network.pair], 0.5)
     model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "to_v"], init_lora_weights=False))
     if reentrant is not None:
         model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=reentrant))
         model.pos_embed.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
-    handle = layersync.attach(network.blocks, [network.pair], 0.5)
+    if not attached_first:
+        handle = layersync.attach(network.blocks, [network.pair], 0.5)
     network.forward()
     handle.loss().backward()
     found = gradients(model)

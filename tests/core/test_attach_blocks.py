@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from attached_models import INPUT, Gradients, Trunk, by_hand, difference, flux, gradients, made, trunk
+from attached_models import INPUT, Gradients, Trunk, by_hand, difference, flux, gradients, made, touched, trunk
 from torch import Tensor, nn
 
 import layersync
@@ -56,12 +56,16 @@ def model_output(latents: Tensor, text: Tensor) -> Any:
     return Transformer2DModelOutput(sample=latents)
 
 
+with torch.inference_mode():
+    CACHED = torch.ones(7, 16)
+
 FORMS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "tensor": lambda latents, text: latents,
     "tuple": lambda latents, text: (text, latents),
     "the other order": lambda latents, text: (latents, text),
     "list": lambda latents, text: [None, text, latents],
     "dict": lambda latents, text: {"text": text, "latents": latents},
+    "beside one of inference mode": lambda latents, text: (CACHED, latents),
     "ModelOutput": model_output,
 }
 
@@ -143,6 +147,19 @@ def test_names_of_arguments_are_read_whatever_is_around_a_block(compiled: bool) 
     assert handle.loss() < 0
 
 
+@pytest.mark.parametrize("name", ["hidden_states", "src", "x", "img", "latents"])
+def test_hidden_states_are_known_by_every_name_that_blocks_give_them(name: str) -> None:
+    class Named(nn.Module):
+        def forward(self, **streams: Tensor) -> Any:
+            return streams["text"], torch.tanh(streams[name])
+
+    blocks = [Named() for _ in range(3)]
+    handle, hidden = layersync.attach(blocks, [(1, 3)], 0.5), nn.Parameter(INPUT.clone())
+    latents = [hidden := block(text=torch.randn(6, 3, 16), **{name: hidden})[1] for block in blocks]
+    similarity = handle.output().similarity[(1, 3)]
+    assert torch.allclose(similarity, torch.cosine_similarity(latents[0], latents[2], dim=-1).mean(), atol=1e-6)
+
+
 def test_a_lone_tensor_of_another_shape_is_taken_when_select_says_so() -> None:
     handle, _ = streams(lambda latents, text: latents[:, 1:], select=0)
     assert handle.loss() < 0
@@ -188,7 +205,7 @@ def test_layouts(layout: str | None, axes: tuple[int, ...]) -> None:
     if len(axes) == 3:
         batch_first = batch_first.squeeze(2)
     blocks = [Axes() for _ in range(3)]
-    hidden = batch_first.permute(axes).requires_grad_()
+    hidden = nn.Parameter(batch_first.permute(axes))
     mask = torch.zeros(batch_first.shape[:-1], dtype=torch.bool)
     mask[:, 0] = mask[0] = True
     kept = [hidden]
@@ -210,6 +227,21 @@ def test_axes_that_nobody_named() -> None:
     for layout in ("BT", "TBCB", "BTTC"):
         with pytest.raises(InputError, match="layout"):
             layersync.attach(model.blocks, [(2, 4)], 0.5, layout=layout)
+
+
+def test_packed_samples_are_one_sample_by_select() -> None:
+    model = trunk()
+    packed, mask = INPUT.flatten(0, 1), torch.arange(42)[None] < 30
+    with layersync.attach(model.blocks, [(2, 4)], 0.5) as handle:
+        model(packed)
+        with pytest.raises(ValueError, match=r"block 2 gives \(42, 16\), 2 axes: .*select=lambda out: out\[None\]"):
+            handle.loss()
+    handle = layersync.attach(model.blocks, [(2, 4)], 0.5, lambda out: out[None])
+    model(packed)
+    loss = handle.loss(mask=mask)
+    with layersync.attach(model.blocks, [(2, 4)], 0.5) as plain:
+        model(packed[None])
+        assert torch.equal(loss, plain.loss(mask=mask))
 
 
 def test_padded_tokens_do_not_count() -> None:
@@ -297,6 +329,18 @@ def test_a_pass_without_gradient_keeps_nothing(watched: Any, training: bool, mod
         handle.loss()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_pass_without_gradient_lets_go_of_the_last(watched: Any, mode: Any) -> None:
+    """Whose loss nobody took: it must not be given for the one without gradient."""
+    model, handle, watch = watched
+    model(INPUT)
+    with mode():
+        model(INPUT.flip(-1))
+    assert watch.alive() == 0
+    with pytest.raises(RuntimeError, match="block 2 ran without recording gradient"):
+        handle.output()
+
+
 def test_the_next_pass_lets_go_of_the_last(watched: Any) -> None:
     model, _, watch = watched
     model(INPUT)
@@ -346,6 +390,8 @@ def test_weight_0_touches_nothing() -> None:
     assert hooks(model) == 0
     model(INPUT)
     assert handle.loss().item() == 0 and handle.output().similarity == {}
+    handle = layersync.attach(trunk().to("meta").blocks, [(2, 4)], 0.0)
+    assert handle.loss().device.type == "meta", "it can be reduced together with other losses of the model's device"
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -450,6 +496,34 @@ def test_a_student_without_gradient_says_why(watched: Any) -> None:
         handle.loss()
 
 
+def test_of_several_students_the_one_without_gradient_is_named() -> None:
+    model = trunk()
+    model.requires_grad_(False)
+    model.blocks[1].requires_grad_(True)
+    handle = layersync.attach(model.blocks, [(1, 3), (2, 4)], 0.5)
+    model(INPUT)
+    with pytest.raises(RuntimeError, match=r"block 1 has no gradient.*frozen"):
+        handle.loss()
+
+
+@pytest.mark.parametrize("reentrant", [None, False, True])
+def test_an_input_made_to_require_gradient_trains_nothing(reentrant: bool | None) -> None:
+    """As checkpointing a frozen model wants it: the loss does nothing where only blocks beyond the student learn."""
+    model = trunk(reentrant=reentrant)
+    model.first.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    for trained in (model.blocks[2], model.blocks[1], model.first):
+        model.requires_grad_(False)
+        trained.requires_grad_(True)
+        with layersync.attach(model.blocks, [(2, 4)], 0.5) as handle:
+            model(INPUT)
+            if trained is model.blocks[2]:
+                with pytest.raises(RuntimeError, match=r"block 2 has no gradient to learn from: no parameter"):
+                    handle.loss()
+            else:
+                handle.loss().backward()
+                assert touched(trained)
+
+
 def test_a_pair_whose_blocks_differ_in_shape() -> None:
     blocks = [nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 8)]
     handle = layersync.attach(blocks, [(1, 3)], 0.5, lambda out: out)
@@ -458,7 +532,9 @@ def test_a_pair_whose_blocks_differ_in_shape() -> None:
         handle.loss()
 
 
-@pytest.mark.parametrize("select", [None, lambda output: output[:, 1:], lambda output: output.flatten(0, 0)])
+@pytest.mark.parametrize(
+    "select", [None, lambda output: output[:, 1:], lambda output: output.flatten(0, 0), lambda output: 1 * output]
+)
 def test_an_output_changed_in_place_is_refused(select: Any) -> None:
     model = trunk()
     handle = layersync.attach(model.blocks, [(2, 4)], 0.5, select)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,8 @@ import layersync
 from layersync import InputError, LayerSync
 from layersync.core.regularizer.layersync import WeightSchedule, alignment, auto_pairs
 from layersync.modalities.image import SiT
+
+pytestmark = pytest.mark.filterwarnings("ignore:LayerSync. no student's features require gradient")
 
 
 def features(batch: int = 3, tokens: int = 5, channels: int = 7, blocks: int = 4, seed: int = 0) -> dict[int, Tensor]:
@@ -117,7 +120,7 @@ def test_padding_leaves_no_trace(similarity: str) -> None:
     mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
     sync = LayerSync([(1, 3), (2, 4)], 0.3, similarity=similarity)  # type: ignore[arg-type]
     results = []
-    for filling in (0.0, 1.0, -1e4):
+    for filling in (0.0, 1.0, -1e4, math.nan, math.inf):
         taps = {n: torch.where(mask[..., None], v, torch.full_like(v, filling)) for n, v in features().items()}
         taps = {n: value.requires_grad_() for n, value in taps.items()}
         loss = sync(taps, mask=mask).loss
@@ -128,6 +131,37 @@ def test_padding_leaves_no_trace(similarity: str) -> None:
         for gradient, wanted in zip(gradients, results[0][1:], strict=True):
             assert torch.allclose(gradient[mask], wanted[mask], atol=1e-9)
             assert float(gradient[~mask].abs().max()) == 0
+
+
+@pytest.mark.parametrize("filling", [math.nan, -math.inf, math.inf])
+def test_a_mask_that_is_added_to_attention_is_refused(filling: float) -> None:
+    real = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    sync = LayerSync([(1, 3)], 0.3)
+    wanted = sync(features(), mask=real).loss
+    for kind in (torch.long, torch.uint8, torch.float16):
+        assert torch.equal(sync(features(), mask=real.to(kind)).loss, wanted)
+    for mask in (torch.zeros(3, 5).masked_fill(~real, filling), torch.where(real, 0, -10000), 2 * real):
+        with pytest.raises(ValueError, match=r"mask: holds .*True \(or 1\) on real tokens.*mask == 0"):
+            sync(features(), mask=mask)
+
+
+def test_features_without_gradient_are_told_once() -> None:
+    """Where a loss is asked for that could train something; not in evaluation, nor while the weight is 0."""
+    taps = features()
+    learning = {n: value.clone().requires_grad_() for n, value in taps.items()}
+    sync = LayerSync([(1, 3)], 0.3, schedule={"delay": 5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        sync(learning, step=9)
+        sync(taps, step=0)
+        LayerSync([(1, 3)], 0.0)(taps)
+        LayerSync([(1, 3)], 0.3, stop_gradient=False)({1: taps[1], 3: learning[3]})
+        with torch.no_grad():
+            sync(taps, step=9)
+    with pytest.warns(UserWarning, match="no student's features require gradient") as told:
+        for _ in range(2):
+            sync({1: taps[1], 3: learning[3]}, step=9)
+    assert len(told) == 1 and told[0].filename == __file__
 
 
 def test_cosine_is_float32_under_bf16_autocast() -> None:
@@ -334,12 +368,18 @@ def test_both_similarities_are_logged_for_the_baseline_too(
 def test_a_vector_of_length_zero_does_no_harm() -> None:
     taps = features()
     taps[1][0, 0] = 0
+    taps[1][2, 3] *= 1e-9
     taps[3][1, 2] = 0
-    taps = {n: value.requires_grad_() for n, value in taps.items()}
     for similarity in ("cosine", "centred"):
-        loss = LayerSync([(1, 3)], 0.3, similarity=similarity)(taps).loss  # type: ignore[arg-type]
+        given = {n: value.clone().requires_grad_() for n, value in taps.items()}
+        loss = LayerSync([(1, 3)], 0.3, similarity=similarity, stop_gradient=False)(given).loss  # type: ignore[arg-type]
         loss.backward()
-        assert torch.isfinite(loss) and torch.isfinite(taps[1].grad).all()
+        assert torch.isfinite(loss)
+        for number in (1, 3):
+            assert given[number].grad.norm() < 1, "the gradients of all other tokens would vanish in a clipped step"
+        if similarity == "cosine":
+            without = [given[number].grad[row] for number in (1, 3) for row in ((0, 0), (2, 3), (1, 2))]
+            assert not any(gradient.any() for gradient in without)
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ DEFAULT_LAYOUTS = {3: "BTC", 4: "BFTC"}
 """How axes are read where no layout is given, by their number."""
 WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
 """Where torch.compile, checkpoint_wrapper, FSDP and DDP keep the block that they were given."""
-HIDDEN_STATES = ("hidden_states", "x", "src", "img", "latents")
+HIDDEN_STATES = ("hidden_states", "src", "x", "img", "latents")
 """What blocks call the latent tokens that they work on, where text may come first."""
 COMPILED_BEFORE = "; where it was compiled and run before attach(), call torch._dynamo.reset()"
 
@@ -98,6 +98,8 @@ class Attachment:
         self._kept: dict[int, _Kept] = {}
         self._dropped: dict[int, bool] = {}
         """Students of the last pass that had no gradient, and whether gradient was being recorded."""
+        self._learning: set[int] = set()
+        """Blocks whose gradient was found to reach a parameter."""
         self._active = bool(sync.taps())
         self._undo: list[Callable[[], None]] = []
         if self._active:
@@ -130,10 +132,10 @@ class Attachment:
             step: the training step, for ``schedule``.
 
         Raises:
-            RuntimeError: when a block did not run since the last call, or a student has no gradient though gradient
-                is being recorded.
-            ValueError: when a block's output does not say which of its tensors to take, or the two of a pair do not
-                fit each other or the mask.
+            RuntimeError: when a block did not run since the last call, or nothing at or below a student is trained
+                though gradient is being recorded.
+            ValueError: when a block's output does not say which of its tensors to take, the two of a pair do not fit
+                each other or the mask, or this holds other values than 0 and 1.
         """
         try:
             features = {number: self._tokens(number) for number in self.sync.taps()}
@@ -142,7 +144,11 @@ class Attachment:
             self._dropped.clear()
         if mask is not None and mask.ndim > 2:
             mask = mask.flatten(1)
-        return self.sync(features, t=t, mask=mask, step=step)
+        found = self.sync(features, t=t, mask=mask, step=step)
+        if features:
+            return found
+        device = next((weight.device for block in self._blocks for weight in block.parameters()), found.loss.device)
+        return found._replace(loss=found.loss.to(device))
 
     def remove(self) -> None:
         """Take every hook out and let go of everything kept. Doing so twice does no harm."""
@@ -158,14 +164,27 @@ class Attachment:
             raise RuntimeError(self._missing(number))
         features = _chosen(number, self._kept[number], self._select)
         needs_gradient = number in self._students or not self.sync.stop_gradient
-        if needs_gradient and torch.is_grad_enabled() and not features.requires_grad:
-            raise RuntimeError(_without_gradient(number, self._kept[number].recorded))
+        if needs_gradient and torch.is_grad_enabled() and not self._learns(number, features):
+            raise RuntimeError(_without_gradient(number, self._kept[number].recorded or features.requires_grad))
         return _flattened(number, features, self._layout)
+
+    def _learns(self, number: int, features: Tensor) -> bool:
+        """Whether a block's features hand gradient to a parameter, and not only to a tensor made to require it.
+
+        Looked into until the first yes. Re-entrant checkpointing hides the parameters of blocks from the graph.
+        """
+        if not features.requires_grad or number in self._learning or torch.compiler.is_compiling():
+            return features.requires_grad
+        weights = (weight for block in self._blocks[:number] for weight in block.parameters())
+        found = any(weight.requires_grad for weight in weights) or _reaches_a_parameter(features)
+        if found:
+            self._learning.add(number)
+        return found
 
     def _missing(self, number: int) -> str:
         if not self._active:
             return "this handle was removed from its model: attach again"
-        if self._dropped and not self._kept:
+        if self._dropped:
             return _without_gradient(*next(iter(self._dropped.items())))
         if self._kept:
             return (
@@ -301,10 +320,8 @@ def _after(block: nn.Module, hook: _Keep) -> Callable[[], None]:
 
 
 def _replayed() -> bool:
-    """Whether this is a backward pass, in which checkpointing runs blocks again, or inference mode: nothing to keep."""
-    if torch.compiler.is_compiling():  # which can trace neither question
-        return False
-    return torch._C._current_graph_task_id() != -1 or torch.is_inference_mode_enabled()
+    """Whether this is a backward pass, in which checkpointing runs blocks again; no compiler can trace the question."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def _modules(blocks: Iterable[nn.Module]) -> Iterator[nn.Module]:
@@ -340,12 +357,31 @@ def _without_any_gradient(output: Any) -> bool:
 
 
 def _versions(output: Any) -> tuple[int, ...]:
-    return () if torch.compiler.is_compiling() else tuple(tensor._version for _, tensor in _named(output))
+    return () if torch.compiler.is_compiling() else tuple(_version(tensor) for _, tensor in _named(output))
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it was changed in place; tensors of inference mode do not count that."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _reaches_a_parameter(features: Tensor) -> bool:
+    """Whether the graph that made ``features`` ends in a parameter."""
+    seen, left = set(), [features.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            return True
+        seen.add(node)
+        left.extend(following for following, _ in node.next_functions)
+    return False
 
 
 def _hidden_shape(inputs: tuple[Any, ...], keywords: Mapping[str, Any]) -> torch.Size | None:
-    """Shape of what a block works on: ``hidden_states`` by name, else the first argument, else ``src`` or ``x``."""
-    for candidate in (keywords.get("hidden_states"), *inputs[:1], keywords.get("src"), keywords.get("x")):
+    """Shape of what a block works on: ``hidden_states`` by name, else the first argument, else by another such name."""
+    for candidate in (keywords.get("hidden_states"), *inputs[:1], *[keywords.get(name) for name in HIDDEN_STATES]):
         if isinstance(candidate, Tensor):
             return candidate.shape
     return None
@@ -382,7 +418,7 @@ def _chosen(number: int, kept: _Kept, select: Select | None) -> Tensor:
         fitting = [tensor for _, tensor in named if tensor.shape == kept.shape]
         streams = [1 for _, tensor in named for own in fitting[:1] if tensor.ndim == own.ndim > 2]
         if len(fitting) != 1 or (len(streams) > 1 and not kept.named):
-            wanted = "no argument called hidden_states, src or x" if kept.shape is None else tuple(kept.shape)
+            wanted = f"no argument called {', '.join(HIDDEN_STATES)}" if kept.shape is None else tuple(kept.shape)
             count = "several of them fit" if len(fitting) > 1 else "none of them fits"
             if len(fitting) == 1:
                 count = "which may be of latents or of text: its name does not say"
@@ -393,8 +429,9 @@ def _chosen(number: int, kept: _Kept, select: Select | None) -> Tensor:
         chosen = fitting[0]
     if not isinstance(chosen, Tensor):
         raise ValueError(f"{returned}; select={select!r} gave {type(chosen).__name__}, no tensor")
-    for (name, tensor), version in zip(named, kept.versions, strict=False):
-        if _share(tensor, chosen) and tensor._version != version:
+    kept_versions = zip(named, kept.versions, strict=False)
+    for name, tensor in [entry for entry, version in kept_versions if _version(entry[1]) != version]:
+        if _share(tensor, chosen) or not any(_share(other, chosen) for _, other in named):  # it may be in a copy
             raise RuntimeError(f"block {number}: {name} was changed in place after the block had returned it")
     return chosen
 
@@ -409,7 +446,11 @@ def _flattened(number: int, features: Tensor, layout: str | None) -> Tensor:
     """(batch, tokens, channels)."""
     layout = layout or DEFAULT_LAYOUTS.get(features.ndim)
     if layout is None or len(layout) != features.ndim:
-        hint = f"layout={layout!r} does not fit" if layout else "say what they are by layout=, as in BFTC"
+        hint = "say what they are by layout=, as in BFTC"
+        if layout:
+            hint = f"layout={layout!r} does not fit"
+        elif features.ndim == 2:
+            hint = "if they are tokens and channels of packed samples, make them one by select=lambda out: out[None]"
         raise ValueError(f"block {number} gives {tuple(features.shape)}, {features.ndim} axes: {hint}")
     batch_first = features.movedim((layout.index("B"), layout.index("C")), (0, -1))
     return batch_first.flatten(1, -2)
@@ -418,11 +459,11 @@ def _flattened(number: int, features: Tensor, layout: str | None) -> Tensor:
 def _without_gradient(number: int, recorded: bool) -> str:
     if recorded:
         return (
-            f"block {number} has no gradient to learn from: nothing at or below it requires one (all frozen, or its "
+            f"block {number} has no gradient to learn from: no parameter at or below it gets one (all frozen, or its "
             "input is detached); leave something there to train, LoRA layers for instance"
         )
     return (
-        f"block {number} ran without recording gradient and got none afterwards: the pass ran under torch.no_grad(), "
-        "or re-entrant checkpointing covers more than this block or has inputs that require no gradient; use "
-        "use_reentrant=False, or checkpoint block by block and let the first input require gradient"
+        f"block {number} ran without recording gradient and got none afterwards: the pass ran under torch.no_grad() "
+        "or inference_mode(), or re-entrant checkpointing covers more than this block or has inputs that require no "
+        "gradient; use use_reentrant=False, or checkpoint block by block and let the first input require gradient"
     )

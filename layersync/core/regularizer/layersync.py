@@ -9,6 +9,7 @@ weighted loss over pairs; :class:`LayerSyncRegularizer` puts it into the trainer
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, get_args
 
@@ -23,23 +24,32 @@ from layersync.core.regularizer.base import Regularizer, RegularizerConfig, Regu
 Pair = tuple[int, int]
 Similarity = Literal["cosine", "centred"]
 NORM_FLOOR = 1e-8
-"""Vectors shorter than this count as this long, as in PyTorch's cosine similarity."""
+"""Vectors shorter than this have no direction: similarity 0, no gradient. Dividing by it would make that 1e8 times."""
 
 
 def alignment(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, centred: bool = False) -> Tensor:
     """Mean cosine similarity over the real tokens of each sample: (batch,), float32 whatever the autocast.
 
-    ``student`` and ``teacher`` are (batch, tokens, channels); ``mask`` (batch, tokens) is True on real tokens.
+    ``student`` and ``teacher`` are (batch, tokens, channels); ``mask`` (batch, tokens) is True on real tokens. What
+    stands at the others, NaN included, reaches neither similarity nor gradient.
     ``centred`` removes each sample's mean over its real tokens first: with adaLN-Zero all blocks start as the
     identity, so that the plain cosine is near 1 long before anything has been learned.
+
+    Raises:
+        ValueError: for a mask of other values than 0 and 1. Of a bool mask nothing need be looked at.
     """
     with torch.autocast(student.device.type, enabled=False):
         student, teacher = student.float(), teacher.float()
+        if mask is not None:
+            mask = _boolean(mask)
+            padded = ~mask.unsqueeze(-1)
+            student, teacher = student.masked_fill(padded, 0), teacher.masked_fill(padded, 0)
         if centred:
             student, teacher = _centred(student, mask), _centred(teacher, mask)
         # F.cosine_similarity would hold on to a normalised copy of the teacher for its backward pass
-        norms = [torch.linalg.vector_norm(side, dim=-1).clamp_min(NORM_FLOOR) for side in (student, teacher)]
-        cosine = (student * teacher).sum(-1) / (norms[0] * norms[1])
+        norms = [torch.linalg.vector_norm(side, dim=-1) for side in (student, teacher)]
+        length = (norms[0] * norms[1]).masked_fill(torch.minimum(*norms) < NORM_FLOOR, math.inf)
+        cosine = (student * teacher).sum(-1) / length
         if mask is None:
             return cosine.mean(1)
         real = mask.to(cosine.dtype)
@@ -47,10 +57,22 @@ def alignment(student: Tensor, teacher: Tensor, mask: Tensor | None = None, *, c
 
 
 def _centred(features: Tensor, mask: Tensor | None) -> Tensor:
+    """Without their mean; features are 0 where the mask is False."""
     if mask is None:
         return features - features.mean(1, keepdim=True)
-    real = mask.unsqueeze(-1).to(features.dtype)
-    return features - (features * real).sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp_min(1)
+    return features - features.sum(1, keepdim=True) / mask.sum(1)[:, None, None].clamp_min(1)
+
+
+def _boolean(mask: Tensor) -> Tensor:
+    if mask.dtype == torch.bool:
+        return mask
+    real = mask == 1
+    if not bool((real | (mask == 0)).all()):
+        raise ValueError(
+            f"mask: holds {mask.min():g} to {mask.max():g}; it is True (or 1) on real tokens, and False (or 0) on "
+            "others: of a mask that is added to attention pass mask == 0"
+        )
+    return real
 
 
 def auto_pairs(depth: int) -> tuple[Pair, ...]:
@@ -197,7 +219,7 @@ class LayerSync(nn.Module):
             raise InputError(f"regularizer.similarity: {similarity!r} is unknown; there are: cosine, centred")
         self.weight, self.t_range, self.similarity = float(weight), _range(t_range), similarity
         self.stop_gradient = stop_gradient
-        self._seen_times = False
+        self._seen_times = self._warned = False
         self.schedule = _schedule(schedule)
 
     def taps(self) -> tuple[int, ...]:
@@ -218,9 +240,10 @@ class LayerSync(nn.Module):
         """Loss and raw similarity of each pair.
 
         ``features`` maps block numbers to (batch, tokens, channels); ``t`` (batch,) in [0, 1]; ``mask`` (batch,
-        tokens) True on real tokens; ``step`` the training step, for the schedule. ValueError for shapes that do not
-        fit each other, and when ``t`` or ``step`` is missing although ``t_range`` or ``schedule`` needs it; KeyError
-        when a block's features are.
+        tokens) True on real tokens (another kind than bool is checked to hold 0 and 1, for which a GPU is waited for);
+        ``step`` the training step, for the schedule. ValueError for shapes that do not fit each other, masks of other
+        values, and when ``t`` or ``step`` is missing although ``t_range`` or ``schedule`` needs it; KeyError when a
+        block's features are. Warns once where a loss that counts gives no gradient though gradient is recorded.
         """
         for student, teacher in self.pairs if self.weight else ():
             _check_fit(student, teacher, features, mask)
@@ -242,6 +265,13 @@ class LayerSync(nn.Module):
         if total is None:
             device = next(iter(features.values())).device if features else None
             return LayerSyncOutput(torch.zeros((), device=device), similarity)
+        if factor > 0 and torch.is_grad_enabled() and not (total.requires_grad or self._warned):
+            self._warned = True
+            warnings.warn(
+                "LayerSync: no student's features require gradient (detached, frozen, or made under no_grad): the loss "
+                "is a constant and trains nothing",
+                stacklevel=4,  # through nn.Module's two calls
+            )
         return LayerSyncOutput(total * (-factor / len(self.pairs)), similarity)
 
     def _factor(self, step: int | None) -> float:
