@@ -54,6 +54,9 @@ run screened-motion recipes/motion-bvh.yaml "${motion[@]}" --variants baseline -
     --seeds 150,151,152,153,154,155,156,157,158,159
 
 run longer recipes/fashion.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 130,131,132,133,134
+run longer-calm recipes/fashion.yaml "${calm[@]}" "${stratified[@]}" --set train.steps=8000 --set evaluate.every=8000 \
+    --seeds 160,161,162,163,164
+run longer-speech recipes/spoken-digits.yaml --set train.steps=8000 --set evaluate.every=2000 --seeds 170,171,172,173,174
 
 run cifar10 recipes/cifar10.yaml "${calm[@]}" "${stratified[@]}" --set evaluate.every=500 --seeds 100,101,102,103,104
 run notes recipes/notes.yaml "${calm[@]}" "${stratified[@]}" --seeds 100,101,102,103,104
