@@ -80,8 +80,11 @@ def test_a_single_row_is_no_set(rows: bool) -> None:
         extract(Many(), lambda n: Example(None, {}, str(n)), [3], Processes(), texts=False, rows=rows)
 
 
-def test_one_file_of_features_serves_metrics_of_rows_and_of_statistics(tmp_path: Path) -> None:
+def test_one_file_of_features_serves_metrics_of_rows_and_of_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file of statistics alone has no rows, and does not serve metrics of rows."""
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path))
     passes: list[int] = []
 
     class Counting(Strokes):
