@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -52,6 +52,10 @@ ExtractorOption = Annotated[
     list[str] | None,
     typer.Option(help="NAME=PATH or NAME=HUB-ID: weights of a feature extractor; may be given again."),
 ]
+AutoResumeOption = Annotated[
+    bool,
+    typer.Option("--auto-resume", help="Go on with what is there, or start: one command for a job that is requeued."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
@@ -62,6 +66,7 @@ def train(
     overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Run directory; by default runs/ and the recipe's name.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run that is there.")] = False,
+    auto_resume: AutoResumeOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Two steps, then what the whole would need.")] = False,
 ) -> None:
     """Train a recipe."""
@@ -72,8 +77,9 @@ def train(
 
     chosen = load_recipe(recipe, overrides or (), modality=modality)
     if dry_run:
-        if out or resume:
-            warnings.warn("--out and --resume have no effect with --dry-run, which leaves nothing behind", stacklevel=2)
+        if out or resume or auto_resume:
+            options = "--out, --resume and --auto-resume"
+            warnings.warn(f"{options} have no effect with --dry-run, which leaves nothing behind", stacklevel=2)
         needs = estimate(chosen)
         if not _main_process():
             return
@@ -86,7 +92,7 @@ def train(
         print(json.dumps(needs.to_mapping()))
         return
     target = out or Path("runs") / str(recipe).removesuffix(".yaml").strip("./").replace("/", "-")
-    run = run_training(chosen, target, resume=resume)
+    run = run_training(chosen, target, resume=_resume(resume, auto_resume))
     _say(f"done: {run.path}; next: layersync sample {run.path}, layersync evaluate {run.path}")
 
 
@@ -226,6 +232,7 @@ def compare(
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; by default one for each GPU, or one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory; by default comparisons/ and the recipes' names.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the comparison that is there.")] = False,
+    auto_resume: AutoResumeOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train variants of recipes with several seeds, and say what each gains."""
@@ -244,7 +251,7 @@ def compare(
         out=target,
         overrides=overrides or (),
         jobs=jobs,
-        resume=resume,
+        resume=_resume(resume, auto_resume),
         shown=True,
     )
     if not _main_process():
@@ -460,6 +467,12 @@ def _seeds(text: str) -> int | list[int]:
     """One number says how many; several, or one with a comma after it, say which."""
     found = _integers(text.removesuffix(","), "--seeds")
     return found[0] if len(found) == 1 and "," not in text else found
+
+
+def _resume(resume: bool, auto: bool) -> bool | Literal["auto"]:
+    if resume and auto:
+        warnings.warn("--resume: has no effect beside --auto-resume, which starts where nothing is there", stacklevel=2)
+    return "auto" if auto else resume
 
 
 def _weights(options: list[str] | None) -> dict[str, str]:

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -64,7 +64,7 @@ def compare(
     out: str | os.PathLike[str],
     overrides: Sequence[str] = (),
     jobs: int | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     shown: bool = False,
 ) -> Comparison:
     """Train every recipe under every variant with every seed, score all runs at every evaluated step, and compare.
@@ -80,7 +80,8 @@ def compare(
         out: directory to make; with ``resume``, the one to go on with.
         overrides: ``section.key=value`` for all recipes.
         jobs: runs at the same time; by default one for each GPU, or one. They share the cores of the machine.
-        resume: keep the runs that are finished in ``out``. Seeds, variants and recipes may have been added.
+        resume: keep the runs that are finished in ``out``. Seeds, variants and recipes may have been added. ``"auto"``:
+            where there is a comparison, else begin it.
         shown: whether a progress bar is drawn.
 
     Raises:
@@ -105,7 +106,7 @@ def compare(
     torch.cuda.empty_cache()  # of the networks that were tried: runs want the GPU for themselves
     experiment = _Experiment(directory, arms, chosen, _command(recipes, named, chosen, overrides, count), records)
     processes = Processes.here()
-    with experiment.alone(resume=resume) if processes.main else nullcontext():
+    with experiment.alone(resume=earlier is not None) if processes.main else nullcontext():
         processes.wait()
         experiment.records = processes.gather([experiment.records])[0]
         tasks = experiment.tasks()
@@ -268,9 +269,9 @@ def _at(mapping: Any, key: str) -> Any:
     return mapping
 
 
-def _earlier(directory: Path, resume: bool) -> Comparison | None:
+def _earlier(directory: Path, resume: bool | Literal["auto"]) -> Comparison | None:
     """What is in ``directory`` already; InputError where it should not be."""
-    if resume:
+    if resume is True or (resume == "auto" and (directory / COMPARISON).exists()):
         return read_comparison(directory)
     if not os.path.lexists(directory):
         writable_parent(directory, "--out")

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -58,10 +58,15 @@ REPEATED_WITHIN_SECONDS = 1
 """In which several signals are one: a batch system sends it to all processes, and a launcher passes its own on."""
 
 
-def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) -> Run:
+def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool | Literal["auto"] = False) -> Run:
     """Train ``recipe`` in the run directory ``out``, or go on with the run that is there.
 
     Final weights are always saved; Ctrl-C saves too.
+
+    Args:
+        recipe: what is trained.
+        out: the run directory.
+        resume: go on with the run in ``out``; ``"auto"``: where there is one, else start it.
 
     Raises:
         InputError: before anything is written, for a directory that exists (without ``resume``), a changed recipe
@@ -70,7 +75,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool = False) 
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     path = Path(out)
-    run = _resumable(path, recipe) if resume else None
+    run = _resumable(path, recipe) if resume is True or (resume == "auto" and _is_there(path)) else None
     if run is None and os.path.lexists(path):
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     check_launch(recipe)
@@ -141,6 +146,15 @@ def _warn_of_metrics(recipe: Recipe, parts: Parts) -> None:
     except InputError as error:
         what = str(error).partition(";")[0]
         warnings.warn(f"evaluate.metrics: this run cannot be scored by them: {what}", stacklevel=3)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether the first process of the launch finds something at ``path``, which the others then wait for."""
+    processes = Processes.here()
+    there: bool = processes.gather([os.path.lexists(path)])[0]
+    if there and not processes.main:
+        _seen(path)
+    return there
 
 
 def _seen(path: Path) -> Run:

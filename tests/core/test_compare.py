@@ -167,8 +167,17 @@ class OneAfterTheOther:
 
     def run(self) -> Iterator[Task]:
         for task in self.waiting:
-            finish(task.assignment)
+            try:
+                finish(task.assignment)
+            except (InputError, OSError, TrainingError) as error:
+                task.error = str(error)
             yield task
+
+
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs are made here. That each is a process is shown by the tests that do without this."""
+    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
 
 
 SHORT = (
@@ -198,9 +207,9 @@ def short(tiny: Make, tmp_path: Path) -> list[Path]:
     return found
 
 
-def test_recipes_are_domains_of_their_own(short: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_recipes_are_domains_of_their_own(short: list[Path], tmp_path: Path) -> None:
     """With the numbers that runs by hand have."""
-    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
     out = tmp_path / "out"
     domains = layersync.compare(short, seeds=[5], out=out).domains
     assert read_comparison(out).domains == domains
@@ -231,9 +240,8 @@ def numbers(tiny: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def elsewhere(numbers: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(numbers: Path, in_process: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """That comparison, taken to a machine whose own classifier of the data is another one."""
-    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
     out, cache = tmp_path / "out", tmp_path / "cache"
     shutil.copytree(numbers, out)
     (kept,) = (out / "classifiers").glob("*.safetensors")
@@ -304,11 +312,11 @@ def test_runs_that_an_earlier_version_scored_get_no_others_beside_them(
     assert "this version of layersync has domain-classifier-v" in line and "bring back" not in line
 
 
+@pytest.mark.usefixtures("in_process")
 def test_runs_that_another_extractor_would_score_are_not_begun(
     short: list[Path], command: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seeds are added where it is the same, and refused where it reads samples in another way than it did."""
-    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
     out = tmp_path / "out"
     layersync.compare([short[0]], seeds=[5], out=out)
     (domain,) = layersync.compare([short[0]], seeds=[5, 6], out=out, resume=True).domains
@@ -411,6 +419,7 @@ BROKEN = ("--variant", "broken:optimizer.lr=1e30")
 GIVEN = ("--seeds", "3,4", *BROKEN)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_resume_needs_the_file_alone_and_takes_more_variants(
     folder: Path, recipe: Path, command: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -434,7 +443,7 @@ def test_resume_needs_the_file_alone_and_takes_more_variants(
     assert null.runs[0].scores != before.variants["baseline"].runs[0].scores
 
 
-LONG = ("--seeds", "1", "--set", "train.steps=250", "--set", "evaluate.every=200")
+LONG = ("--auto-resume", "--seeds", "1", "--set", "train.steps=250", "--set", "evaluate.every=200")
 
 
 def started(recipe: Path, out: Path) -> subprocess.Popen[str]:
@@ -469,7 +478,7 @@ def children(recipe: Path, out: Path) -> list[int]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_end_saves_the_run_and_leaves_no_process(
-    number: signal.Signals, recipe: Path, command: Make, tmp_path: Path
+    number: signal.Signals, recipe: Path, command: Make, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     out = tmp_path / "out"
     process = started(recipe, out)
@@ -486,13 +495,15 @@ def test_an_end_saves_the_run_and_leaves_no_process(
     assert 0 < saved < 200
     if number is signal.SIGINT:
         assert process.returncode == 1 and f"--resume --out {out}" in err and "Traceback" not in err
-        status, _, err = command(*words(recipe, out, *LONG, "--resume"))
+        request.getfixturevalue("in_process")
+        status, _, err = command(*words(recipe, out, *LONG))
         assert status == 0, err
         (domain,) = read_comparison(out).domains
         assert [variant.runs[0].steps for variant in domain.variants.values()] == [(200, 250)] * 2
         assert (out / "report.html").is_file()
 
 
+@pytest.mark.usefixtures("in_process")
 def test_a_record_that_is_torn_is_made_again(
     folder: Path, recipe: Path, command: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -598,6 +609,7 @@ def test_a_variant_of_another_condition_keeps_another_number_of_labels(
         check(10, 10)
 
 
+@pytest.mark.usefixtures("in_process")
 def test_samples_that_cannot_be_drawn_take_no_scores_down(
     tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -606,7 +618,6 @@ def test_samples_that_cannot_be_drawn_take_no_scores_down(
     def failing(*_: Any, **__: Any) -> None:
         raise InputError("Adapter.render: raised ValueError")
 
-    monkeypatch.setattr(experiment, "ProcessPool", OneAfterTheOther)
     recipe, out = tmp_path / "numbers.yaml", tmp_path / "out"
     recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
     with monkeypatch.context() as patch, pytest.warns(UserWarning, match="seed 5: no samples could be drawn; its log"):
@@ -620,6 +631,7 @@ def test_samples_that_cannot_be_drawn_take_no_scores_down(
         assert variant.runs == domain.variants[name].runs
 
 
+@pytest.mark.usefixtures("in_process")
 def test_the_next_seed_draws_samples_where_the_first_failed(
     folder: Path, recipe: Path, command: Make, tmp_path: Path
 ) -> None:
@@ -772,6 +784,7 @@ def test_one_recipe_is_compared_once(recipe: Path, command: Make, tmp_path: Path
         (["--resume", *GIVEN, "--set", "optimizer.lr=0.5"], ["optimizer.lr", "another comparison"]),
         (["--resume", *BROKEN, "--seeds", "3,"], ["--seeds", "[4]"]),
         (["--resume", "--seeds", "3,4"], ["broken of digits"]),
+        (["--auto-resume", "--seeds", "3,4"], ["broken of digits"]),
     ],
 )
 def test_a_folder_of_another_comparison_is_left_as_it_was(

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,6 @@ WHOLE_PROBE = True
 OVERRIDES = ("train.steps=4", "train.checkpoint_every=2", "train.batch_size=8")
 
 
-COMMAND_LINE = ("-m", "layersync.cli")
 TWO_SITTINGS = """
 import os
 import signal
@@ -53,15 +52,13 @@ main()
 """The command line, of which one of two processes gets Ctrl-C in its second step of training; and again, to go on."""
 
 
-def launched(
-    arguments: list[str], stdout: Path = Path(os.devnull), program: Sequence[str] = COMMAND_LINE
-) -> tuple[int, str]:
-    """Exit status and stderr of the command line under torchrun, with all its processes gone afterwards."""
+def launched(program: Path, *arguments: str, stdout: Path = Path(os.devnull)) -> tuple[int, str]:
+    """Exit status and stderr of a program under torchrun, with all its processes gone afterwards."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
-    command += [*program, *arguments]
+    command += [str(program), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with stdout.open("w") as out:
         process = subprocess.Popen(
@@ -87,7 +84,7 @@ def test_two_processes_train_as_one(
     recipe, program = tmp_path / "recipe.yaml", tmp_path / "two_sittings.py"
     recipe.write_text(tiny(*OVERRIDES).to_yaml())
     program.write_text(TWO_SITTINGS)
-    status, said = launched(["train", str(recipe), "--out", str(tmp_path / "run")], program=[str(program)])
+    status, said = launched(program, "train", str(recipe), "--out", str(tmp_path / "run"))
     assert status == 0, said[-2000:]
     run = Run(tmp_path / "run")
     assert said.count(f"stopped after step 2; go on with --resume --out {run.path}") == 2
@@ -138,7 +135,8 @@ class Launch:
 
 @pytest.fixture(scope="module")
 def launch(alone: Run, tiny: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Launch:
-    """A training that is refused, samples and scores of a run, scores of files: one after another, by two processes."""
+    """A training that is refused, samples and scores of a run, scores of files, a comparison, and one training in two
+    goes: one after another, by two processes."""
     folder = tmp_path_factory.mktemp("launch")
     (folder / "recipe.yaml").write_text(tiny(*OVERRIDES).to_yaml())
     (folder / "commands.py").write_text(COMMANDS)
@@ -147,12 +145,16 @@ def launch(alone: Run, tiny: Callable[..., Any], tmp_path_factory: pytest.TempPa
     for name, part in zip(("real", "generated"), joints, strict=True):
         np.save(folder / f"{name}.npy", part.astype(np.float32))
     train = ["train", f"{folder}/recipe.yaml", "--set", "train.batch_size=15", "--out", f"{folder}/refused"]
+    again = ["train", f"{folder}/recipe.yaml", "--auto-resume", "--out"]
+    begun, ended = [*again, f"{folder}/begun", "--set", "train.steps=2"], [*again, f"{folder}/begun"]
     sample = ["sample", str(alone.path), "--num", "3", "--seed", "5", "--npz", "--out", f"{folder}/samples"]
     evaluate = ["evaluate", str(alone.path), "--metrics", ",".join(METRICS), "--num-samples", "33", "--json"]
     score = ["score", "--modality", "motion", "--generated", f"{folder}/generated.npy", "--real", f"{folder}/real.npy"]
     score += ["--metrics", ",".join(MOTION_METRICS), "--json"]
-    commands = json.dumps([train, sample, evaluate, score])
-    status, said = launched([commands], folder / "out", [str(folder / "commands.py")])
+    compare = ["compare", f"{folder}/recipe.yaml", "--seeds", "1", "--out", f"{folder}/comparison"]
+    compare += ["--set", "train.steps=2", "--set", "evaluate.num_samples=32"]
+    commands = json.dumps([train, sample, evaluate, score, compare, begun, ended])
+    status, said = launched(folder / "commands.py", commands, stdout=folder / "out")
     assert status == 0, said[-2000:]
     statuses = tuple(json.loads((folder / f"statuses-{rank}.json").read_text()) for rank in (0, 1))
     return Launch(folder, statuses, (folder / "out").read_text().splitlines(), said)
@@ -182,7 +184,7 @@ def test_two_processes_score_a_run_as_one(launch: Launch, alone: Run) -> None:
 
 
 def test_two_processes_score_files_as_one(launch: Launch) -> None:
-    assert [statuses[3] for statuses in launch.statuses] == [0, 0] and len(launch.out) == 3
+    assert [statuses[3] for statuses in launch.statuses] == [0, 0] and len(launch.out) > 3
     paths = [launch.folder / f"{name}.npy" for name in ("generated", "real")]
     one = layersync.score_samples("motion", paths[:1], MOTION_METRICS, real=paths[1]).metrics
     two = json.loads(launch.out[2])["metrics"]
@@ -191,13 +193,18 @@ def test_two_processes_score_files_as_one(launch: Launch) -> None:
         assert two[name]["num_samples"] == 35
 
 
-def test_processes_of_a_launch_share_the_runs_of_a_comparison(tiny_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    options = ["--seeds", "1", "--out", str(out), "--set", "train.steps=2", "--set", "evaluate.num_samples=32"]
-    status, said = launched(["compare", str(tiny_file), *options])
-    assert status == 0, said
-    assert "runs to make: 2" in said and "1 of 1 runs: tiny baseline seed 0 done" in said, "one for each process"
-    (domain,) = read_comparison(out).domains
+def test_processes_of_a_launch_share_the_runs_of_a_comparison(launch: Launch) -> None:
+    said = launch.err
+    assert [statuses[4] for statuses in launch.statuses] == [0, 0], said
+    assert "runs to make: 2" in said and "1 of 1 runs: recipe baseline seed 0 done" in said, "one for each process"
+    (domain,) = read_comparison(launch.folder / "comparison").domains
     assert [variant.runs[0].status for variant in domain.variants.values()] == ["finished"] * 2
     gain = domain.variants["layersync"].gain
     assert gain is not None and gain.mean is not None and gain.seeds == 1
+
+
+def test_one_command_starts_and_goes_on(launch: Launch, alone: Run, tensors_of: Any, largest_difference: Any) -> None:
+    assert [statuses[5:] for statuses in launch.statuses] == [[0, 0]] * 2, launch.err
+    run = Run(launch.folder / "begun")
+    assert run.checkpoint_steps() == alone.checkpoint_steps() == [2, 4]
+    assert largest_difference(tensors_of(run), tensors_of(alone)) < 1e-5

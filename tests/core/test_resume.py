@@ -156,6 +156,28 @@ def test_a_finished_run_says_so(command: Make, tiny_file: Path, tmp_path: Path, 
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
 
 
+def test_one_command_starts_goes_on_and_ends(
+    command: Make, tiny: Make, tmp_path: Path, tensors_of: Make, identical: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What a batch system does that runs a requeued job's script once more; and what lies there is never lost."""
+    out, straight = tmp_path / "runs" / "run", layersync.train(tiny(), tmp_path / "straight")
+    for steps in (3, 5):
+        (tmp_path / "recipe.yaml").write_text(tiny(f"train.steps={steps}").to_yaml())
+        assert command("train", tmp_path / "recipe.yaml", "--out", out, "--auto-resume")[0] == 0
+        assert Run(out).checkpoint_steps()[-1] == steps
+    assert identical(tensors_of(Run(out)), tensors_of(straight))
+    caplog.set_level("INFO", logger="layersync")
+    status, _, err = command("train", tmp_path / "recipe.yaml", "--out", out, "--auto-resume", "--resume")
+    assert status == 0 and "has taken its 5 steps already" in caplog.text
+    assert "warning: --resume: has no effect beside --auto-resume" in err
+    (tmp_path / "recipe.yaml").write_text(tiny("optimizer.lr=0.5").to_yaml())
+    status, _, err = command("train", tmp_path / "recipe.yaml", "--out", out, "--auto-resume")
+    assert status == 2 and "the recipe differs from the one in" in err
+    (tmp_path / "mine").mkdir()
+    status, _, err = command("train", tmp_path / "recipe.yaml", "--out", tmp_path / "mine", "--auto-resume")
+    assert status == 2 and "has no recipe.yaml: it is no run" in err and not any((tmp_path / "mine").iterdir())
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [

@@ -370,7 +370,7 @@ def test_dry_run_writes_nothing(command: Make, tiny_file: Path, tmp_path: Path, 
     needs = json.loads(out)
     assert needs["parameters"] > 1000 and needs["seconds_per_step"] > 0 and needs["checkpoint_bytes"] > 1000
     assert "memory" in err and "disk" in err
-    assert err.count("warning: --out and --resume have no effect with --dry-run") == 1
+    assert err.count("warning: --out, --resume and --auto-resume have no effect with --dry-run") == 1
     assert {path for path in cache.rglob("*") if path.is_file()} == before
 
 
