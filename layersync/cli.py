@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-import os
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -491,14 +491,18 @@ def _weights(options: list[str] | None) -> dict[str, str]:
 
 def _print_scores(result: Any, head: str, as_json: bool) -> None:
     """On the main process: one JSON object, or ``head`` and a table."""
+    from layersync.core.paths import as_text
     from layersync.core.results import score_table
 
     if _main_process():
-        print(json.dumps(result.to_mapping()) if as_json else f"{head}\n{score_table(result.metrics)}")
+        table = as_text(f"{head}\n{score_table(result.metrics)}")  # names of files may be no UTF-8
+        print(json.dumps(result.to_mapping()) if as_json else table)
 
 
 def _main_process() -> bool:
-    return os.environ.get("RANK", "0") == "0"
+    from layersync.core.parallel import Processes
+
+    return Processes.leads()
 
 
 def _say(text: str) -> None:
@@ -526,6 +530,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("layersync").setLevel(logging.INFO if _main_process() else logging.WARNING)
     warnings.showwarning = _warn
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whatever is half written is cleared away
     try:
         status = app(standalone_mode=False)
         if status == 130:  # what newer versions of typer make of it, without a word

@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from layersync.core.adapter import Tokenizer
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.packaged import sync_path
 from layersync.core.paths import expand
-from layersync.core.run import Run, apart, leave_newest
+from layersync.core.run import Run, leave_newest, write_tensors
 
 
 def save_checkpoint(
@@ -54,7 +54,7 @@ def _fill(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapp
         shutil.rmtree(folder)
     folder.mkdir()
     for name, content in tensors.items():
-        save_file(apart(content), folder / f"{name}.safetensors")
+        write_tensors(folder / f"{name}.safetensors", content)
     (folder / "state.json").write_text(json.dumps(state) + "\n")
     for path in (*folder.iterdir(), folder):
         sync_path(path)

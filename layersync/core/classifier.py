@@ -22,7 +22,6 @@ import torch
 import torch.nn.functional as F
 from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from layersync.core.adapter import Example, ExampleDataset, ModalityAdapter, Tokenizer, fingerprint_of, read_example
@@ -32,7 +31,7 @@ from layersync.core.features import FeatureExtractor, Streams
 from layersync.core.packaged import cache_folder
 from layersync.core.plugin import calling, class_of
 from layersync.core.progress import progress
-from layersync.core.run import atomic_write, writable_parent
+from layersync.core.run import atomic_write, writable_parent, write_tensors
 
 VERSION = 5
 VERSIONED_NAME = f"domain-classifier-v{VERSION}"
@@ -279,9 +278,8 @@ def domain_classifier(
                 ensemble = _train(adapter, train, tokenizer)
                 accuracy = _accuracy(adapter, ensemble, held_out, tokenizer) if held_out is not None else None
                 metadata = {"settings": json.dumps(ensemble.settings), "accuracy": json.dumps(accuracy)}
-                tensors = {name: tensor.contiguous() for name, tensor in ensemble.state_dict().items()}
                 with atomic_write(path) as partial:
-                    save_file(tensors, partial, metadata=metadata)
+                    write_tensors(partial, ensemble.state_dict(), metadata)
     return _read(adapter, path)
 
 
@@ -292,6 +290,8 @@ def _read(adapter: ModalityAdapter, path: Path) -> DomainClassifier:
             ensemble = Ensemble(json.loads(metadata["settings"]))
             ensemble.load_state_dict({name: stored.get_tensor(name) for name in stored.keys()})  # noqa: SIM118
             accuracy = json.loads(metadata["accuracy"])
+    except PermissionError as error:
+        raise InputError(f"{path}: may not be read ({error.strerror}); its owner is another account") from None
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
         raise InputError(f"{path}: is damaged, or no classifier of layersync; delete it, or bring it back") from None
     return DomainClassifier(adapter, ensemble, accuracy, _checksum(ensemble))

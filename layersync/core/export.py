@@ -6,14 +6,14 @@ import json
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from layersync.core.checkpoint import check_fit, read_tensors
 from layersync.core.errors import InputError
-from layersync.core.run import Run, atomic_write
+from layersync.core.run import Run, atomic_write, write_tensors
 
 
 def checkpoint_of(run: Run, step: int | None) -> Path:
@@ -36,16 +36,23 @@ def checked_weights(run: Run, checkpoint: Path, kind: str) -> dict[str, Tensor]:
     return weights
 
 
+def public(content: Any) -> Any:
+    """A recipe, or a value, for others' eyes: of absolute paths the last part alone."""
+    if isinstance(content, dict):
+        return {key: public(value) for key, value in content.items()}
+    return Path(content).name if isinstance(content, str) and Path(content).is_absolute() else content
+
+
 def write_safetensors(run: Run, checkpoint: Path, kind: str, out: Path) -> None:
     """One safetensors file whose metadata holds recipe, classes, latent shape, step and which weights they are."""
     metadata = {
         "format": "pt",
         "layersync": version("layersync"),
-        "recipe": json.dumps(run.recipe.to_mapping()),
+        "recipe": json.dumps(public(run.recipe.to_mapping())),
         "data": json.dumps(run.data.to_mapping()),
         "weights": kind,
         "step": str(int(checkpoint.name.rpartition("-")[2])),
     }
     weights: Mapping[str, Tensor] = checked_weights(run, checkpoint, kind)
     with atomic_write(out) as partial:
-        save_file(dict(weights), partial, metadata=metadata)
+        write_tensors(partial, weights, metadata)

@@ -119,7 +119,8 @@ class UrlWeights:
         if not found.startswith(wanted):
             raise InputError(
                 f"{self.owner}: {path} is not what its checksum says (SHA-256 {found[:16]}..., expected "
-                f"{wanted[:16]}...); fetch it again, or take other weights knowingly by "
+                f"{wanted[:16]}...); {'delete it, and it is fetched' if path == self.path else 'fetch it'} again, or "
+                f"take other weights knowingly by "
                 f"{given_as(self.owner, f'{path}#sha256={found[:16]}')}"
             )
         return path, found
@@ -131,8 +132,8 @@ class UrlWeights:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(self.url, str(path), progress=False)
-        except (URLError, OSError):
+            download_url_to_file(self.url, str(path), hash_prefix=self.sha256, progress=False)
+        except (URLError, OSError, RuntimeError):  # the last where what came is not the file, such as half of it
             remedy = f"put the file at {path}, or give {given_as(self.owner, 'PATH')}"
             raise missing_weights(self.owner, f"{self.file} ({self.url})", remedy) from None
 
@@ -186,7 +187,6 @@ class HubWeights:
 
     def _snapshot(self, name: str) -> Path:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         repository, _, revision = name.partition("@")
         try:
@@ -197,7 +197,8 @@ class HubWeights:
                     allow_patterns=["*.json", "*.txt", "*.yaml", "*.model", "model-*.safetensors", *WEIGHT_FILES],
                 )
             )
-        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError):
+        except Exception:
+            logger.debug("%s could not be fetched", name, exc_info=True)
             remedy = (
                 f"give {given_as(self.owner, 'FOLDER')}, a folder with its config.json, model.safetensors and what "
                 f"prepares its input (preprocessor_config.json, tokenizer.json)"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layersync.core.adapter import Example
+from layersync.core.archive import opened_npz
 from layersync.core.device import float32_products
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, Rows, identity
@@ -285,12 +286,9 @@ def load_features(path: Path, extractor: FeatureExtractor, *, rows: bool = True)
         InputError: for a file that is damaged, holds no statistics, or was made with another extractor, other weights
             or another preprocessing, naming both.
     """
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            left_out = ("arr_",) if rows else ("arr_", "rows", "owner")
-            arrays = {name: stored[name] for name in stored.files if not name.startswith(left_out)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]})") from None
+    with opened_npz(path) as stored:
+        left_out = ("arr_",) if rows else ("arr_", "rows", "owner")
+        arrays = {name: stored[name] for name in stored.files if not name.startswith(left_out)}
     if "mu" not in arrays or "sigma" not in arrays:
         raise InputError(f"{path}: holds no statistics mu and sigma, but {', '.join(arrays) or 'nothing'}")
     about = _about(path, arrays)
@@ -318,8 +316,8 @@ def holds_statistics(path: Path) -> bool:
     """Whether ``path`` is an ``.npz`` with ``mu`` and ``sigma``."""
     if path.suffix != ".npz" or not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return {"mu.npy", "sigma.npy"} <= set(archive.namelist())
+    with opened_npz(path) as archive:
+        return {"mu", "sigma"} <= set(archive.files)
 
 
 def _about(path: Path, arrays: dict[str, Any]) -> dict[str, Any]:

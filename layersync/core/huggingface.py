@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import warnings
@@ -162,6 +163,8 @@ def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Pat
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     local = expanded(path, "data.path")
+    if local.exists():
+        check_name(local)
     source = str(local) if local.exists() else path
     try:
         if local.is_file() and local.suffix == ".parquet":
@@ -172,6 +175,14 @@ def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Pat
         if subset is None and reason.startswith("Config name is missing"):
             raise InputError(f"data.subset: {path!r} has several; {' '.join(more[:1])}") from None
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
+
+
+def check_name(path: Path) -> None:
+    """Raise :class:`InputError` for a name that ``datasets`` takes for a pattern, and reads other files of."""
+    if glob.has_magic(str(path)):
+        raise InputError(
+            f"data.path: {path}: datasets reads *, ? and [ in names as patterns; rename it, or link to it without them"
+        )
 
 
 def chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str, bool]:

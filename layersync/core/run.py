@@ -138,7 +138,7 @@ class Run:
                 (partial / name).write_text(json.dumps(content, indent=2) + "\n")
             (partial / "recipe.yaml").write_text(recipe.to_yaml())
             for name, values in tensors.items():
-                save_file(apart(values), partial / f"{name}.safetensors")
+                write_tensors(partial / f"{name}.safetensors", values)
             for file in (*partial.iterdir(), partial):
                 sync_path(file)
             partial.rename(path)
@@ -212,6 +212,17 @@ class Run:
                 kept = [record for record in self.records(log) if record["step"] <= step]
                 with atomic_write(self.path / log) as partial:
                     partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """A safetensors file that whoever may read the files beside it may read, as the umask says.
+
+    The library's own are its owner's alone.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(apart(tensors), path, metadata=metadata)
+    path.chmod(mode)
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -112,10 +113,19 @@ def write_samples(
         else:
             _write_decoded(model, latents, mask, conditions, partial, archive=archive)
         sync_path(partial)
-        if target.exists():
+        if out is None and target.exists():
             shutil.rmtree(target)
+        elif os.path.lexists(target):
+            target = _free_name(target)
+            warnings.warn(f"--out: {out} has been made meanwhile; the samples are in {target}", stacklevel=2)
         partial.rename(target)
     return target
+
+
+def _free_name(path: Path) -> Path:
+    """``path`` with the first number behind it that makes it a name of nothing."""
+    names = (path.with_name(f"{path.name}-{number}") for number in itertools.count(2))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _drawn(

@@ -80,7 +80,7 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool | Literal
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     check_launch(recipe)
     with ExitStack() as held:
-        if run is not None and os.environ.get("RANK", "0") == "0":
+        if run is not None and Processes.leads():
             held.enter_context(_alone(run))  # before its state is read
         return _trained(recipe, path, run)
 

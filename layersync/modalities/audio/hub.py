@@ -11,7 +11,14 @@ from pydantic import Field
 
 from layersync.core.adapter import DataConfig, Example, ExampleDataset, Split
 from layersync.core.errors import InputError, nearest
-from layersync.core.huggingface import caption_column, captions_of, chosen_split, label_column, table_labels
+from layersync.core.huggingface import (
+    caption_column,
+    captions_of,
+    check_name,
+    chosen_split,
+    label_column,
+    table_labels,
+)
 from layersync.core.paths import (
     CONTENT_LIMIT,
     FINGERPRINT,
@@ -19,6 +26,7 @@ from layersync.core.paths import (
     expand,
     expanded,
     fingerprint_files,
+    read_named,
     sizes_and_times,
 )
 from layersync.modalities.audio.clip import read_clip
@@ -106,9 +114,9 @@ class HubClips(ExampleDataset):
         if not audio.get("path"):
             raise InputError(f"{source}: holds no audio")
         try:
-            return Path(audio["path"]).read_bytes()
-        except OSError as error:
-            raise InputError(f"{source}: {audio['path']} cannot be read ({error.strerror})") from None
+            return read_named(Path(audio["path"]))
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from None
 
     def _fingerprint(self, source: str | None) -> str:
         """Of each row's sound, label and text; of the ``source`` instead of sounds, where they are not to be read."""
@@ -148,10 +156,13 @@ def _opened(config: HubConfig) -> DatasetDict:
 
     looks_local = config.path.startswith((".", "/", "~", "$")) or config.path.count("/") > 1
     path = expand(config.path, "data.path") if looks_local else expanded(config.path, "data.path")
+    on_disk = (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    if path.exists() and not on_disk:
+        check_name(path)
     try:
         if path.is_file():
             opened = datasets.load_dataset("parquet", config.subset, data_files=str(path))
-        elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        elif on_disk:
             opened = datasets.load_from_disk(str(path))
         else:
             opened = datasets.load_dataset(str(path) if path.is_dir() else config.path, config.subset)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import warnings
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from layersync.core.adapter import Example, ExampleDataset
+from layersync.core.archive import opened_npz
 from layersync.core.errors import InputError
 from layersync.core.paths import files_below, fingerprint_files, first_caption
 from layersync.core.run import atomic_write
@@ -124,7 +125,7 @@ def _sample_rate(file: Path) -> int:
     import soundfile
 
     check_header(file)
-    return int(soundfile.info(file).samplerate)
+    return int(soundfile.info(os.fsencode(file)).samplerate)
 
 
 def _warn_of_rates(root: Path, rates: set[int]) -> None:
@@ -135,12 +136,9 @@ def _warn_of_rates(root: Path, rates: set[int]) -> None:
 
 def _read_arrays(path: Path) -> tuple[NDArray[np.floating], NDArray[np.integer], int]:
     """Waveforms, where each ends, and their sample rate."""
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in ("waveforms", "sample_rate", "lengths") if name in stored.files}
-            names = ", ".join(stored.files) or "nothing"
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: cannot be read as .npz ({str(error).splitlines()[0]})") from None
+    with opened_npz(path) as stored:
+        arrays = {name: stored[name] for name in ("waveforms", "sample_rate", "lengths") if name in stored.files}
+        names = ", ".join(stored.files) or "nothing"
     if not {"waveforms", "sample_rate"} <= set(arrays):
         raise InputError(f"{path}: holds {names}; waveforms (clips, samples) and sample_rate are wanted")
     waveforms, rate = arrays["waveforms"], arrays["sample_rate"]

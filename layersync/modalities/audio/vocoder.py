@@ -6,7 +6,6 @@ Legend: B clips, M mel bands, T frames, S samples.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from layersync.core.archive import opened_npz
 from layersync.core.device import default_device
 from layersync.core.errors import InputError
 from layersync.core.features import HubWeights
@@ -176,11 +176,10 @@ class VocosVocoder:
 def read_statistics(file: Path, n_mels: int) -> tuple[Tensor, Tensor]:
     """Mean and deviation (n_mels,) of an ESPnet ``feats_stats.npz``. Raises :class:`InputError` for anything else."""
     try:
-        with np.load(file, allow_pickle=False) as stored:
+        with opened_npz(file) as stored:
             count, total, squares = (np.asarray(stored[key], np.float64) for key in ("count", "sum", "sum_square"))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"tokenizer.vocoder_statistics: {file} is no feats_stats.npz of ESPnet ({reason})") from None
+    except InputError as error:
+        raise InputError(f"tokenizer.vocoder_statistics: no feats_stats.npz of ESPnet ({error})") from None
     fits = count.size == 1 and total.shape == squares.shape == (n_mels,)
     variance = squares / count.item() - (total / count.item()) ** 2 if fits and count.item() > 0 else np.zeros(1)
     if not np.isfinite(variance).all() or not (variance > 0).all():

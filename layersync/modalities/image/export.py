@@ -13,7 +13,7 @@ import torch
 import yaml
 
 from layersync.core.errors import InputError, nearest
-from layersync.core.export import checked_weights, checkpoint_of, write_safetensors
+from layersync.core.export import checked_weights, checkpoint_of, public, write_safetensors
 from layersync.core.generation import load
 from layersync.core.packaged import sync_path
 from layersync.core.run import Run, atomic_write, writable_parent
@@ -131,7 +131,10 @@ def _write_diffusers(run: Run, checkpoint: Path, weights: str, target: Path) -> 
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
         partial = Path(scratch) / "export"
         pipeline.save_pretrained(partial)
-        (partial / "README.md").write_text(model_card(run, step, weights))
+        card = partial / "README.md"
+        card.write_text(model_card(run, step, weights), encoding="utf-8")
+        for file in partial.rglob("*.safetensors"):  # which are their owner's alone, whatever the umask says
+            file.chmod(card.stat().st_mode)
         for file in (*partial.rglob("*"), partial):
             sync_path(file)
         partial.rename(target)
@@ -146,7 +149,7 @@ def model_card(run: Run, step: int, weights: str) -> str:
     label = 0 if classes else 1000
     scores = _scores(run, step, weights)
     solver = "" if sample.solver == "euler" else f" The run's own solver is {sample.solver}; the pipeline's is Euler."
-    recipe = yaml.safe_dump(_public(run.recipe.to_mapping()), sort_keys=False, default_flow_style=None, width=110)
+    recipe = yaml.safe_dump(public(run.recipe.to_mapping()), sort_keys=False, default_flow_style=None, width=110)
     return f"""---
 library_name: diffusers
 pipeline_tag: unconditional-image-generation
@@ -185,13 +188,6 @@ checkpoint where the run was imported.
 """
 
 
-def _public(content: Any) -> Any:
-    """A recipe, or a value, for others' eyes: of absolute paths the last part alone."""
-    if isinstance(content, dict):
-        return {key: _public(value) for key, value in content.items()}
-    return Path(content).name if isinstance(content, str) and Path(content).is_absolute() else content
-
-
 def _scores(run: Run, step: int, weights: str) -> str:
     """The last value of every metric that was taken of these weights, as a table that says how."""
     rows: dict[str, str] = {}
@@ -201,7 +197,7 @@ def _scores(run: Run, step: int, weights: str) -> str:
         sampling = record["sampling"]
         for name, score in record["metrics"].items():
             reference = score["reference"]
-            against = f"{_public(reference['data'])}, {reference['split']}" if reference else "-"
+            against = f"{public(reference['data'])}, {reference['split']}" if reference else "-"
             rows[name] = (
                 f"| {name} | {score['value']:.4g} | {sampling['num_samples']} | {sampling['solver']}, "
                 f"{sampling['steps']} steps | {json.dumps(sampling['guidance'])} | {score['extractor']} | {against} |"

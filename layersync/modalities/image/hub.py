@@ -13,6 +13,7 @@ from pydantic import Field
 
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError
+from layersync.core.paths import read_named
 from layersync.modalities.image.dataset import Decoder, ImageDataset, LargeImageData, row_name
 
 
@@ -107,6 +108,6 @@ def _stored(content: dict[str, Any] | None, source: str) -> tuple[bytes, str]:
     if content is None:
         raise InputError(f"{source}: holds no image")
     try:
-        return (content["bytes"] if content["bytes"] is not None else Path(content["path"]).read_bytes()), source
-    except OSError as error:
-        raise InputError(f"{source}: cannot be read ({error})") from None
+        return (content["bytes"] if content["bytes"] is not None else read_named(Path(content["path"]))), source
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from None

@@ -22,6 +22,8 @@ DICOM, NIFTI = (".dcm",), (".nii", ".nii.gz")
 SCANS = (*DICOM, *NIFTI)
 PLANES = {"sagittal": 0, "coronal": 1, "axial": 2}
 """Axes of a volume whose voxels run towards the patient's right, front and top (RAS+)."""
+MOST_COMPRESSED = 1032
+"""Bytes that DEFLATE makes of one at most."""
 DAMAGED = (
     OSError,
     EOFError,
@@ -103,7 +105,7 @@ class _Header:
     """``group`` is what its slices share a split with; ``slices`` are numbers of those that are taken."""
 
     group: Hashable
-    slices: tuple[int, ...]
+    slices: Sequence[int]
 
 
 class Scans:
@@ -149,9 +151,9 @@ class Scans:
             return _Header(file, (0,))
         raise error from None
 
-    def _taken(self, count: int) -> tuple[int, ...]:
+    def _taken(self, count: int) -> Sequence[int]:
         left_out = int(self.config.margin * count)
-        return tuple(range(left_out, count - left_out, self.config.step))
+        return range(left_out, count - left_out, self.config.step)
 
     def _dicom_header(self, file: Path) -> _Header:
         pydicom = _pydicom(file)
@@ -161,6 +163,7 @@ class Scans:
             if "Rows" not in header:
                 raise ValueError("there are no pixels in it")
             count = int(header.get("NumberOfFrames") or 1)
+            _check_count(count, file)
             syntax = header.file_meta.TransferSyntaxUID
             decodable = pydicom.pixels.get_decoder(syntax).is_available
         except (pydicom.errors.InvalidDicomError, *DAMAGED) as error:
@@ -227,6 +230,7 @@ class Scans:
             orientation = nibabel.io_orientation(image.affine)
             if np.isnan(orientation).any():
                 raise ValueError("its affine has no orientation")
+            _check_count(max(image.shape), file)
         except errors as error:
             raise _damaged(file, "NIfTI volume", error) from None
         if len(image.shape) == 4 and self.config.volume >= image.shape[3]:
@@ -251,6 +255,13 @@ class Scans:
         except DAMAGED as error:
             raise _damaged(file, "NIfTI volume", error) from None
         return np.moveaxis(self._levels(values), PLANES[self.config.plane], 0)
+
+
+def _check_count(count: int, file: Path) -> None:
+    """Raise ValueError for slices, or voxels along an axis, that ``file`` cannot hold, whatever its header says."""
+    size = file.stat().st_size
+    if count > size * MOST_COMPRESSED:
+        raise ValueError(f"its header says {count:,}, and it has {size:,} bytes")
 
 
 def _pydicom(file: Path) -> Any:

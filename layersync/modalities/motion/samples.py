@@ -21,7 +21,7 @@ from layersync.core.adapter import Example, ExampleDataset
 from layersync.core.archive import opened_npz, padded, write_arrays
 from layersync.core.errors import InputError
 from layersync.core.packaged import file_digest
-from layersync.core.paths import files_below, first_caption
+from layersync.core.paths import files_below, first_caption, name_bytes
 from layersync.modalities.motion.data import FPS as MOTION_FPS
 from layersync.modalities.motion.data import BvhConfig
 from layersync.modalities.motion.humanml3d import FPS, NUM_FEATURES, HumanML3DFeatures
@@ -83,7 +83,7 @@ class MotionSamples(ExampleDataset):
         self._records = tuple(records)
         digest = hashlib.sha256()
         for record in self._records:
-            digest.update(f"{record.source}\n{record.caption}\n{record.digest}\n".encode())
+            digest.update(name_bytes(f"{record.source}\n{record.caption}\n{record.digest}\n"))
         self.fingerprint = digest.hexdigest()[:16]
 
     def __len__(self) -> int:
@@ -302,14 +302,14 @@ def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str] | Non
     if len(candidates) != 1:
         raise InputError(f"{path}: expected one array, {_SHAPES}; it holds {', '.join(arrays) or 'nothing'}")
     motions = arrays[candidates[0]]
-    lengths, text, fps = arrays.get("lengths"), arrays.get("text"), float(arrays.get("fps", FPS))
+    lengths, text, rate = arrays.get("lengths"), arrays.get("text"), arrays.get("fps", np.array(FPS))
     if lengths is not None and not np.issubdtype(lengths.dtype, np.integer):
         raise InputError(f"{path}: lengths are {lengths.dtype}, not whole numbers")
     if text is not None and text.shape != (len(motions),):
         raise InputError(f"{path}: text has shape {text.shape}, but there are {len(motions)} motions")
-    if not 0 < fps < math.inf:
-        raise InputError(f"{path}: fps is {fps:g}")
-    return motions, lengths, None if text is None else [str(line) for line in text], fps
+    if rate.size != 1 or rate.dtype.kind not in "iuf" or not 0 < rate.item() < math.inf:
+        raise InputError(f"{path}: fps is {' '.join(str(rate).split())}; one number above 0 is wanted")
+    return motions, lengths, None if text is None else [str(line) for line in text], float(rate.item())
 
 
 def _lines_beside(path: Path, count: int) -> list[str] | None:

@@ -50,7 +50,8 @@ _ALLOWED = {
 
 
 _BAD_PICKLE = (
-    pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, ImportError,
+    pickle.UnpicklingError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, ImportError, OSError,
+    MemoryError, OverflowError,
 )  # fmt: skip
 
 

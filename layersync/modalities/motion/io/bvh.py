@@ -16,6 +16,7 @@ from layersync.modalities.motion.sample import RATES
 
 _POSITIONS = {"Xposition": 0, "Yposition": 1, "Zposition": 2}
 _ROTATIONS = {"Xrotation": "X", "Yrotation": "Y", "Zrotation": "Z"}
+MOST_CHANNELS = 6
 _NUMERIC = b"0123456789+-.eE \t\r\n"
 
 
@@ -151,6 +152,8 @@ def _parse_hierarchy(text: str, path: Path) -> Hierarchy:
                 position += 4
             elif word == "CHANNELS":
                 count = int(words[position + 1])
+                if not 0 <= count <= MOST_CHANNELS:
+                    raise ValueError(f"a joint with {count} channels")
                 channels[open_joints[-1]] = _known_channels(words[position + 2 : position + 2 + count])
                 position += 2 + count
             else:
@@ -167,4 +170,6 @@ def _known_channels(channels: list[str]) -> tuple[str, ...]:
     for channel in channels:
         if channel.lower() not in known:
             raise ValueError(f"channel {channel!r} is none of {', '.join(known.values())}")
+    if len(set(map(str.lower, channels))) < len(channels):
+        raise ValueError(f"a joint with a channel twice: {' '.join(channels)}")
     return tuple(known[channel.lower()] for channel in channels)
