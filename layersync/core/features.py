@@ -19,6 +19,8 @@ from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.packaged import WheelData, cache_directory, file_digest
 
+logger = logging.getLogger(__name__)
+
 Rows = NDArray[np.float32]
 Streams = dict[str, list[Rows]]
 """By stream, one array (rows, features) for each sample: one row an image, one a window or frame of a sound."""
