@@ -8,6 +8,7 @@ has parameters, and ``state.json``. The directory is filled under a name that st
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ from layersync.core.errors import InputError, TrainingError
 from layersync.core.packaged import sync_path
 from layersync.core.paths import expand
 from layersync.core.run import Run, leave_newest, write_tensors
+
+logger = logging.getLogger(__name__)
+
+LEAST_SHARE = 0.5
+"""Of a backbone's numbers that are taken of weights which fit partly: with fewer it is another network."""
 
 
 def save_checkpoint(
@@ -99,10 +105,29 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: Path) ->
         raise InputError(f"{source}: the weights do not fit the backbone: {'; '.join(problems[:10])}{more}")
 
 
-def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Load strictly. InputError as of :func:`check_fit`."""
-    check_fit(module, weights, source)
-    module.load_state_dict(dict(weights))
+def check_partial_fit(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
+    """Those of ``weights`` whose name and shape are the module's. InputError where that is not half of its numbers."""
+    own = module.state_dict()
+    found = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    share = sum(own[name].numel() for name in found) / max(1, sum(value.numel() for value in own.values()))
+    if share < LEAST_SHARE:
+        raise InputError(
+            f"{source}: of the backbone's weights {share:.0%} are in it by name and shape: it is of another network, "
+            f"whose depth or hidden_size differs"
+        )
+    return found
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], source: Path, *, partly: bool = False) -> None:
+    """Load strictly, or what fits. InputError as of :func:`check_fit` and :func:`check_partial_fit`."""
+    if not partly:
+        check_fit(module, weights, source)
+        module.load_state_dict(dict(weights))
+        return
+    found = check_partial_fit(module, weights, source)
+    module.load_state_dict(found, strict=False)
+    anew, left = (", ".join(sorted(set(names) - set(found))) or "none" for names in (module.state_dict(), weights))
+    logger.info("train.init: %d tensors of %s are taken; anew: %s; left out: %s", len(found), source, anew, left)
 
 
 def find_weights(source: str) -> Path:
@@ -118,12 +143,17 @@ def find_weights(source: str) -> Path:
     return candidate
 
 
-def check_source(source: Path, tokenizer: Tokenizer) -> None:
-    """Raise :class:`InputError` where weights of a run (:func:`find_weights`) are for other latents than these."""
+def check_source(source: Path, tokenizer: Tokenizer, *, partly: bool = False) -> None:
+    """Raise :class:`InputError` where weights of a run (:func:`find_weights`) are for other latents than these.
+
+    ``partly``: another size of the same channels will do.
+    """
     folder = source.parents[2] if len(source.parents) > 2 else source.parent
     if (folder / "recipe.yaml").is_file() and source.parent.parent.name == "checkpoints":
         run = Run(folder)
-        run.data.check_tokenizer(tokenizer, f"train.init {str(folder)!r}")
+        own, others = run.data.latent, tokenizer.latent
+        if not (partly and own.channels == others.channels and len(own.grid) == len(others.grid)):
+            run.data.check_tokenizer(tokenizer, f"train.init {str(folder)!r}")
         tokenizer.check_state(read_tensors(run.path / "tokenizer.safetensors"))
 
 

@@ -112,6 +112,9 @@ class Train(Settings):
     init: str | None = Field(
         None, min_length=1, description="A run or checkpoint whose weights the training starts from."
     )
+    init_partly: bool = Field(
+        False, description="Of init take what fits, and start the rest anew: for other classes or another size."
+    )
 
 
 class Sample(Settings):
@@ -244,6 +247,8 @@ def ineffective(recipe: Recipe) -> list[str]:
     delay = getattr(getattr(recipe.regularizer, "schedule", None), "delay", 0)
     if delay >= train.steps:
         lines.append(f"regularizer.schedule.delay: {delay} is not below train.steps, {train.steps}: a baseline run")
+    if train.init_partly and train.init is None:
+        lines.append("train.init_partly has no effect without train.init")
     if optimizer.warmup > train.steps:
         lines.append(f"optimizer.warmup: {optimizer.warmup} steps are more than train.steps, {train.steps}")
     return lines

@@ -19,6 +19,7 @@ from torch.func import functional_call
 from layersync.core.adapter import Backbone, BackboneOutput, ExampleDataset, Tokenizer, read_example, to_device
 from layersync.core.checkpoint import (
     check_fit,
+    check_partial_fit,
     check_source,
     find_weights,
     load_optimizer,
@@ -181,8 +182,10 @@ def check_network(recipe: Recipe, tokenizer: Tokenizer, data: DataSummary, *, fr
         raise InputError("train.gradient_checkpointing: this backbone has none")
     if recipe.train.init and fresh:
         source = find_weights(recipe.train.init)
-        check_source(source, tokenizer)
-        check_fit(backbone, read_tensors(source), source)
+        partly = recipe.train.init_partly
+        check_source(source, tokenizer, partly=partly)
+        check = check_partial_fit if partly else check_fit
+        check(backbone, read_tensors(source), source)
     return backbone.depth
 
 
@@ -303,7 +306,7 @@ class Trainer:
         wanted_taps(regularizer, 0, depth)  # what is wrong with it is found before a run is made
         if recipe.train.init and fresh:
             source = find_weights(recipe.train.init)
-            load_weights(backbone, read_tensors(source), source)
+            load_weights(backbone, read_tensors(source), source, partly=recipe.train.init_partly)
         if recipe.train.gradient_checkpointing:
             setattr(backbone, "gradient_checkpointing", True)  # noqa: B010
         self.backbone, self.regularizer = backbone.to(self.device), regularizer.to(self.device)

@@ -98,6 +98,7 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "core/test_trainer.py::test_checkpointing_computes_each_block_twice": ["train.gradient_checkpointing"],
     "core/test_trainer.py::test_keep_leaves_the_newest_checkpoints": ["train.checkpoint_every", "train.keep"],
     "core/test_trainer.py::test_init_starts_from_the_averaged_weights_of_a_run": ["train.init"],
+    "core/test_trainer.py::test_of_weights_that_fit_partly_the_others_start_anew": ["train.init_partly"],
     "core/test_options.py::test_averaging_options_change_the_averages_alone": ["train.ema_decay", "train.ema_ramp"],
     "core/test_options.py::test_log_every_and_evaluate_every_change_the_log": ["train.log_every", "evaluate.every"],
     "core/test_options.py::test_guided_channels_change_the_samples": ["sample.guidance_channels"],
@@ -118,6 +119,9 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "modalities/image/test_image_tokenizer.py::test_vae_fingerprint_follows_its_weights": ["image.tokenizer.vae.path"],
     "modalities/image/test_image_tokenizer.py::test_vae_stores_moments_and_draws_from_them": [
         "image.tokenizer.vae.image_size",
+    ],
+    "modalities/image/test_image_tokenizer.py::test_the_vae_of_a_whole_pipeline_lies_in_a_folder_of_its_own": [
+        "image.tokenizer.vae.subfolder",
     ],
     "modalities/image/test_image_tokenizer.py::test_the_recipe_can_name_the_scale": [
         "image.tokenizer.vae.scaling_factor",

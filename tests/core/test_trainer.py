@@ -411,6 +411,31 @@ def test_init_starts_from_the_averaged_weights_of_a_run(
         assert all(torch.equal(state[name], averaged[name]) for name in averaged)
 
 
+def test_of_weights_that_fit_partly_the_others_start_anew(
+    tiny: Make, trained: Any, tensors_of: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of another size the table of places, without labels that of classes; what another network has is refused."""
+    averaged = tensors_of(trained, "ema")
+    settings = (f"train.init={trained.path}", "train.init_partly=true", "tokenizer.image_size=12", "seed=5")
+    with pytest.raises(InputError, match=r"makes latents of 1x12x12, .* needs 1x8x8"):
+        build_parts(tiny(settings[0], settings[2]))
+    caplog.set_level("INFO", logger="layersync")
+    recipe = tiny(*settings, "condition.labels=ignored")
+    state = Trainer(recipe, build_parts(recipe)).backbone.state_dict()
+    other = [name for name in state if name not in averaged or averaged[name].shape != state[name].shape]
+    left = [name for name in averaged if name not in state]
+    assert other and left and len(other) + len(left) < 5
+    assert all(torch.equal(state[name], averaged[name]) for name in state if name not in other)
+    assert all(name in caplog.text.partition("anew: ")[2] for name in other + left)
+    fresh = tiny("tokenizer.image_size=12", "seed=5", "condition.labels=ignored")
+    anew = Trainer(fresh, build_parts(fresh)).backbone.state_dict()
+    assert all(torch.equal(state[name], anew[name]) for name in other)
+    with pytest.raises(InputError, match=r"of the backbone's weights \d+% are in it by name and shape"):
+        build_parts(tiny(*settings[:2], "backbone.hidden_size=48"))
+    with pytest.warns(UserWarning, match=r"train\.init_partly has no effect without train\.init"):
+        tiny("train.init_partly=true")
+
+
 def test_keep_leaves_the_newest_checkpoints(tiny: Make, tmp_path: Path) -> None:
     run = layersync.train(tiny("train.steps=5", "train.checkpoint_every=2", "train.keep=2"), tmp_path / "run")
     assert run.checkpoint_steps() == [4, 5]

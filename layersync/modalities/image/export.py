@@ -112,6 +112,8 @@ def _write_diffusers(run: Run, checkpoint: Path, weights: str, target: Path) -> 
     assert isinstance(tokenizer, Vae)
     if tokenizer.shift:
         raise InputError(f"--to diffusers: the VAE has shift_factor {tokenizer.shift:g}, which DiTPipeline leaves out")
+    if tokenizer.mean is not None:
+        raise InputError("--to diffusers: the VAE has latents_mean and latents_std, which DiTPipeline leaves out")
     settings = run.recipe.backbone.model_dump(exclude={"name", "dropout"})
     transformer = SiTTransformer2DModel(
         sample_size=model.latent.grid[0],

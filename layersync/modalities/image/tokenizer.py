@@ -112,13 +112,14 @@ class VaeConfig(Section):
 
     name: Literal["vae"] = "vae"
     path: str = Field("stabilityai/sd-vae-ft-ema", description="Hub id, or a local folder in diffusers' layout.")
+    subfolder: str = Field("", description="Where in it the VAE lies: vae in a whole pipeline; empty: at its top.")
     image_size: int = Field(256, ge=8)
     scaling_factor: float | None = Field(None, gt=0, description="Latents are multiplied by it; null: the VAE's own.")
     rounding: Rounding = Field("nearest", description=ROUNDING)
 
     def latent_spec(self) -> LatentSpec | None:
         """From the VAE's ``config.json`` where it is on this machine, else as published; its weights are not needed."""
-        shape = _shape_on_disk(self.path) or PUBLISHED.get(self.path)
+        shape = _shape_on_disk(self.path, self.subfolder) or (None if self.subfolder else PUBLISHED.get(self.path))
         if shape is None:
             return None
         channels, reduction = shape
@@ -134,15 +135,15 @@ PUBLISHED = {"stabilityai/sd-vae-ft-ema": (4, 8), "stabilityai/sd-vae-ft-mse": (
 """Latent channels and pixels a latent of published VAEs (their ``config.json``: latent_channels 4, 4 resolutions)."""
 
 
-def _shape_on_disk(path: str) -> tuple[int, int] | None:
+def _shape_on_disk(path: str, subfolder: str) -> tuple[int, int] | None:
     """Latent channels and reduction of a local folder, or of a hub id that is in the hub's cache already."""
-    file = Path(_expanded(path)) / "config.json"
+    file = Path(_expanded(path)) / subfolder / "config.json"
     if not file.is_file():
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import HFValidationError
 
         try:
-            found = try_to_load_from_cache(path, "config.json")
+            found = try_to_load_from_cache(path, f"{subfolder}/config.json" if subfolder else "config.json")
         except HFValidationError:  # a path, and nothing is there
             return None
         if not isinstance(found, str):
@@ -169,7 +170,8 @@ class Vae(Tokenizer):
     """Moments of the VAE's posterior are stored; latents are drawn from them anew at every step.
 
     latents = (mean + deviation * noise - shift_factor) * scaling_factor, both factors from the VAE's config unless the
-    recipe gives the scale.
+    recipe gives the scale; where the config has ``latents_mean`` and ``latents_std``, each channel is freed of them
+    before it is scaled, as diffusers' pipelines do.
     """
 
     stochastic = True
@@ -177,7 +179,7 @@ class Vae(Tokenizer):
 
     def __init__(self, config: VaeConfig):
         self.config = config
-        self.vae = _load_vae(config.path)
+        self.vae = _load_vae(config.path, config.subfolder)
         self.device = default_device()
         self.vae.to(self.device).eval().requires_grad_(False)
         settings = self.vae.config
@@ -186,11 +188,15 @@ class Vae(Tokenizer):
         self.latent = LatentSpec(settings.latent_channels, (side, side))
         self.scale = config.scaling_factor or float(settings.scaling_factor)
         self.shift = float(getattr(settings, "shift_factor", None) or 0.0)
+        self.mean: Tensor | None
+        self.std: Tensor | None
+        self.mean, self.std = _channel_statistics(settings)
         self.fingerprint = f"vae-{config.image_size}-{network_digest(self.vae)}"
 
     def state(self) -> dict[str, Tensor]:
         """Scale and shift, so that another VAE's cannot stand in for them unnoticed."""
-        return scale_state(self.scale, self.shift)
+        channels = {} if self.mean is None or self.std is None else {"latents_mean": self.mean, "latents_std": self.std}
+        return {**scale_state(self.scale, self.shift), **channels}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Nothing to take over, the VAE holds scale and shift itself: they have to agree."""
@@ -198,12 +204,16 @@ class Vae(Tokenizer):
 
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Refuse a VAE of another scale or shift than the run's."""
-        for name, own in self.state().items():
-            if name in state and not torch.allclose(state[name], own, rtol=1e-4):
+        own = self.state()
+        for name in own if state else ():  # an imported run of a VAE that was not at hand has none
+            theirs = state.get(name)
+            if theirs is None or theirs.shape != own[name].shape or not torch.allclose(theirs, own[name], rtol=1e-4):
                 raise InputError(
-                    f"tokenizer.path: {self.config.path!r} has {name} {float(own):g}, the run's latents were made with "
-                    f"{float(state[name]):g}: another VAE than the run's"
+                    f"tokenizer.path: {self.config.path!r} has {name} {_listed(own[name])}, the run's latents were "
+                    f"made with {_listed(theirs)}: another VAE than the run's"
                 )
+        if "latents_mean" in state and self.mean is None:
+            raise InputError(f"tokenizer.path: {self.config.path!r} has no latents_mean, the run's VAE had")
 
     @torch.no_grad()
     def encode(self, samples: Sequence[np.ndarray]) -> list[Tensor]:
@@ -218,6 +228,8 @@ class Vae(Tokenizer):
         """A draw from the posterior with ``noise``, its mean without."""
         mean, deviation = stored.chunk(2, dim=1)
         drawn = mean if noise is None else mean + deviation * noise
+        if self.mean is not None and self.std is not None:
+            drawn = (drawn - self.mean.to(drawn)) / self.std.to(drawn)
         return (drawn - self.shift) * self.scale
 
     @torch.no_grad()
@@ -225,6 +237,8 @@ class Vae(Tokenizer):
         images: list[np.ndarray] = []
         for part in latents.split(VAE_BATCH):
             unscaled = part.to(self.device, dtype=torch.float32) / self.scale + self.shift
+            if self.mean is not None and self.std is not None:
+                unscaled = unscaled * self.std.to(unscaled) + self.mean.to(unscaled)
             images += list(to_bytes(self.vae.decode(unscaled).sample, self.config.rounding))
         return images
 
@@ -238,17 +252,38 @@ def scale_state(scale: float, shift: float) -> dict[str, Tensor]:
     return {"scaling_factor": torch.tensor(scale), "shift_factor": torch.tensor(shift)}
 
 
-def _load_vae(path: str) -> Any:
+def _channel_statistics(settings: Any) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """``latents_mean`` and ``latents_std`` (channels, 1, 1) of a VAE's config, where it has both."""
+    found = [getattr(settings, name, None) for name in ("latents_mean", "latents_std")]
+    if found[0] is None or found[1] is None:
+        return None, None
+    mean, std = (torch.tensor(values, dtype=torch.float32).reshape(-1, 1, 1) for values in found)
+    if not len(mean) == len(std) == settings.latent_channels or not (std > 0).all():
+        raise InputError(
+            f"tokenizer.path: latents_mean and latents_std of the VAE's config.json are no {settings.latent_channels} "
+            f"numbers each, the latter above 0"
+        )
+    return mean, std
+
+
+def _listed(values: Tensor | None) -> str:
+    return "none" if values is None else ", ".join(f"{value:g}" for value in values.flatten().tolist())
+
+
+def _load_vae(path: str, subfolder: str) -> Any:
     """The network, every weight of it from safetensors. Raises :class:`InputError` for anything else."""
     from diffusers import AutoencoderKL
     from safetensors import SafetensorError
 
     try:
-        model, info = AutoencoderKL.from_pretrained(_expanded(path), use_safetensors=True, output_loading_info=True)
+        model, info = AutoencoderKL.from_pretrained(
+            _expanded(path), subfolder=subfolder or None, use_safetensors=True, output_loading_info=True
+        )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"tokenizer.path: no VAE can be loaded from {path!r} ({first_line(error)}); give a hub id with a "
-            f"connection, or a local folder with config.json and diffusion_pytorch_model.safetensors"
+            f"tokenizer.path: no VAE can be loaded from {path!r}{f', subfolder {subfolder!r}' if subfolder else ''} "
+            f"({first_line(error)}); give a hub id with a connection, or a local folder with config.json and "
+            f"diffusion_pytorch_model.safetensors (of a whole pipeline say tokenizer.subfolder=vae)"
         ) from None
     wrong = {*info["missing_keys"], *info["unexpected_keys"], *(str(entry[0]) for entry in info["mismatched_keys"])}
     if wrong:

@@ -141,6 +141,38 @@ def test_a_shift_is_taken_off_before_the_scale_and_added_again(tmp_path: Path) -
     )
 
 
+@torch.no_grad()
+def test_channels_are_freed_of_their_own_mean_and_deviation(tmp_path: Path) -> None:
+    """Where the VAE's config has both, as Playground v2.5's: in the order of diffusers' SDXL pipeline."""
+    mean, std = [0.5, -1.0, 2.0, 0.0], [2.0, 4.0, 0.5, 1.0]
+    tokenizer = Vae(VaeConfig(path=str(save_vae(tmp_path, latents_mean=mean, latents_std=std)), image_size=16))
+    stored = torch.stack(tokenizer.encode([photo(16, 16)]))
+    raw, _ = stored.chunk(2, dim=1)
+    latents = tokenizer.latents(stored)
+    by_channel = [(raw[:, c] - mean[c]) * 0.18215 / std[c] for c in range(4)]
+    torch.testing.assert_close(latents, torch.stack(by_channel, 1))
+    back = to_bytes(tokenizer.vae.decode(raw).sample, "nearest")[0].astype(int)
+    assert np.abs(tokenizer.decode(latents)[0] - back).max() <= 1
+    plain = Vae(VaeConfig(path=str(save_vae(tmp_path / "plain")), image_size=16))
+    tokenizer.check_state(tokenizer.state())
+    with pytest.raises(InputError, match=r"has latents_mean 0\.5, -1, 2, 0, the run's latents were made with none"):
+        tokenizer.check_state(plain.state())
+    with pytest.raises(InputError, match="has no latents_mean, the run's VAE had"):
+        plain.check_state(tokenizer.state())
+    with pytest.raises(InputError, match="are no 4 numbers each"):
+        Vae(VaeConfig(path=str(save_vae(tmp_path / "few", latents_mean=[0.0], latents_std=[1.0])), image_size=16))
+
+
+def test_the_vae_of_a_whole_pipeline_lies_in_a_folder_of_its_own(vae_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(vae_folder, tmp_path / "vae")
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(InputError, match=r"of a whole pipeline say tokenizer\.subfolder=vae"):
+        Vae(VaeConfig(path=str(tmp_path), image_size=16))
+    config = VaeConfig(path=str(tmp_path), subfolder="vae", image_size=16)
+    assert Vae(config).fingerprint == Vae(VaeConfig(path=str(vae_folder), image_size=16)).fingerprint
+    assert config.latent_spec() == Vae(config).latent
+
+
 def test_vae_fingerprint_follows_its_weights(vae_folder: Path, tmp_path: Path) -> None:
     from diffusers import AutoencoderKL
 
