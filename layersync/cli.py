@@ -123,6 +123,7 @@ def sample(
     ] = False,
     step: Annotated[int | None, typer.Option(help="Checkpoint; the newest by default.")] = None,
     weights: Annotated[str, typer.Option(help="ema or model.")] = "ema",
+    overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option(help="Folder; by default RUN/samples/step-...")] = None,
 ) -> None:
     """Draw samples from a run."""
@@ -142,6 +143,7 @@ def sample(
         weights=weights,
         out=out,
         settings={"solver": solver, "steps": steps, "guidance": guidance, "guidance_channels": guidance_channels},
+        overrides=overrides or (),
     )
     if _main_process():
         print(written)
@@ -162,6 +164,7 @@ def evaluate(
         Path | None, typer.Option(help="Folder of the data's classifiers, made where missing; the cache by default.")
     ] = None,
     replications: Annotated[int, typer.Option(help="Draw the set so often; mean and interval over the draws.")] = 1,
+    overrides: SetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a run."""
@@ -177,6 +180,7 @@ def evaluate(
         extractors=_weights(extractor),
         classifiers=classifiers,
         replications=replications,
+        overrides=overrides or (),
         shown=True,
     )
     sampling = result.sampling

@@ -29,7 +29,7 @@ from layersync.core.metric import (
 )
 from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
-from layersync.core.recipe import Recipe
+from layersync.core.recipe import Recipe, ineffective
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
 from layersync.core.results import Evaluation, Score, SetScores
 from layersync.core.run import package_versions, writable_parent
@@ -99,6 +99,7 @@ def evaluate(
     extractors: Mapping[str, str] | None = None,
     classifiers: str | Path | None = None,
     replications: int = 1,
+    overrides: Sequence[str] = (),
     shown: bool = False,
 ) -> Evaluation:
     """Draw samples from a run and score them.
@@ -115,6 +116,7 @@ def evaluate(
             it has none; the cache of this machine when left out. Scores of one folder can be compared across machines.
         replications: draws of the whole set, with seeds that follow the recipe's; a score is then their mean with
             the interval 1.96 sd / sqrt(n).
+        overrides: ``sample.KEY=VALUE`` and ``evaluate.KEY=VALUE``, in the place of what the run's recipe says.
         shown: whether progress bars are drawn.
 
     Raises:
@@ -127,7 +129,11 @@ def evaluate(
     processes = Processes.here()
     model = load(run, step=step, weights=weights)
     one_checkpoint(model, processes)
+    model.override(overrides, ["sample", "evaluate"])
     recipe = model.recipe
+    for line in ineffective(recipe):
+        if line not in ineffective(model.run.recipe):
+            warnings.warn(line, stacklevel=2)
     chosen = parse_metrics(recipe.modality, metrics or recipe.evaluate.metrics)
     count = recipe.evaluate.num_samples if num_samples is None else num_samples
     _check_run(model, chosen, count, replications)
@@ -171,6 +177,7 @@ def evaluate(
         "extractors": {name: given for name, given in (extractors or {}).items() if name in made},
         "replications": replications if replications > 1 else None,
         "without_text": without,
+        "set": list(overrides) if recipe != model.run.recipe else None,
     }
     beside = {key: value for key, value in said.items() if value}
     result = Evaluation(str(run), model.step, weights, settings, scores, package_versions(), beside, failed)

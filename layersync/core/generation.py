@@ -29,6 +29,7 @@ from layersync.core.parallel import Processes
 from layersync.core.plugin import calling
 from layersync.core.progress import progress
 from layersync.core.recipe import UNGUIDED, Recipe, Sample, check_sampling
+from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import SamplingSettings
 from layersync.core.run import Run
 from layersync.core.solver import SDE_SOLVERS, solve_ddpm, solve_ode, solve_sde
@@ -93,6 +94,21 @@ class GenerativeModel:
         if channels is not None and channels > self.latent.channels:
             raise InputError(f"sample.guidance_channels: {channels}, the latents have {self.latent.channels}")
         return settings
+
+    def override(self, overrides: Sequence[str], sections: Sequence[str]) -> None:
+        """Draw and score as ``overrides`` of these sections say; the run's own recipe stays as it is.
+
+        Raises :class:`InputError` for a key of another section, which would be another run, and for a bad value.
+        """
+        for override in overrides:
+            if override.partition("=")[0].strip().partition(".")[0] not in sections:
+                allowed = " and ".join(f"{section}.*" for section in sections)
+                raise InputError(f"--set {override!r}: of a run that is trained {allowed} can be set here")
+        if overrides:
+            with warnings.catch_warnings():  # of what has no effect, which whoever takes this says
+                warnings.simplefilter("ignore", UserWarning)
+                self.recipe = load_recipe(self.recipe.to_mapping(), overrides)
+            self.settings()
 
     @cached_property
     def text_encoder(self) -> TextEncoder:

@@ -56,8 +56,11 @@ def write_samples(
     weights: str = "ema",
     out: Path | None = None,
     settings: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
 ) -> Path:
     """Sample, render, and return the folder; with ``archive``, all samples in its ``samples.npz`` too.
+
+    ``overrides`` (``sample.KEY=VALUE``) and then ``settings`` change how the run's recipe draws.
 
     Of a run conditioned on texts, ``captions.txt`` has a line for each sample, and each sample's file ``NAME.txt`` with
     its text beside it, as :meth:`ModalityAdapter.open_samples` reads it; a sample drawn for no text has none.
@@ -85,6 +88,7 @@ def write_samples(
     processes = Processes.here()
     model = load(run, step=step, weights=weights)
     one_checkpoint(model, processes)
+    model.override(overrides, ["sample"])
     try:
         chosen = model.settings(**(settings or {}))
     except ValidationError as failure:

@@ -285,6 +285,29 @@ def test_a_reference_that_no_metric_needs_is_said(trained: Run, tmp_path: Path) 
     assert found.beside_recipe == {}, "the recipe's own score"
 
 
+def test_other_settings_score_as_a_run_whose_recipe_says_so(trained: Run, command: Make, tmp_path: Path) -> None:
+    """They leave the run as it is; ``beside_recipe`` tells a comparison that the score is not the run's own."""
+    changes = ["evaluate.num_samples=8", "sample.steps=1", "sample.solver=euler"]
+    run = Run(shutil.copytree(trained.path, tmp_path / "run"))
+    arguments = ("evaluate", run.path, "--metrics", "fd-classifier", "--json")
+    before = (run.path / "recipe.yaml").read_bytes()
+    found = json.loads(command(*arguments, *(word for change in changes for word in ("--set", change)))[1])
+    assert (run.path / "recipe.yaml").read_bytes() == before and found["beside_recipe"] == {"set": changes}
+    changed = layersync.load_recipe(run.path / "recipe.yaml", changes)
+    (run.path / "recipe.yaml").write_text(changed.to_yaml())
+    own = json.loads(command(*arguments, "--set", "sample.steps=1")[1])
+    assert own["beside_recipe"] == {} and own["sampling"] == found["sampling"] and own["sampling"]["steps"] == 1
+    assert own["metrics"] == found["metrics"]
+    status, _, err = command(*arguments, "--set", "train.steps=3")
+    assert status == 2 and "of a run that is trained sample.* and evaluate.* can be set here" in err
+    status, _, err = command(*arguments, "--set", "sample.steps=0")
+    assert status == 2 and "sample.steps" in err
+    status, _, err = command("sample", run.path, "--set", "evaluate.seed=1", "--out", tmp_path / "samples")
+    assert status == 2 and "sample.* can be set here" in err and not (tmp_path / "samples").exists()
+    status, _, err = command("sample", run.path, "--set", "sample.solver=heun", "--num", 2, "--solver", "dopri5")
+    assert status == 0 and "sample.steps has no effect with solver dopri5" in err, "an option comes after --set"
+
+
 def test_statistics_of_another_network_are_none_for_the_classifier(
     trained: Run, tmp_path: Path, command: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
