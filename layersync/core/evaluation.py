@@ -202,8 +202,9 @@ def draw(
 
     ``known`` is what they are drawn for, the run's training data by default.
     """
-    stratified = model.recipe.evaluate.conditions == "stratified"
-    conditions = model.conditions(count, seed=seed, known=known, stratified=stratified)
+    how = model.recipe.evaluate.conditions
+    labels = model.uniform_labels(count, seed) if how == "uniform" else None
+    conditions = model.conditions(count, labels=labels, seed=seed, known=known, stratified=how == "stratified")
     share = processes.share(count)
     part = conditions[share.start : share.stop]
     if not len(share):

@@ -177,6 +177,10 @@ class GenerativeModel:
             length = torch.full((count,), frames)
         return Conditions(label, length, captions)
 
+    def uniform_labels(self, count: int, seed: int) -> list[int]:
+        """Labels of ``count`` samples, each of the classes as likely, whatever the data's shares."""
+        return generator(seed, "labels", position=1).integers(self.condition.num_classes, size=count).tolist()
+
     def _check_conditions(
         self, labels: Sequence[int] | None, prompts: Sequence[str] | None, frames: int | None
     ) -> None:

@@ -145,6 +145,8 @@ def check_labels(
     recipe: Recipe, metrics: Sequence[MetricName], classes: Sequence[str], condition: ConditionSpec
 ) -> None:
     """Refuse metrics of labels for data without any, and agreement where samples are drawn for nothing."""
+    if recipe.evaluate.conditions == "uniform" and (not condition.num_classes or condition.text_channels):
+        raise InputError("evaluate.conditions: uniform draws labels, and the run is not conditioned on labels alone")
     kinds = {metric.kind for metric in metrics}
     if not classes and kinds.intersection(NEEDS_LABELS):
         other = [name for name in metric_names(recipe.modality) if name not in NEEDS_LABELS]

@@ -21,6 +21,8 @@ from layersync.core.errors import InputError
 
 HELD_OUT_EVERY = 10
 HELD_OUT_NAMES = ("test", "val")
+SHARD_DIGITS = 5
+"""Of the names of folders into which tools put a thousand files each, such as FFHQ's ``00000``."""
 CONTENT_LIMIT = 4 * 2**30
 STATS_AT_ONCE, STATS_IN_TURN = 16, 500
 Fingerprint = Literal["auto", "content", "stat"]
@@ -163,6 +165,7 @@ def labelled_files(
     names = [_label_name(base, file, compiled) for base, file in found]
     if compiled is None and split == "train":
         warn_of_merged(found, stacklevel=5)
+        _warn_of_odd_labels(found, names, stacklevel=5)
     classes = sorted(set(names) - {None})  # type: ignore[type-var]
     number = {name: index for index, name in enumerate(classes)}
     labels = np.array([number.get(name, -1) for name in names])
@@ -240,6 +243,26 @@ def warn_of_merged(found: Sequence[tuple[Path, Path]], stacklevel: int) -> None:
         warnings.warn(
             f"data.path: folders {first} and {second}{others} become one label, {as_text(name)!r}; a pattern in "
             f"data.labels says what the label is instead",
+            stacklevel=stacklevel,
+        )
+
+
+def _warn_of_odd_labels(found: Sequence[tuple[Path, Path]], names: Sequence[str | None], stacklevel: int) -> None:
+    """Of folders that look like shards, and of a held-out split without labels beside training data that has some."""
+    numbers = sorted({name for name in names if name is not None})
+    if len(numbers) > 1 and all(name.isdecimal() and len(name) >= SHARD_DIGITS for name in numbers):
+        warnings.warn(
+            f"data.path: folders {numbers[0]} to {numbers[-1]} become {len(numbers)} labels; where they are parts of a "
+            f"set, say condition.labels: ignored, or by a pattern in data.labels what the label is",
+            stacklevel=stacklevel,
+        )
+    labelled = {base: False for base, _ in found}
+    for (base, _), name in zip(found, names, strict=True):
+        labelled[base] = labelled[base] or name is not None
+    if len(labelled) > 1 and len(set(labelled.values())) > 1:
+        flat = next(base for base, has in labelled.items() if not has)
+        warnings.warn(
+            f"data.path: files in {flat} have no labels, others have; sort them into folders of the same names",
             stacklevel=stacklevel,
         )
 

@@ -155,10 +155,10 @@ class Evaluate(Settings):
         None, description="Steps between held-out losses, and scores of a comparison; null: at the ends only."
     )
     reference: Literal["train", "test"] = "train"
-    conditions: Literal["train", "test", "stratified"] = Field(
+    conditions: Literal["train", "test", "stratified", "uniform"] = Field(
         "train",
         description="The split whose labels, texts and lengths the samples are drawn for; stratified: the training "
-        "data's, each label exactly as often as its share says.",
+        "data's, each label exactly as often as its share says; uniform: each label as likely, as published code does.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
 

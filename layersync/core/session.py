@@ -216,6 +216,8 @@ def _create(path: Path, recipe: Recipe, trainer: Trainer, parts: Parts) -> Run:
         tensors = {"tokenizer": apart(parts.tokenizer.state()), "conditions": conditions}
     captions = [parts.cache.captions[row] for row in keep.tolist()] if parts.texts is not None else ()
     run = Run.create(path, recipe, found, parts.data, tensors, captions)
+    classes = f"{len(parts.data.classes)} classes" if parts.data.classes else "no classes"
+    logger.info("%d examples of %s, latents %s", len(parts.cache), classes, "x".join(map(str, parts.data.latent.shape)))
     logger.info("training in %s on %s, %s because %s", path, trainer.device, precision, trainer.precision_reason)
     return run
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import layersync
-from layersync import InputError, Run
+from layersync import InputError, Run, load_recipe
 from layersync.core import session
 from layersync.core.evaluation import draw
 from layersync.core.generation import GenerativeModel
@@ -106,6 +106,29 @@ def test_a_recipe_asks_for_stratified_labels(command: Make, trained: Run, tmp_pa
         counts[conditions] = torch.bincount(torch.tensor([e.label for e in examples.values()]), minlength=10)
     expected = 200 * torch.bincount(known, minlength=10) / len(known)
     assert (counts["stratified"] - expected).abs().max() <= 1 < (counts["train"] - expected).abs().max()
+
+
+def test_uniform_labels_do_not_follow_the_datas_shares(tiny: Make, trained: Run, tmp_path: Path) -> None:
+    """As SiT's and LayerSync's programs draw them; of a run that is not conditioned on labels they are refused."""
+    run = shutil.copytree(trained.path, tmp_path / "run")
+    known = load_file(run / "conditions.safetensors")
+    save_file({**known, "label": (known["label"] == 1).long()}, run / "conditions.safetensors")
+    counts = {}
+    for conditions in ("train", "uniform"):
+        recipe = load_recipe(run / "recipe.yaml", [f"evaluate.conditions={conditions}"])
+        (run / "recipe.yaml").write_text(recipe.to_yaml())
+        examples = draw(layersync.load(run), 300, seed=0, processes=Processes.here())
+        counts[conditions] = torch.bincount(torch.tensor([e.label for e in examples.values()]), minlength=10)
+    assert counts["train"][2:].sum() == 0 and counts["train"][0] > 200
+    assert counts["uniform"].min() > 10 and counts["uniform"].sum() == 300
+    again = draw(layersync.load(run), 300, seed=1, processes=Processes.here())
+    assert [e.label for e in again.values()] != [e.label for e in examples.values()]
+    without = tiny("train.steps=1", "condition.labels=ignored", "evaluate.conditions=uniform")
+    words = r"evaluate\.conditions: uniform draws labels, and the run is not conditioned"
+    with pytest.warns(UserWarning, match=words):
+        unlabelled = layersync.train(without, tmp_path / "unlabelled")
+    with pytest.raises(InputError, match=words):
+        layersync.evaluate(unlabelled.path, ["nearest-training"], num_samples=8)
 
 
 @pytest.mark.parametrize("stratified", [True, False])

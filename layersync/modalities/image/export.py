@@ -19,7 +19,7 @@ from layersync.core.packaged import sync_path
 from layersync.core.run import Run, atomic_write, writable_parent
 from layersync.modalities.image.backbone import SiTConfig
 from layersync.modalities.image.published import with_sigma
-from layersync.modalities.image.tokenizer import Vae, VaeConfig
+from layersync.modalities.image.tokenizer import PUBLISHED, Vae, VaeConfig
 
 ENDINGS = {"sit": ".pt", "safetensors": ".safetensors", "diffusers": ""}
 MODULE = "layersync.modalities.image.diffusers_pipeline"
@@ -95,6 +95,13 @@ def _write_sit(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
             stacklevel=3,
         )
         states = {kind: with_sigma(state, run.data.latent.channels) for kind, state in states.items()}
+    tokenizer = run.recipe.tokenizer
+    if isinstance(tokenizer, VaeConfig) and (tokenizer.subfolder or tokenizer.path not in PUBLISHED):
+        warnings.warn(
+            f"the file does not say which VAE its latents are of, {tokenizer.path!r}: programs take Stable Diffusion's, "
+            f"and layersync import needs --set tokenizer.path",
+            stacklevel=3,
+        )
     content: dict[str, Any] = {**states, "steps": int(checkpoint.name.rpartition("-")[2])}
     target.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(target) as partial:

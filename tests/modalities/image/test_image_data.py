@@ -406,6 +406,17 @@ def test_folders_that_become_one_label_are_said(tmp_path: Path) -> None:
     assert named.classes == ("cat", "dog")
 
 
+def test_labels_that_look_like_none_are_said(tmp_path: Path) -> None:
+    """Parts of a set, as FFHQ's folders; and a held-out split as Kaggle's ImageNet has it, beside one with folders."""
+    for place in ("parts/00000", "parts/01000", "whole/train/cat", "whole/train/dog", "whole/val", "whole/test"):
+        (tmp_path / place).mkdir(parents=True)
+        noise_image(len(place)).save(tmp_path / place / "0.png")
+    with pytest.warns(UserWarning, match=r"folders 00000 to 01000 become 2 labels; .* condition\.labels: ignored"):
+        dataset(name="folder", path=str(tmp_path / "parts"))
+    with pytest.warns(UserWarning, match=r"files in .*whole/test have no labels, others have; sort them into folders"):
+        dataset(name="folder", path=str(tmp_path / "whole"))
+
+
 def test_data_goes_to_processes_that_are_started_anew(tmp_path: Path, labelled_parquet: Callable[..., str]) -> None:
     noise_image(0, (64, 64)).save(tmp_path / "picture.png")
     (tmp_path / "picture.txt").write_text("noise")

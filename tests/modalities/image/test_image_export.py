@@ -44,6 +44,9 @@ def test_to_sit_and_back_bit_for_bit(
     assert set(content) == {"ema", "model", "steps"} and identical(content["ema"], weights())
     back = import_checkpoint("sit", file, tmp_path / "back", [HEADS])
     assert back.checkpoint_steps() == [7]
+    other = import_checkpoint("sit", file, tmp_path / "other", [HEADS, "tokenizer.path=someone/vae"])
+    with pytest.warns(UserWarning, match="does not say which VAE its latents are of, 'someone/vae'"):
+        export_run(other.path, "sit")
     for kind in ("ema", "model"):
         assert identical(tensors_of(back, kind), tensors_of(imported, kind))
 
