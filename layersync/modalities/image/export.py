@@ -98,8 +98,8 @@ def _write_sit(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
     tokenizer = run.recipe.tokenizer
     if isinstance(tokenizer, VaeConfig) and (tokenizer.subfolder or tokenizer.path not in PUBLISHED):
         warnings.warn(
-            f"the file does not say which VAE its latents are of, {tokenizer.path!r}: programs take Stable Diffusion's, "
-            f"and layersync import needs --set tokenizer.path",
+            f"the file does not say which VAE its latents are of, {tokenizer.path!r}: programs take Stable Diffusion's; "
+            f"layersync import needs --set tokenizer.path",
             stacklevel=3,
         )
     content: dict[str, Any] = {**states, "steps": int(checkpoint.name.rpartition("-")[2])}
