@@ -98,7 +98,7 @@ def _write_sit(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
     tokenizer = run.recipe.tokenizer
     if isinstance(tokenizer, VaeConfig) and (tokenizer.subfolder or tokenizer.path not in PUBLISHED):
         warnings.warn(
-            f"the file does not say which VAE its latents are of, {tokenizer.path!r}: programs take Stable Diffusion's; "
+            f"the file does not say which VAE its latents are of, {tokenizer.path!r}: others take Stable Diffusion's; "
             f"layersync import needs --set tokenizer.path",
             stacklevel=3,
         )
