@@ -28,6 +28,7 @@ from layersync.core.metric import (
     rows_first,
 )
 from layersync.core.parallel import Processes
+from layersync.core.paths import expand
 from layersync.core.plugin import calling
 from layersync.core.recipe import Recipe, ineffective
 from layersync.core.reference import RealSet, RunData, SampleFiles, examples_of
@@ -281,8 +282,9 @@ def _real_side(
     needed: list[Split] = ["train", "test"] if "nearest-training" in names else []
     if reads_classifier(metrics):
         needed.append("train")
-    if reference is None:
-        needed.append(recipe.evaluate.reference)
+    against = recipe.evaluate.reference_split if reference is None else None
+    if against is not None:
+        needed.append(against)
     opened = {split: recipe.adapter.dataset(recipe.data, split) for split in needed}
     if opened:
         trained_on = recipe.data.split
@@ -294,10 +296,19 @@ def _real_side(
         files = SampleFiles(recipe.adapter, Path(reference), "--reference", processes)
         files.check(metrics)
         return files
-    split = recipe.evaluate.reference
-    own = RunData(opened[split], model.tokenizer, recipe.data.name, split, processes)
+    if against is None:
+        return named_reference(recipe, metrics, processes)
+    own = RunData(opened[against], model.tokenizer, recipe.data.name, against, processes)
     own.check(metrics)
     return own
+
+
+def named_reference(recipe: Recipe, metrics: Sequence[MetricName], processes: Processes) -> SampleFiles:
+    """The samples or statistics that ``evaluate.reference`` names. InputError where they cannot serve ``metrics``."""
+    key = "evaluate.reference"
+    files = SampleFiles(recipe.adapter, expand(recipe.evaluate.reference, key), key, processes)
+    files.check(metrics)
+    return files
 
 
 def _check_data(model: GenerativeModel, dataset: ExampleDataset) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 from layersync.core.classifier import VERSIONED_NAME
 from layersync.core.comparison import Arm, Records
 from layersync.core.errors import InputError
-from layersync.core.evaluation import open_extractors, takers
+from layersync.core.evaluation import named_reference, open_extractors, takers
 from layersync.core.features import FeatureExtractor
 from layersync.core.metric import MetricName, check_labels, parse_metrics, reads_classifier
+from layersync.core.parallel import Processes
 from layersync.core.recipe import Recipe
 from layersync.core.recipe_reading import load_recipe
 from layersync.core.results import Comparison, RunRecord
@@ -141,4 +142,7 @@ def _parts(arm: Arm, check: Callable[[DataSummary], None]) -> tuple[Parts, dict[
         check_labels(recipe, metrics, found.data.classes, found.data.condition)
     except InputError as error:
         raise InputError(f"{arm.variant} of {arm.given}: {error}") from None
-    return found, open_extractors(recipe.modality, metrics, {})
+    extractors = open_extractors(recipe.modality, metrics, {})
+    if recipe.evaluate.reference_split is None:
+        named_reference(recipe, metrics, Processes.here()).check_statistics(metrics, extractors)
+    return found, extractors

@@ -8,12 +8,12 @@ out in ``RUN/recipe.yaml``. Recipes are read in :mod:`layersync.core.recipe_read
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import Field, SerializeAsAny, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from layersync.core.adapter import DataConfig, ModalityAdapter, Section, Settings, load_adapter
+from layersync.core.adapter import DataConfig, ModalityAdapter, Section, Settings, Split, load_adapter
 from layersync.core.errors import InputError
 from layersync.core.interpolant import INTERPOLANTS, DdpmCosine, Interpolant, Prediction
 from layersync.core.regularizer.base import RegularizerConfig
@@ -154,13 +154,28 @@ class Evaluate(Settings):
     every: Count | None = Field(
         None, description="Steps between held-out losses, and scores of a comparison; null: at the ends only."
     )
-    reference: Literal["train", "test"] = "train"
+    reference: str = Field(
+        "train",
+        description="What samples are compared with: the split train or test, or a path to samples or statistics.",
+    )
     conditions: Literal["train", "test", "stratified", "uniform"] = Field(
         "train",
         description="The split whose labels, texts and lengths the samples are drawn for; stratified: the training "
         "data's, each label exactly as often as its share says; uniform: each label as likely, as published code does.",
     )
     seed: int = Field(0, ge=0, lt=2**63)
+
+    @field_validator("reference")
+    @classmethod
+    def _split_or_path(cls, value: str) -> str:
+        if value not in get_args(Split) and not set(value) & set("/.$~\\"):
+            raise ValueError(f"{value!r} is none of train, test, nor a path, such as ./{value or 'reference.npz'}")
+        return value
+
+    @property
+    def reference_split(self) -> Split | None:
+        """The split that samples are compared with; ``None`` where ``reference`` is a path."""
+        return next((split for split in get_args(Split) if split == self.reference), None)
 
 
 class Recipe(Settings):

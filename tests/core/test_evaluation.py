@@ -308,6 +308,28 @@ def test_other_settings_score_as_a_run_whose_recipe_says_so(trained: Run, comman
     assert status == 0 and "sample.steps has no effect with solver dopri5" in err, "an option comes after --set"
 
 
+def test_a_recipe_may_name_a_file_to_compare_with(
+    trained: Run, command: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the score that ``--reference`` has; a comparison finds it before any work."""
+    monkeypatch.setenv("REFERENCES", str(tmp_path))
+    np.save(tmp_path / "grey.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8))
+    arguments = ("evaluate", trained.path, "--metrics", "fd-classifier", "--json", "--num-samples", 8)
+    named = json.loads(command(*arguments, "--set", "evaluate.reference=$REFERENCES/grey.npy")[1])
+    given = json.loads(command(*arguments, "--reference", tmp_path / "grey.npy")[1])
+    found, same = (one["metrics"]["fd-classifier"] for one in (named, given))
+    assert found["value"] == pytest.approx(same["value"], rel=1e-9) and found["reference"] == same["reference"]
+    assert found["reference"]["count"] == 40 and "reference" not in named["beside_recipe"]
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(trained.recipe.to_yaml())
+    for override, words in (
+        ("evaluate.reference=tets", "'tets' is none of train, test, nor a path"),
+        ("evaluate.reference=./tets.npz", "evaluate.reference: './tets.npz' does not exist"),
+    ):
+        status, _, err = command("compare", recipe, "--set", override, "--out", tmp_path / "out")
+        assert status == 2 and words in err and not (tmp_path / "out").exists()
+
+
 def test_statistics_of_another_network_are_none_for_the_classifier(
     trained: Run, tmp_path: Path, command: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
