@@ -14,7 +14,10 @@ import numpy as np
 
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError, nearest
-from layersync.core.paths import HELD_OUT_EVERY, Fingerprint, expanded, fingerprint_files
+from layersync.core.paths import TEST_FRACTION, Fingerprint, expanded, fingerprint_files, held_out_ranks
+
+HELD_OUT_EVERY = 10
+"""Rows of a stream, of which one is held out: :data:`TEST_FRACTION`."""
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
@@ -26,14 +29,17 @@ def load_table(
     how: Fingerprint = "content",
     test_split: str | None = None,
     subset: str | None = None,
+    *,
+    test_fraction: float = TEST_FRACTION,
 ) -> tuple[Dataset, str, DatasetDict]:
     """The rows of ``split``, a fingerprint of them, and all of the source's own splits.
 
     Images and audio stay undecoded bytes in the rows.
 
     ``path`` is a hub id, a local folder or a Parquet file; of a hub id everything is fetched first, and kept by
-    ``datasets``. A source that has no ``test`` (or ``validation``) split has every tenth row held out; ``test_split``
-    names another. A source without ``train`` is trained on its first split, of those that ``test_split`` does not name.
+    ``datasets``. A source that has no ``test`` (or ``validation``) split has ``test_fraction`` of its rows held out,
+    evenly; ``test_split`` names another. A source without ``train`` is trained on its first split, of those that
+    ``test_split`` does not name.
     ``subset`` is its configuration, where it has several.
     ``how`` local files are fingerprinted: see :func:`~layersync.core.paths.fingerprint_files`.
     InputError when it cannot be loaded.
@@ -42,12 +48,16 @@ def load_table(
     name, held_out = chosen_split(found, split, test_split)
     table = found[name]
     if held_out:
-        chosen = np.arange(len(table)) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+        chosen = held_out_ranks(np.arange(len(table)), test_fraction)
         table = table.select(np.flatnonzero(chosen if split == "test" else ~chosen))
     table = _undecoded(table)
     usual = chosen_split(found, split, None)  # the files say which it is; another one has to be named
     part = split if (name, held_out) == usual else f"{name}-{split}"
     part = part if subset is None else f"{subset}-{part}"
+    if held_out and test_fraction != TEST_FRACTION:
+        part += f"-{test_fraction:g}"
+    if not held_out and split == "train" and test_fraction != TEST_FRACTION:
+        _warn_of_fraction(path)
     return table, f"{_print_of_files(local, how) if local else table._fingerprint}-{part}", found
 
 
@@ -58,17 +68,23 @@ def open_stream(
     how: Fingerprint = "content",
     test_split: str | None = None,
     subset: str | None = None,
+    *,
+    test_fraction: float = TEST_FRACTION,
 ) -> tuple[Stream, str]:
     """The rows of ``split`` one after another, nothing of the source kept on disk, and a fingerprint of them.
 
     As :func:`load_table`. How many rows there are comes from the source's metadata or from local Parquet files; where
     neither says it, ``num_examples`` are read and none are held out. InputError when nothing says it.
     """
+    if test_fraction not in (0, TEST_FRACTION):
+        raise InputError(f"data.test_fraction: {test_fraction:g}; of a stream {TEST_FRACTION:g} is held out, or 0")
     found, local = _loaded(path, subset, streaming=True)
     name, held_out = chosen_split(found, split, test_split)
+    if not held_out and split == "train" and test_fraction != TEST_FRACTION:
+        _warn_of_fraction(path)
     total = _num_rows(path, subset, name, found[name])
     if total is not None:
-        kept = total // HELD_OUT_EVERY
+        kept = total // HELD_OUT_EVERY if test_fraction else 0
         count = (kept if split == "test" else total - kept) if held_out else total
     elif split == "test":
         count = 0
@@ -76,7 +92,7 @@ def open_stream(
         raise InputError(f"data.num_examples: {path!r} does not say how many rows {name} has; give their number")
     else:
         count = num_examples
-    every = split if held_out and total is not None else None
+    every = split if held_out and total is not None and test_fraction else None
     if local:
         source = _print_of_files(local, how)
     else:  # the addresses of the files name the revision that they are of
@@ -185,6 +201,10 @@ def check_name(path: Path) -> None:
         )
 
 
+def _warn_of_fraction(path: str) -> None:
+    warnings.warn(f"data.test_fraction has no effect: {path} has a split that is held out", stacklevel=4)
+
+
 def chosen_split(found: Any, split: Split, test_split: str | None) -> tuple[str, bool]:
     """The source's own name for ``split``, and whether rows of it have to be held out because it has no other.
 
@@ -256,9 +276,9 @@ LABELS = "strings, integers or booleans"
 
 
 def label_column(features: Mapping[str, Any], given: str | None, path: str) -> str | None:
-    """The column of labels: ``given``, the one of type ``ClassLabel``, or one called ``label``.
+    """The column of labels: ``given``, the one of type ``ClassLabel``, or one called ``label`` (WebDataset's: ``cls``).
 
-    Labels are strings, integers or booleans. Warns of a column called ``label`` that holds none. Raises
+    Labels are strings, integers or booleans. Warns of a column called so that holds none. Raises
     :class:`InputError` for a given column that is not there or holds none, and for several ``ClassLabel``.
     """
     if given is not None:
@@ -271,13 +291,14 @@ def label_column(features: Mapping[str, Any], given: str | None, path: str) -> s
     found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     if len(found) > 1:
         raise InputError(f"data.path: {path!r} has several columns of labels; set data.label_column to one of {found}")
-    if found or "label" not in features:
+    name = next((name for name in ("label", "cls") if name in features), None)
+    if found or name is None:
         return found[0] if found else None
-    if not _holds_labels(features["label"]):
-        kind = _kind(features["label"])
-        warnings.warn(f"data.path: label of {path!r} holds {kind}, and no labels: those are {LABELS}", stacklevel=2)
+    if not _holds_labels(features[name]):
+        kind = _kind(features[name])
+        warnings.warn(f"data.path: {name} of {path!r} holds {kind}, and no labels: those are {LABELS}", stacklevel=2)
         return None
-    return "label"
+    return name
 
 
 def _holds_labels(feature: Any) -> bool:

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import Literal, TypeVar
@@ -19,7 +20,8 @@ import numpy as np
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError
 
-HELD_OUT_EVERY = 10
+TEST_FRACTION = 0.1
+"""That is held out of data without a split of its own."""
 HELD_OUT_NAMES = ("test", "val")
 SHARD_DIGITS = 5
 """Of the names of folders into which tools put a thousand files each, such as FFHQ's ``00000``."""
@@ -103,14 +105,20 @@ def held_out_folder(names: Iterable[str]) -> str | None:
     return next((name for name in HELD_OUT_NAMES if {"train", name} <= tops), None)
 
 
-def held_out_rows(labels: np.ndarray, split: Split, every: int = 5) -> np.ndarray:
-    """Row numbers of a split in which every ``every``-th row of each label is held out."""
+def held_out_rows(labels: np.ndarray, split: Split, fraction: float) -> np.ndarray:
+    """Row numbers of a split in which ``fraction`` of the rows of each label is held out, every tenth for 0.1."""
     rank = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         where = np.flatnonzero(labels == label)
         rank[where] = np.arange(len(where))
-    held_out = rank % every == every - 1
+    held_out = held_out_ranks(rank, fraction)
     return np.flatnonzero(held_out if split == "test" else ~held_out)
+
+
+def held_out_ranks(rank: np.ndarray, fraction: float) -> np.ndarray:
+    """Which of the numbers from 0 on are held out, spread evenly; counted in whole numbers, so that 0.1 is a tenth."""
+    part = Fraction(str(fraction))
+    return (rank + 1) * part.numerator // part.denominator > rank * part.numerator // part.denominator
 
 
 @dataclass(frozen=True)
@@ -129,6 +137,7 @@ def labelled_files(
     pattern: str | None = None,
     group: Callable[[Path], Hashable] | None = None,
     *,
+    test_fraction: float = TEST_FRACTION,
     skip: bool = False,
 ) -> LabelledFiles:
     """Find the files of ``split`` below ``root``, as :func:`files_below` does, and their labels.
@@ -136,9 +145,9 @@ def labelled_files(
     Labels are the group ``label`` of the regular expression ``pattern`` on the relative path, else the folder that
     holds a file, else none (all files in ``root`` itself); folders of one name in different places are one label, which
     is warned of. Splits are the subfolders ``train`` and ``test`` (or ``val``, as ImageNet has it; of both, where only
-    ``val`` has labels) where files lie in both, else every tenth file of each label; with ``group``, every tenth
-    group of files with the same one, whose label is its first file's. A million files take some ten seconds on a local
-    disk.
+    ``val`` has labels) where files lie in both, else ``test_fraction`` of the files of each label is held out; with
+    ``group``, of the groups of files with the same one, whose label is its first file's. A million files take some ten
+    seconds on a local disk.
 
     Raises:
         InputError: for a file instead of a folder, nothing readable in it, or a pattern that does not fit.
@@ -157,6 +166,8 @@ def labelled_files(
     bases = [training, held_out[0]] if own_splits else [training] if apart else [root]
     if own_splits and held_out[0].name != next(name for name in HELD_OUT_NAMES if root / name in held_out):
         warnings.warn(f"data.path: {held_out[0]} is held out, not {held_out[1]}, which has no labels", stacklevel=4)
+    if apart and split == "train" and test_fraction != TEST_FRACTION:
+        warnings.warn(f"data.test_fraction has no effect: {root} has folders train and {apart[0].name}", stacklevel=4)
     found = [(base, file) for base in bases for file in below[base]]
     files = [file for _, file in found]
     if not files:
@@ -176,9 +187,9 @@ def labelled_files(
         numbers: dict[Hashable, int] = {}
         group_of = np.array([numbers.setdefault(group(file), len(numbers)) for file in files])
         first = np.unique(group_of, return_index=True)[1]
-        rows = np.flatnonzero(np.isin(group_of, held_out_rows(labels[first], split, HELD_OUT_EVERY)))
+        rows = np.flatnonzero(np.isin(group_of, held_out_rows(labels[first], split, test_fraction)))
     else:
-        rows = held_out_rows(labels, split, HELD_OUT_EVERY)
+        rows = held_out_rows(labels, split, test_fraction)
     kept = [files[row] for row in rows]
     return LabelledFiles(kept, labels[rows].tolist() if classes else None, [str(name) for name in classes])
 

@@ -129,6 +129,9 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "modalities/image/test_image_data.py::test_idx_files_are_read": ["image.data.idx.path"],
     "modalities/image/test_image_data.py::test_folders_are_labels": ["image.data.folder.path"],
     "modalities/image/test_image_data.py::test_a_pattern_labels_by_name": ["image.data.folder.labels"],
+    "modalities/image/test_image_data.py::test_the_share_that_is_held_out_may_be_none": [
+        "image.data.folder.test_fraction", "image.data.hf.test_fraction",
+    ],
     "modalities/image/test_image_data.py::test_images_are_turned_upright_as_exif_says": [
         "image.data.folder.orientation", "image.data.hf.orientation",
     ],

@@ -19,6 +19,7 @@ from layersync.core.adapter import Split
 from layersync.core.errors import InputError
 from layersync.core.packaged import WheelData
 from layersync.core.paths import (
+    TEST_FRACTION,
     as_text,
     caption_files,
     expand,
@@ -28,7 +29,7 @@ from layersync.core.paths import (
     read_captions,
     read_file,
 )
-from layersync.modalities.image.dataset import Decoder, ImageData, ImageDataset, LargeImageData, row_name
+from layersync.modalities.image.dataset import HELD_OUT, Decoder, ImageData, ImageDataset, LargeImageData, row_name
 from layersync.modalities.image.decoding import EXTENSIONS, read_idx
 from layersync.modalities.image.hub import HuggingFace
 from layersync.modalities.image.medical import SCANS, MedicalConfig, Scans, is_scan
@@ -74,7 +75,7 @@ class Digits(ImageData):
         assert package is not None and package.submodule_search_locations
         table = _table(Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"))
         labels = table[:, -1].astype(np.int64)
-        rows = held_out_rows(labels, split)
+        rows = held_out_rows(labels, split, 0.2)
         images = np.round(table[rows, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         return _from_arrays(images, labels[rows], DIGIT_CLASSES, "digits", self.flip)
 
@@ -92,7 +93,7 @@ class Mnist5k(ImageData):
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         table = _table(self.prepare() / "mnist_5k.csv.gz")
         labels = table[:, -1].astype(np.int64)
-        rows = held_out_rows(labels, split)
+        rows = held_out_rows(labels, split, 0.2)
         images = table[rows, :-1].reshape(-1, 28, 28, 1)
         return _from_arrays(images, labels[rows], DIGIT_CLASSES, "mnist5k", self.flip)
 
@@ -134,19 +135,29 @@ def _idx_file(folder: Path, stem: str) -> Path:
 class Folder(LargeImageData):
     """Any tree of image files; the folder that holds a file is its label.
 
-    ``train/`` and ``test/`` (or ``val/``, as in ImageNet) are its splits. ``NAME.txt`` beside ``NAME.png`` holds the
-    image's captions, one a line. Of a medical scan, DICOM or NIfTI, each slice is an image: ``medical`` says how.
+    ``train/`` and ``test/`` (or ``val/``, as in ImageNet) are its splits; without them ``test_fraction`` is held out.
+    ``NAME.txt`` beside ``NAME.png`` holds the image's captions, one a line. Of a medical scan, DICOM or NIfTI, each
+    slice is an image: ``medical`` says how.
     """
 
     name: Literal["folder"] = "folder"
     labels: str | None = Field(None, description="Regular expression on the relative path, with a group 'label'.")
+    test_fraction: float = Field(TEST_FRACTION, ge=0, le=0.5, description=HELD_OUT)
     medical: MedicalConfig = MedicalConfig()
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         root = expand(self.path, "data.path")
         skip = self.on_error == "skip"
         scans = Scans(self.medical, skip=skip)
-        tree = labelled_files(root, (*EXTENSIONS, *SCANS), split, self.labels, scans.group, skip=skip)
+        tree = labelled_files(
+            root,
+            (*EXTENSIONS, *SCANS),
+            split,
+            self.labels,
+            scans.group,
+            test_fraction=self.test_fraction,
+            skip=skip,
+        )
         files = tree.files
         texts = caption_files(files)
         captions = {file: read_captions(text) for file, text in texts.items()}

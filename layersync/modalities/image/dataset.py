@@ -32,6 +32,9 @@ class ImageData(DataConfig):
         """The images of ``split``."""
 
 
+HELD_OUT = "Share that is held out where the source has no split for it; 0: all is trained on."
+
+
 class LargeImageData(ImageData):
     """What sources share that a user brings and that may be large."""
 

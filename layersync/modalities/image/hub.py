@@ -13,23 +13,24 @@ from pydantic import Field
 
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError
-from layersync.core.paths import read_named
-from layersync.modalities.image.dataset import Decoder, ImageDataset, LargeImageData, row_name
+from layersync.core.paths import TEST_FRACTION, read_named
+from layersync.modalities.image.dataset import HELD_OUT, Decoder, ImageDataset, LargeImageData, row_name
 
 
 class HuggingFace(LargeImageData):
     """A Hugging Face ``datasets`` source: a hub id, or a local folder of Parquet files.
 
     The image column is the one of type ``Image``; the label column the one of type ``ClassLabel``, else one of strings,
-    integers or booleans called ``label``, whose different values are the classes (of integers that lie within
-    ``num_classes``, 0 to that); that of captions one called caption, captions or text: ``label_column`` and
-    ``caption_column`` choose otherwise. Without a split of its own, every tenth is held out.
+    integers or booleans called ``label`` or ``cls``, whose different values are the classes (of integers that lie
+    within ``num_classes``, 0 to that); that of captions one called caption, captions or text: ``label_column`` and
+    ``caption_column`` choose otherwise. Without a split of its own, ``test_fraction`` is held out.
     """
 
     name: Literal["hf"] = "hf"
     label_column: str | None = Field(None, description="Column of labels: ClassLabel, strings, integers, booleans.")
     caption_column: str | None = Field(None, description="Column of texts, one or a list of them a row.")
     test_split: str | None = Field(None, description="Split that is held out; null: test, else validation.")
+    test_fraction: float = Field(TEST_FRACTION, ge=0, le=0.5, description=HELD_OUT)
     subset: str | None = Field(None, description="Configuration of a source that has several.")
     streaming: bool = Field(
         False,
@@ -51,7 +52,13 @@ class HuggingFace(LargeImageData):
         classes: list[str] = []
         if self.streaming:
             stream, fingerprint = open_stream(
-                self.path, split, self.num_examples, self.fingerprint, self.test_split, self.subset
+                self.path,
+                split,
+                self.num_examples,
+                self.fingerprint,
+                self.test_split,
+                self.subset,
+                test_fraction=self.test_fraction,
             )
             image = column_of_type(stream, "Image", self.path)
             label = label_column(stream.features, self.label_column, self.path)
@@ -59,7 +66,9 @@ class HuggingFace(LargeImageData):
                 labels, classes = stream.labels(label, self.num_classes)
             rows: Any = stream
         else:
-            table, fingerprint, splits = load_table(self.path, split, self.fingerprint, self.test_split, self.subset)
+            table, fingerprint, splits = load_table(
+                self.path, split, self.fingerprint, self.test_split, self.subset, test_fraction=self.test_fraction
+            )
             image = column_of_type(table, "Image", self.path)
             label = label_column(table.features, self.label_column, self.path)
             if label is not None:

@@ -406,6 +406,42 @@ def test_folders_that_become_one_label_are_said(tmp_path: Path) -> None:
     assert named.classes == ("cat", "dog")
 
 
+@pytest.mark.parametrize("source", ["folder", "hf", "stream"])
+def test_the_share_that_is_held_out_may_be_none(
+    source: str, tmp_path: Path, labelled_parquet: Callable[..., str]
+) -> None:
+    """Splits are apart and whole for each ``test_fraction``; 0.1, the default, holds every tenth of a label out."""
+    section: dict[str, object] = {"name": "folder", "path": str(tmp_path)}
+    if source == "folder":
+        for number in range(40):
+            noise_image(number).save(tmp_path / f"{number:02d}.png")
+    else:
+        path = labelled_parquet("data.parquet", label=[0] * 40)
+        section = {"name": "hf", "path": path, "streaming": source == "stream", "num_classes": 1}
+
+    def found(split: str, fraction: float) -> list[str]:
+        data = dataset(split, test_fraction=fraction, **section)
+        return [data[index].source for index in range(len(data))]
+
+    whole = found("train", 0)
+    assert len(whole) == 40 and found("test", 0) == []
+    for fraction, count in ((0.1, 4), *(((0.25, 10), (0.5, 20)) if source != "stream" else ())):
+        train, test = found("train", fraction), found("test", fraction)
+        assert len(test) == count and len(train) == 40 - count
+        if source == "folder":  # rows of a table are numbered in their split
+            assert sorted(train + test) == whole and test == whole[int(1 / fraction) - 1 :: int(1 / fraction)]
+    if source == "stream":
+        with pytest.raises(InputError, match=r"data\.test_fraction: 0\.25; of a stream 0\.1 is held out, or 0"):
+            found("train", 0.25)
+    prints = {dataset("train", test_fraction=fraction, **section).fingerprint for fraction in (0, 0.1)}
+    assert len(prints) == 2 and dataset("train", **section).fingerprint in prints
+    for split in ("train", "test"):
+        (tmp_path / split / "a").mkdir(parents=True)
+        noise_image(1).save(tmp_path / split / "a" / "0.png")
+    with pytest.warns(UserWarning, match=r"data\.test_fraction has no effect: .* has folders train and test"):
+        dataset(name="folder", path=str(tmp_path), test_fraction=0)
+
+
 def test_labels_that_look_like_none_are_said(tmp_path: Path) -> None:
     """Parts of a set, as FFHQ's folders; and a held-out split as Kaggle's ImageNet has it, beside one with folders."""
     for place in ("parts/00000", "parts/01000", "whole/train/cat", "whole/train/dog", "whole/val", "whole/test"):
