@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything of ours is
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, which share the cores with tests
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="layersync-datasets-")
+os.environ["OMP_NUM_THREADS"] = "1"  # as of this process: what those that it starts make is compared bit for bit
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("LAYERSYNC_TEST_GPU", "")  # tests have networks of their own
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -49,6 +53,7 @@ def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     before = os.environ.get("LAYERSYNC_CACHE")
     os.environ["LAYERSYNC_CACHE"] = str(directory)
     yield directory
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
     if before is None:
         del os.environ["LAYERSYNC_CACHE"]
     else:

@@ -180,8 +180,9 @@ def test_value_of_samples_and_their_texts(kind: str, scored: Scores) -> None:
 @pytest.mark.parametrize("kind", ["precision", "recall", "density", "coverage"])
 def test_neighbours_are_samples_and_not_rows_of_one(kind: str, scored: Scores) -> None:
     """Rows of a sample lie next to each other, as windows of a sound do that overlap: they are not its neighbours."""
-    centres = [RANDOM.normal(size=(count, 1, 2)) for count in (SIZE, NUM_REAL)]
-    x, y = ((centre + 1e-3 * RANDOM.normal(size=(len(centre), 4, 2))).astype(np.float32) for centre in centres)
+    random = np.random.default_rng(1)
+    centres = [random.normal(size=(count, 1, 2)) for count in (SIZE, NUM_REAL)]
+    x, y = ((centre + 1e-3 * random.normal(size=(len(centre), 4, 2))).astype(np.float32) for centre in centres)
     found = scored(f"{kind}-known.frames", x, real=y)
     assert found.value == pytest.approx(BY_HAND[kind](x.mean(1), y.mean(1)), rel=1e-5) and found.value > 0.5
 
