@@ -32,7 +32,11 @@ LEAST_SHARE = 0.5
 
 
 def save_checkpoint(
-    directory: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int | None = None
+    directory: Path,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    state: Mapping[str, Any],
+    keep: int | None = None,
+    keep_every: int | None = None,
 ) -> None:
     """Write ``NAME.safetensors`` for each entry of ``tensors``, and ``state.json``, as one atomic step.
 
@@ -51,7 +55,7 @@ def save_checkpoint(
         raise TrainingError(f"{directory}: cannot be written ({error}); checkpoints so far are kept") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # not there any more where all went well
-    leave_newest(directory.parent, keep)
+    leave_newest(directory.parent, keep, keep_every)
 
 
 def _fill(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> None:

@@ -62,7 +62,11 @@ class Arm:
         if every is not None and every % saved:
             saved = every
         return self.recipe.model_copy(
-            update={"train": self.recipe.train.model_copy(update={"checkpoint_every": saved, "keep": None})}
+            update={
+                "train": self.recipe.train.model_copy(
+                    update={"checkpoint_every": saved, "keep": None, "keep_every": None}
+                )
+            }
         )
 
     def samples(self, seed: int) -> str:

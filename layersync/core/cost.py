@@ -119,7 +119,6 @@ def cost(recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, util
     count = facts.num_examples if num_examples is None else num_examples
     channels = recipe.tokenizer.stored_channels() or latent.channels
     latent_bytes = BYTES * channels * math.prod(latent.grid)
-    kept = -(-train.steps // train.checkpoint_every)
     total = both * train.batch_size * train.steps
     return Cost(
         parameters=parameters,
@@ -139,7 +138,7 @@ def cost(recipe: Recipe, *, num_examples: int | None = None, gpus: int = 8, util
         activation_bytes=activations,
         cast_bytes=kept_of_one - activations,
         checkpoint_bytes=BYTES * (2 * parameters + 2 * trained),
-        checkpoints=min(kept, train.keep) if train.keep else kept,
+        checkpoints=train.num_kept(),
         latent_bytes=latent_bytes,
         num_variants=facts.num_variants,
         whole_clips=latent.variable,

@@ -401,6 +401,7 @@ class _Experiment:
             classifiers=str(self.directory / CLASSIFIERS) if reads_classifier(metrics_of(arm.recipe)) else "",
             samples=str(self.directory / arm.samples(seed)) if samples else "",
             keep=arm.recipe.train.keep,
+            keep_every=arm.recipe.train.keep_every,
         )
         title = f"{arm.domain} {arm.variant} seed {seed}"
         return Task((arm.domain, arm.variant, seed), title, assignment, arm.recipe.train.steps)

@@ -69,6 +69,8 @@ class Assignment:
     """Folder for rendered samples; empty for none."""
     keep: int | None = None
     """How many checkpoints stay once they are scored; ``None`` for all."""
+    keep_every: int | None = None
+    """Of multiples of so many steps they stay as well."""
     began: float = 0.0
     """When the process was started: seconds since the epoch."""
 
@@ -200,7 +202,7 @@ def finish(assignment: Assignment) -> None:
     if record is None or record.status != "finished":
         write_record(Path(assignment.result), carry_out(assignment))
     if assignment.keep is not None:
-        leave_newest(Path(assignment.run) / "checkpoints", assignment.keep)
+        leave_newest(Path(assignment.run) / "checkpoints", assignment.keep, assignment.keep_every)
     samples = Path(assignment.samples)
     if assignment.samples and not samples.exists():
         try:

@@ -108,6 +108,7 @@ class Train(Settings):
     gradient_checkpointing: bool = False
     checkpoint_every: Count = 1000
     keep: Count | None = Field(None, description="How many checkpoints stay; null keeps all.")
+    keep_every: Count | None = Field(None, description="Of multiples of so many steps checkpoints stay beside these.")
     log_every: Count = 10
     init: str | None = Field(
         None, min_length=1, description="A run or checkpoint whose weights the training starts from."
@@ -115,6 +116,15 @@ class Train(Settings):
     init_partly: bool = Field(
         False, description="Of init take what fits, and start the rest anew: for other classes or another size."
     )
+
+    def num_kept(self, beside: int = 0) -> int:
+        """How many checkpoints are there at the end, and with ``beside`` more that have not gone yet."""
+        total = -(-self.steps // self.checkpoint_every)
+        if self.keep is None:
+            return total
+        newest = min(total, self.keep + beside)
+        older = self.checkpoint_every * (total - newest)
+        return newest + (older // math.lcm(self.checkpoint_every, self.keep_every) if self.keep_every else 0)
 
 
 class Sample(Settings):
@@ -262,6 +272,13 @@ def ineffective(recipe: Recipe) -> list[str]:
     delay = getattr(getattr(recipe.regularizer, "schedule", None), "delay", 0)
     if delay >= train.steps:
         lines.append(f"regularizer.schedule.delay: {delay} is not below train.steps, {train.steps}: a baseline run")
+    if train.keep_every is not None and train.keep is None:
+        lines.append("train.keep_every has no effect without train.keep: all checkpoints stay")
+    elif train.keep_every is not None and train.keep_every % train.checkpoint_every:
+        lines.append(
+            f"train.keep_every: {train.keep_every} is no multiple of checkpoint_every, {train.checkpoint_every}: only "
+            f"checkpoints that are written can stay"
+        )
     if train.init_partly and train.init is None:
         lines.append("train.init_partly has no effect without train.init")
     if optimizer.warmup > train.steps:

@@ -243,16 +243,20 @@ def checkpoints_in(folder: Path) -> dict[int, Path]:
     return {int(number): path for number, path in found.items() if number.isdecimal()}
 
 
-def leave_newest(folder: Path, keep: int | None) -> None:
+def leave_newest(folder: Path, keep: int | None, keep_every: int | None = None) -> None:
     """Remove checkpoints in ``RUN/checkpoints`` that the newest one replaces. Warns of one that cannot be removed.
 
-    Those of an interruption, once the run has gone on to another one; of the others all but the ``keep`` newest.
+    Those of an interruption, once the run has gone on to another one; of the others all but the ``keep`` newest and
+    those of multiples of ``keep_every`` steps.
     """
-    found = [path for _, path in sorted(checkpoints_in(folder).items())]
+    steps = sorted(checkpoints_in(folder).items())
+    found = [path for _, path in steps]
     passing = [path for path in found if _of_interruption(path)]
-    regular = [path for path in found if path not in passing]
+    regular = [(step, path) for step, path in steps if path not in passing]
     replaced = [path for path in passing if path != found[-1]]
-    for old in replaced if keep is None else replaced + regular[:-keep]:
+    if keep is not None:
+        replaced += [path for step, path in regular[:-keep] if keep_every is None or step % keep_every]
+    for old in replaced:
         doomed = old.with_name(f".{old.name}")  # an end in between leaves no half of a checkpoint
         try:
             old.rename(doomed)

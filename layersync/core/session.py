@@ -382,8 +382,7 @@ def dry_run(recipe: Recipe) -> DryRun:
         trained = sum(p.numel() for p in trainer.names)
         checkpoint = 4 * (2 * parameters + 2 * trained)
         train = recipe.train
-        kept = -(-train.steps // train.checkpoint_every)
-        kept = min(kept, train.keep + 1) if train.keep else kept  # a new one is written before an old one goes
+        kept = train.num_kept(beside=1)  # a new one is written before an old one goes
         splits: list[tuple[LatentCache, Split]] = [(parts.cache, recipe.data.split)]
         splits += [(parts.held_out, "test")] if parts.held_out else []
         sizes = [(cache, len(recipe.adapter.dataset(recipe.data, split))) for cache, split in splits]

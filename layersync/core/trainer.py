@@ -453,7 +453,8 @@ class Trainer:
             if any(True for _ in self.regularizer.parameters()):
                 tensors["regularizer"] = self.regularizer.state_dict()
             state = {"step": step, "seconds": seconds, "interrupted": interrupted}
-            save_checkpoint(run.checkpoint(step), tensors, state, self.recipe.train.keep)
+            train = self.recipe.train
+            save_checkpoint(run.checkpoint(step), tensors, state, train.keep, train.keep_every)
         self.accelerator.wait_for_everyone()
 
     def restore(self, checkpoint: Path) -> tuple[int, float]:

@@ -97,6 +97,7 @@ ELSEWHERE = {  # below tests/, the test that fails where these keys are not what
     "core/test_trainer.py::test_equal_loss_and_gradients_when_traced": ["train.compile"],
     "core/test_trainer.py::test_checkpointing_computes_each_block_twice": ["train.gradient_checkpointing"],
     "core/test_trainer.py::test_keep_leaves_the_newest_checkpoints": ["train.checkpoint_every", "train.keep"],
+    "core/test_trainer.py::test_checkpoints_of_round_steps_stay_beside_the_newest": ["train.keep_every"],
     "core/test_trainer.py::test_init_starts_from_the_averaged_weights_of_a_run": ["train.init"],
     "core/test_trainer.py::test_of_weights_that_fit_partly_the_others_start_anew": ["train.init_partly"],
     "core/test_options.py::test_averaging_options_change_the_averages_alone": ["train.ema_decay", "train.ema_ramp"],

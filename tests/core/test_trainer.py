@@ -446,6 +446,22 @@ def test_keep_leaves_the_newest_checkpoints(tiny: Make, tmp_path: Path) -> None:
     assert everything.checkpoint_steps() == [2, 4, 5]
 
 
+def test_checkpoints_of_round_steps_stay_beside_the_newest(tiny: Make, tmp_path: Path) -> None:
+    """As many as a recipe's cost counts."""
+    recipe = tiny("train.steps=11", "train.checkpoint_every=2", "train.keep=2", "train.keep_every=4")
+    run = layersync.train(recipe, tmp_path / "run")
+    assert run.checkpoint_steps() == [4, 8, 10, 11] and recipe.train.num_kept() == 4
+    for overrides, count in (
+        (["train.keep=1"], 1), (["train.keep=3", "train.keep_every=2"], 6), (["train.keep=1", "train.keep_every=6"], 2),
+        ([], 6),
+    ):  # fmt: skip
+        assert tiny("train.steps=11", "train.checkpoint_every=2", *overrides).train.num_kept() == count
+    with pytest.warns(UserWarning, match=r"train\.keep_every has no effect without train\.keep"):
+        tiny("train.keep_every=4")
+    with pytest.warns(UserWarning, match=r"train\.keep_every: 3 is no multiple of checkpoint_every, 2"):
+        tiny("train.keep=1", "train.checkpoint_every=2", "train.keep_every=3")
+
+
 def test_what_is_not_a_checkpoint_of_the_run_is_kept(tiny: Make, tmp_path: Path) -> None:
     """A copy put aside takes no place of ``train.keep``; what cannot be removed is said, and ends nothing."""
     run = layersync.train(tiny("train.steps=2", "train.checkpoint_every=1"), tmp_path / "run")
