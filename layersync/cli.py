@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -530,13 +529,14 @@ def main() -> None:
     from safetensors import SafetensorError
 
     from layersync.core.errors import InputError, Interrupted, TrainingError
+    from layersync.core.signals import stops_by_signals
 
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     logging.getLogger("layersync").setLevel(logging.INFO if _main_process() else logging.WARNING)
     warnings.showwarning = _warn
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that whatever is half written is cleared away
     try:
-        status = app(standalone_mode=False)
+        with stops_by_signals():
+            status = app(standalone_mode=False)
         if status == 130:  # what newer versions of typer make of it, without a word
             raise KeyboardInterrupt
     except InputError as error:

@@ -10,11 +10,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -26,6 +24,7 @@ from layersync.core.device import usable_cores
 from layersync.core.experiment_run import Assignment
 from layersync.core.progress import progress
 from layersync.core.results import duration
+from layersync.core.signals import stops_by_signals
 
 logger = logging.getLogger(__name__)
 
@@ -236,17 +235,3 @@ def _close(running: _Running) -> None:
     assert running.process.stdin is not None
     running.process.stdin.close()
     running.stream.close()
-
-
-@contextmanager
-def stops_by_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM raise KeyboardInterrupt inside, also where a shell started this in the background."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 import layersync
 from layersync import InputError, Run, load_recipe
-from layersync.core import session
+from layersync.core import sampling, session
 from layersync.core.errors import Interrupted
 from layersync.core.latents import LatentCache
 from layersync.core.recipe_reading import shipped_recipes
@@ -371,6 +371,23 @@ def test_a_second_signal_stops_at_once(
     assert status == 1 and ends[apart > 0] in said and ends[apart == 0] not in said
     assert Run(tmp_path / "run").checkpoint_steps() == ([2] if apart else [2, 4])
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_a_signal_clears_away_what_is_half_written(
+    command: Make, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM of a batch system, in any command: the scratch folder of samples goes, and the handler is what it was."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def ended(*arguments: Any, **_: Any) -> None:
+        (arguments[4] / "000.png").write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(sampling, "_write_decoded", ended)
+    status, out, err = command("sample", trained.path, "--num", 2, "--out", tmp_path / "samples")
+    assert status == 1 and out == "" and "error: interrupted; what had been saved before is kept" in err
+    assert not any(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == handler
 
 
 def test_ctrl_c_on_the_command_line(tiny_file: Path, tmp_path: Path) -> None:
