@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layersync.core.errors import InputError
+    from layersync.core.evaluation import evaluate, score_samples
+    from layersync.core.experiment import compare
+    from layersync.core.generation import load
+    from layersync.core.recipe import Recipe
+    from layersync.core.recipe_reading import load_recipe
+    from layersync.core.regularizer.attach import attach
+    from layersync.core.regularizer.layersync import LayerSync
+    from layersync.core.run import Run
+    from layersync.core.session import train
 
 _HOMES = {
     "LayerSync": "layersync.core.regularizer.layersync",
@@ -18,7 +30,19 @@ _HOMES = {
     "score_samples": "layersync.core.evaluation",
     "train": "layersync.core.session",
 }
-__all__ = [*_HOMES]
+__all__ = [
+    "InputError",
+    "LayerSync",
+    "Recipe",
+    "Run",
+    "attach",
+    "compare",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "score_samples",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

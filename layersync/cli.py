@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,22 @@ recipes_app = typer.Typer(
 data_app = typer.Typer(help="Data sets that ship in packages.", no_args_is_help=True)
 app.add_typer(recipes_app, name="recipes", rich_help_panel=None)
 app.add_typer(data_app, name="data", rich_help_panel=None)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(version("layersync"))
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
 
 USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 """click's ``UsageError``: of click itself, or of the copy that newer versions of typer carry."""

@@ -126,6 +126,9 @@ class Stream:
                 self._next += 1
         except StopIteration:
             raise InputError(f"data.num_examples: {self.path!r} ends before row {place + 1}") from None
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise OSError(f"{self.path}: the stream broke off at row {self._next} ({reason}); run it again") from error
         self._at, self._row = index, row
         return row
 
@@ -176,7 +179,6 @@ class StreamedLabels(Sequence[int]):
 def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Path | None]:
     """The splits, and where they lie if they are on this machine."""
     from datasets import load_dataset
-    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     local = expanded(path, "data.path")
     if local.exists():
@@ -186,7 +188,7 @@ def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Pat
         if local.is_file() and local.suffix == ".parquet":
             return load_dataset("parquet", subset, data_files=source, streaming=streaming), local
         return load_dataset(source, subset, streaming=streaming), local if local.exists() else None
-    except (DatasetNotFoundError, DatasetsError, ConnectionError, FileNotFoundError, ValueError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 - also of HTTP clients below the library, and RuntimeError for scripts
         reason, *more = str(error).splitlines() or [type(error).__name__]
         if subset is None and reason.startswith("Config name is missing"):
             raise InputError(f"data.subset: {path!r} has several; {' '.join(more[:1])}") from None

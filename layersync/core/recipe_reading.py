@@ -79,7 +79,7 @@ def shipped_recipes() -> dict[str, str]:
         if folder.is_dir():
             for entry in folder.iterdir():
                 if entry.name.endswith(".yaml"):
-                    found[f"{folder.name}/{entry.name.removesuffix('.yaml')}"] = entry.read_text()
+                    found[f"{folder.name}/{entry.name.removesuffix('.yaml')}"] = entry.read_text(encoding="utf-8")
     for name, text in _recipes_of_plugins():
         found.setdefault(name, text)
     return dict(sorted(found.items()))
@@ -109,7 +109,7 @@ def recipe_text(source: str | os.PathLike[str]) -> tuple[str, str]:
     try:
         path = Path(source).expanduser()
         if path.exists() and not path.is_dir():  # a file, or a pipe of the shell's
-            return path.read_text(), str(source)
+            return path.read_text(encoding="utf-8"), str(source)
     except (UnicodeDecodeError, OSError, RuntimeError) as error:
         raise InputError(f"recipe {str(source)!r}: cannot be read as a text file ({error})") from None
     shipped = shipped_recipes()

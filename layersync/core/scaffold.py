@@ -80,7 +80,8 @@ def _check_name(name: str) -> None:
         raise InputError(f"{where}: is a modality already; there are: {', '.join(sorted(modalities))}")
     package = _renamed("layersync_my_modality", name)
     project = package.replace("_", "-")
-    installed = {re.sub(r"[-_.]+", "-", found.name).lower() for found in distributions()}
+    names = [found.metadata["Name"] for found in distributions()]  # none of what an installer left half removed
+    installed = {re.sub(r"[-_.]+", "-", name).lower() for name in names if name}
     if project in installed or find_spec(package) is not None:
         raise InputError(f"{where}: its package, {package}, is installed already; give another name")
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -391,6 +392,11 @@ def test_json_is_all_there_is_on_stdout(command: Make, trained: Run, tmp_path: P
     status, out, _ = command("modalities", "--json")
     assert status == 0 and set(json.loads(out)) >= {"image", "audio", "motion"}
     assert set(json.loads(out)["image"]) == {"data", "tokenizer", "backbone", "metrics", "extractors"}
+
+
+def test_the_module_is_the_command_and_says_its_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "layersync", "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, metadata.version("layersync"), "")
 
 
 def test_an_error_in_a_process_of_its_own(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ PUBLIC = {
     ),
     "layersync:evaluate": (
         "run, metrics=None, *, num_samples=None, step=None, weights='ema', reference=None, extractors=None, "
-        "classifiers=None, replications=1, shown=False"
+        "classifiers=None, replications=1, overrides=(), shown=False"
     ),
     "layersync:score_samples": (
         "modality, generated, metrics, *, real=None, extractors=None, save_statistics=None, shown=False"

@@ -166,7 +166,7 @@ def _opened(config: HubConfig) -> DatasetDict:
             opened = datasets.load_from_disk(str(path))
         else:
             opened = datasets.load_dataset(str(path) if path.is_dir() else config.path, config.subset)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+    except Exception as error:  # noqa: BLE001 - also of HTTP clients below the library, others in each version
         reason, *more = str(error).splitlines() or [type(error).__name__]
         if config.subset is None and reason.startswith("Config name is missing"):
             raise InputError(f"data.subset: {config.path} has several; {' '.join(more[:1])}") from None

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from layersync.core.errors import InputError
+from layersync.modalities.audio.backend import torchaudio_part
 
 _UPDATES = 10  # of the inversion; more cost time and bring the spectrum hardly closer
 _LIFT = 1e-3
@@ -52,7 +53,7 @@ class LogMel:
         mel_norm: MelNorm = "slaney",
         log: Logarithm = "log10",
     ) -> None:
-        from torchaudio.functional import melscale_fbanks
+        melscale_fbanks = torchaudio_part("functional", "melscale_fbanks")
 
         self.n_fft = n_fft
         self.hop_length = hop_length
@@ -152,15 +153,14 @@ class GriffinLim:
 
     def __call__(self, magnitudes_BFT: Tensor) -> Tensor:
         """(B, F, T) to (B, ``T * hop_length``), without gradients."""
-        from torchaudio.transforms import GriffinLim as Phases
-
+        griffin_lim = torchaudio_part("transforms", "GriffinLim")
         num_samples = magnitudes_BFT.shape[-1] * self.hop_length
         # transforms are of waveforms longer than half a window, which silence after the last frame makes of any
         num_frames = max(magnitudes_BFT.shape[-1], -(-(self.n_fft // 2 + 2) // self.hop_length))
         magnitudes_BFT = torch.nn.functional.pad(magnitudes_BFT, (0, num_frames - magnitudes_BFT.shape[-1]))
         # the longest waveform of T frames is a sample short of T hops; that sample is added as a zero
         length = num_frames * self.hop_length - 1
-        phases = Phases(
+        phases = griffin_lim(
             self.n_fft, self.iterations, hop_length=self.hop_length, power=1.0, length=length, rand_init=False
         )
         with torch.no_grad():

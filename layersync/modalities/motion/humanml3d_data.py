@@ -99,7 +99,9 @@ class HumanML3DFolder(ExampleDataset):
     def __init__(self, config: HumanML3DConfig, root: Path, listed: Path) -> None:
         self._kind, self._name = KINDS[config.name], config.name
         self._root = root
-        names = list(dict.fromkeys(name for line in listed.read_text().splitlines() if (name := line.strip())))
+        names = list(
+            dict.fromkeys(name for line in listed.read_text(encoding="utf-8").splitlines() if (name := line.strip()))
+        )
         digest = hashlib.sha256(config.name.encode())
         records: list[Record] = []
         left_out = {"without a file": 0, "with values that are not finite": 0, "without texts": 0}

@@ -81,6 +81,7 @@ WHEEL = WheelData(
     members=("pybullet_data/data/motions/humanoid3d_*.txt",),
     licence="Bullet Physics, zlib licence; clips from DeepMimic (Peng et al. 2018)",
     python="3.11",
+    platform="manylinux2014_x86_64",
     digests=tuple((clip.file, _DIGESTS[clip.name]) for clip in CLIPS),
 )
 

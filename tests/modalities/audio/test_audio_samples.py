@@ -174,7 +174,7 @@ class TestArrays:
             ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9, 0]}, ["lengths", "from 1 to 9"]),
             ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9, 10]}, ["lengths", "from 1 to 9"]),
             ({"waveforms": np.full((2, 9), 0.1), "sample_rate": 1, "lengths": [9, 8.5]}, ["lengths", "whole"]),
-            ({"waveforms": np.array([[None]]), "sample_rate": 16000}, ["cannot be read"]),
+            ({"waveforms": np.array([[None]]), "sample_rate": 16000}, ["no readable npz file"]),
         ],
     )
     def test_bad_arrays_are_refused(self, arrays: dict[str, object], words: list[str], tmp_path: Path) -> None:
@@ -186,4 +186,4 @@ class TestArrays:
         path = tmp_path / "out.npz"
         np.savez(path, waveforms=np.full((2, 100), 0.1), sample_rate=16000)
         path.write_bytes(path.read_bytes()[:200])
-        refused(path, "out.npz", "cannot be read")
+        refused(path, "out.npz", "no readable npz file")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 
 import numpy as np
@@ -11,6 +12,7 @@ from pydantic import ValidationError
 
 from layersync.core.errors import InputError
 from layersync.modalities.audio import mel as mel_module
+from layersync.modalities.audio.backend import torchaudio_part
 from layersync.modalities.audio.clip import Clip, resample
 from layersync.modalities.audio.tokenizer import MelConfig, MelTokenizer
 from layersync.modalities.audio.vocoder import PRESETS
@@ -236,3 +238,15 @@ def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, float]
 def test_bands_too_narrow_for_the_transform_are_refused() -> None:
     with pytest.raises(InputError, match="fewer n_mels"):
         MelTokenizer(MelConfig(n_fft=512, n_mels=300))
+
+
+@pytest.mark.parametrize("error", [OSError("undefined symbol: torch_library_impl"), RuntimeError("CUDA 12 and 13")])
+def test_a_torchaudio_of_another_torch_is_one_line(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As pip leaves it, which adds the newest to any torch that is there."""
+
+    def broken(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(InputError, match=rf"^torchaudio \S+ does not work with torch \S+ \({error}\)"):
+        torchaudio_part("functional", "melscale_fbanks")

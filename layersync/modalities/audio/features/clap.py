@@ -22,6 +22,7 @@ from layersync.core.adapter import Example
 from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, HubWeights, Rows, Streams
 from layersync.core.pretrained import load_pretrained, read_config
+from layersync.modalities.audio.backend import torchaudio_part
 from layersync.modalities.audio.clip import Clip
 from layersync.modalities.audio.features.waveform import Waveform, clip_of, published_waveform
 
@@ -143,12 +144,10 @@ def log_mel(windows_WS: Tensor) -> Tensor:
 
 @cache
 def _spectrogram() -> tuple[nn.Module, nn.Module]:
-    from torchaudio.transforms import AmplitudeToDB, MelSpectrogram
-
-    mel = MelSpectrogram(
+    mel = torchaudio_part("transforms", "MelSpectrogram")(
         SAMPLE_RATE, N_FFT, hop_length=HOP, f_min=F_MIN, f_max=F_MAX, n_mels=MELS, norm="slaney", mel_scale="slaney"
     )
-    return mel, AmplitudeToDB("power", top_db=None)
+    return mel, torchaudio_part("transforms", "AmplitudeToDB")("power", top_db=None)
 
 
 @cache

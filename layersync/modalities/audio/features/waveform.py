@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from layersync.core.adapter import Example
 from layersync.core.errors import InputError
+from layersync.modalities.audio.backend import torchaudio_part
 from layersync.modalities.audio.clip import Clip, resample
 
 if TYPE_CHECKING:
@@ -114,9 +115,7 @@ def _intermediate(from_rate: int, to_rate: int) -> int | None:
 @lru_cache(maxsize=8)
 def _resampler(from_rate: int, to_rate: int) -> Resample:
     # the transform, not the function: it computes its filters in float64, and is what fadtk calls
-    from torchaudio.transforms import Resample
-
-    return Resample(
+    found: Resample = torchaudio_part("transforms", "Resample")(
         from_rate,
         to_rate,
         resampling_method="sinc_interp_kaiser",
@@ -124,3 +123,4 @@ def _resampler(from_rate: int, to_rate: int) -> Resample:
         rolloff=KAISER_ROLLOFF,
         beta=KAISER_BETA,
     )
+    return found

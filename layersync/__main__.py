@@ -1,0 +1,5 @@
+"""``python -m layersync``: the command line."""
+
+from layersync.cli import main
+
+main()
