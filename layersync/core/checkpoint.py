@@ -28,7 +28,8 @@ from layersync.core.run import Run, leave_newest, write_tensors
 logger = logging.getLogger(__name__)
 
 LEAST_SHARE = 0.5
-"""Of a backbone's numbers that are taken of weights which fit partly: with fewer it is another network."""
+"""Of a backbone's numbers, and of those of weights which fit partly, that are taken: with fewer they are of another
+network."""
 
 
 def save_checkpoint(
@@ -110,15 +111,17 @@ def check_fit(module: nn.Module, weights: Mapping[str, Tensor], source: Path) ->
 
 
 def check_partial_fit(module: nn.Module, weights: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Those of ``weights`` whose name and shape are the module's. InputError where that is not half of its numbers."""
+    """Those of ``weights`` whose name and shape are the module's. InputError where that is not half of both."""
     own = module.state_dict()
     found = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
-    share = sum(own[name].numel() for name in found) / max(1, sum(value.numel() for value in own.values()))
-    if share < LEAST_SHARE:
-        raise InputError(
-            f"{source}: of the backbone's weights {share:.0%} are in it by name and shape: it is of another network, "
-            f"whose depth or hidden_size differs"
-        )
+    taken = sum(value.numel() for value in found.values())
+    for whole, whose in ((own, "the backbone's weights {:.0%} are in it"), (weights, "its weights {:.0%} are taken")):
+        share = taken / max(1, sum(value.numel() for value in whole.values()))
+        if share < LEAST_SHARE:
+            raise InputError(
+                f"{source}: of {whose.format(share)} by name and shape: it is of another network, whose depth or "
+                f"hidden_size differs"
+            )
     return found
 
 

@@ -306,7 +306,8 @@ def _real_side(
 def named_reference(recipe: Recipe, metrics: Sequence[MetricName], processes: Processes) -> SampleFiles:
     """The samples or statistics that ``evaluate.reference`` names. InputError where they cannot serve ``metrics``."""
     key = "evaluate.reference"
-    files = SampleFiles(recipe.adapter, expand(recipe.evaluate.reference, key), key, processes)
+    named = recipe.evaluate.reference
+    files = SampleFiles(recipe.adapter, expand(named, key), key, processes, named)
     files.check(metrics)
     return files
 

@@ -15,6 +15,9 @@ from layersync.core.checkpoint import check_fit, read_tensors
 from layersync.core.errors import InputError
 from layersync.core.run import Run, atomic_write, write_tensors
 
+PATTERNS = ("labels", "test_files")
+"""Keys of regular expressions, which may begin as a path does."""
+
 
 def checkpoint_of(run: Run, step: int | None) -> Path:
     """The checkpoint of ``step``, the newest by default. InputError where there is none."""
@@ -37,9 +40,9 @@ def checked_weights(run: Run, checkpoint: Path, kind: str) -> dict[str, Tensor]:
 
 
 def public(content: Any) -> Any:
-    """A recipe, or a value, for others' eyes: of absolute paths the last part alone."""
+    """A recipe, or a value, for others' eyes: of absolute paths the last part alone, patterns as they are."""
     if isinstance(content, dict):
-        return {key: public(value) for key, value in content.items()}
+        return {key: value if key in PATTERNS else public(value) for key, value in content.items()}
     return Path(content).name if isinstance(content, str) and Path(content).is_absolute() else content
 
 

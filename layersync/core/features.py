@@ -135,8 +135,12 @@ class UrlWeights:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(self.url, str(path), hash_prefix=self.sha256, progress=False)
-        except (URLError, OSError, RuntimeError):  # the last where what came is not the file, such as half of it
+            download_url_to_file(self.url, str(path), hash_prefix=self.sha256.lower(), progress=False)
+        except RuntimeError as error:
+            raise InputError(
+                f"{self.owner}: what came from {self.url} is not {self.file}: cut short, or another file ({error})"
+            ) from None
+        except (URLError, OSError):
             remedy = f"put the file at {path}, or give {given_as(self.owner, 'PATH')}"
             raise missing_weights(self.owner, f"{self.file} ({self.url})", remedy) from None
 

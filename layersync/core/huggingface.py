@@ -16,6 +16,7 @@ from layersync.core.adapter import Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.paths import TEST_FRACTION, Fingerprint, expanded, fingerprint_files, held_out_ranks
 
+WEBDATASET_LABEL = "cls"
 HELD_OUT_EVERY = 10
 """Rows of a stream, of which one is held out: :data:`TEST_FRACTION`."""
 
@@ -197,10 +198,9 @@ def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Pat
 
 def check_name(path: Path) -> None:
     """Raise :class:`InputError` for a name that ``datasets`` takes for a pattern, and reads other files of."""
-    if glob.has_magic(str(path)):
-        raise InputError(
-            f"data.path: {path}: datasets reads *, ? and [ in names as patterns; rename it, or link to it without them"
-        )
+    name = path if path.is_file() else path.resolve()  # as it does with folders
+    if glob.has_magic(str(name)):
+        raise InputError(f"data.path: {name}: datasets reads *, ? and [ in names as patterns; rename it")
 
 
 def _warn_of_fraction(path: str) -> None:
@@ -293,7 +293,7 @@ def label_column(features: Mapping[str, Any], given: str | None, path: str) -> s
     found = [name for name, feature in features.items() if type(feature).__name__ == "ClassLabel"]
     if len(found) > 1:
         raise InputError(f"data.path: {path!r} has several columns of labels; set data.label_column to one of {found}")
-    name = next((name for name in ("label", "cls") if name in features), None)
+    name = next((name for name in ("label", WEBDATASET_LABEL) if name in features), None)
     if found or name is None:
         return found[0] if found else None
     if not _holds_labels(features[name]):

@@ -117,7 +117,7 @@ def held_out_rows(labels: np.ndarray, split: Split, fraction: float) -> np.ndarr
 
 def held_out_ranks(rank: np.ndarray, fraction: float) -> np.ndarray:
     """Which of the numbers from 0 on are held out, spread evenly; counted in whole numbers, so that 0.1 is a tenth."""
-    part = Fraction(str(fraction))
+    part = Fraction(str(fraction)).limit_denominator(10**9)
     return (rank + 1) * part.numerator // part.denominator > rank * part.numerator // part.denominator
 
 
@@ -166,8 +166,9 @@ def labelled_files(
     bases = [training, held_out[0]] if own_splits else [training] if apart else [root]
     if own_splits and held_out[0].name != next(name for name in HELD_OUT_NAMES if root / name in held_out):
         warnings.warn(f"data.path: {held_out[0]} is held out, not {held_out[1]}, which has no labels", stacklevel=4)
-    if apart and split == "train" and test_fraction != TEST_FRACTION:
-        warnings.warn(f"data.test_fraction has no effect: {root} has folders train and {apart[0].name}", stacklevel=4)
+    if own_splits and split == "train" and test_fraction != TEST_FRACTION:
+        held = held_out[0].name
+        warnings.warn(f"data.test_fraction has no effect: {root} has folders train and {held}", stacklevel=4)
     found = [(base, file) for base in bases for file in below[base]]
     files = [file for _, file in found]
     if not files:

@@ -15,7 +15,7 @@ from layersync.core.errors import InputError
 from layersync.core.features import FeatureExtractor, identity
 from layersync.core.featureset import FeatureSet, extract, holds_statistics, load_features, save_features
 from layersync.core.metric import MetricName, Needs
-from layersync.core.packaged import cache_folder
+from layersync.core.packaged import cache_folder, file_digest
 from layersync.core.parallel import Processes
 from layersync.core.plugin import code_digest
 from layersync.core.results import Reference
@@ -88,7 +88,11 @@ class RunData:
 class SampleFiles:
     """Anybody's samples, by :meth:`ModalityAdapter.open_samples`, or statistics in an ``.npz``, or a file of both."""
 
-    def __init__(self, adapter: ModalityAdapter, path: Path, option: str, processes: Processes):
+    def __init__(
+        self, adapter: ModalityAdapter, path: Path, option: str, processes: Processes, named: str | None = None
+    ):
+        """``named``: how a recipe names ``path``; scores then tell it by its content, on any machine."""
+        self.named = named
         if not path.exists():
             raise InputError(f"{option}: {path} does not exist")
         self.adapter, self.path, self.option, self.processes = adapter, path, option, processes
@@ -139,7 +143,11 @@ class SampleFiles:
 
     def reference(self, features: FeatureSet) -> Reference:
         """The file's own name, whether all of it or statistics alone, and how many."""
-        return Reference(str(self.path), "statistics" if self.statistics else "all", features.num_samples)
+        name = str(self.path)
+        if self.named is not None:
+            content = file_digest(self.path) if self.path.is_file() else fingerprint_of(self.examples)
+            name = f"{self.named} ({content[:12]})"
+        return Reference(name, "statistics" if self.statistics else "all", features.num_samples)
 
 
 def _kept(

@@ -222,7 +222,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     path.touch()
     mode = path.stat().st_mode
     save_file(apart(tensors), path, metadata=metadata)
-    path.chmod(mode)
+    with suppress(OSError):  # a file system that knows no modes
+        path.chmod(mode)
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

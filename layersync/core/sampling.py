@@ -104,7 +104,13 @@ def write_samples(
     for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
         if warning != UNGUIDED:  # said when latents are drawn, of every run
             warnings.warn(warning, stacklevel=2)
-    conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)
+    how, stratified = model.recipe.evaluate.conditions, False
+    if labels is None and prompts is None:  # as scores draw them
+        stratified = how == "stratified"
+        labels = model.uniform_labels(count, seed) if how == "uniform" and model.condition.num_classes else None
+    conditions = model.conditions(
+        count, labels=labels, prompts=prompts, frames=frames, seed=seed, stratified=stratified
+    )
     latents, mask = _drawn(model, conditions, given, seed, chosen, processes)
     if not processes.main:
         return target
@@ -119,7 +125,7 @@ def write_samples(
         sync_path(partial)
         if out is None and target.exists():
             shutil.rmtree(target)
-        elif os.path.lexists(target):
+        elif out is not None and os.path.lexists(target):
             target = _free_name(target)
             warnings.warn(f"--out: {out} has been made meanwhile; the samples are in {target}", stacklevel=2)
         partial.rename(target)

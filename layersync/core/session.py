@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layersync.core.adapter import Split
+from layersync.core.checkpoint import read_tensors
 from layersync.core.errors import InputError, Interrupted
 from layersync.core.latents import LatentCache
 from layersync.core.metric import check_labels, parse_metrics
@@ -44,6 +45,7 @@ from layersync.core.run import (
     outside_data,
     writable_parent,
 )
+from layersync.core.signals import REPEATED_WITHIN_SECONDS
 from layersync.core.trainer import Parts, Trainer, build_parts, check_launch
 
 logger = logging.getLogger(__name__)
@@ -54,8 +56,6 @@ CAPTIONS_LIMIT = 10_000
 """The same where their texts are kept too."""
 SEEN_WITHIN_SECONDS = 90
 """That shared storage may take to show other machines a new folder."""
-REPEATED_WITHIN_SECONDS = 1
-"""In which several signals are one: a batch system sends it to all processes, and a launcher passes its own on."""
 
 
 def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool | Literal["auto"] = False) -> Run:
@@ -75,7 +75,10 @@ def train(recipe: Recipe, out: str | os.PathLike[str], *, resume: bool | Literal
         Interrupted: after SIGINT or SIGTERM, once the state is saved.
     """
     path = Path(out)
-    run = _resumable(path, recipe) if resume is True or (resume == "auto" and _is_there(path)) else None
+    if resume == "auto":
+        check_launch(recipe)  # before processes are connected
+        resume = _is_there(path)
+    run = _resumable(path, recipe) if resume else None
     if run is None and os.path.lexists(path):
         raise InputError(f"{path}: exists; give another --out, or --resume to go on with it")
     check_launch(recipe)
@@ -102,6 +105,8 @@ def _trained(recipe: Recipe, path: Path, run: Run | None) -> Run:
     fresh = run is None or not run.checkpoint_steps()
     check = None if run is None else functools.partial(_check_data, run)
     parts = build_parts(recipe, fresh=fresh, check=check)
+    if run is not None:
+        parts.tokenizer.check_state(read_tensors(run.path / "tokenizer.safetensors"))
     _warn_of_metrics(recipe, parts)
     trainer = Trainer(recipe, parts, fresh=fresh, precision=None if run is None else run.environment.get("precision"))
     start, seconds = 0, 0.0

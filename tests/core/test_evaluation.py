@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -318,8 +319,10 @@ def test_a_recipe_may_name_a_file_to_compare_with(
     named = json.loads(command(*arguments, "--set", "evaluate.reference=$REFERENCES/grey.npy")[1])
     given = json.loads(command(*arguments, "--reference", tmp_path / "grey.npy")[1])
     found, same = (one["metrics"]["fd-classifier"] for one in (named, given))
-    assert found["value"] == pytest.approx(same["value"], rel=1e-9) and found["reference"] == same["reference"]
-    assert found["reference"]["count"] == 40 and "reference" not in named["beside_recipe"]
+    assert found["value"] == pytest.approx(same["value"], rel=1e-9) and found["reference"]["count"] == 40
+    content = hashlib.sha256((tmp_path / "grey.npy").read_bytes()).hexdigest()[:12]
+    assert found["reference"]["data"] == f"$REFERENCES/grey.npy ({content})", "the same file anywhere, and no path"
+    assert "reference" not in named["beside_recipe"] and given["beside_recipe"]["reference"]
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(trained.recipe.to_yaml())
     for override, words in (

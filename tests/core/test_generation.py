@@ -123,6 +123,8 @@ def test_uniform_labels_do_not_follow_the_datas_shares(tiny: Make, trained: Run,
     assert counts["uniform"].min() > 10 and counts["uniform"].sum() == 300
     again = draw(layersync.load(run), 300, seed=1, processes=Processes.here())
     assert [e.label for e in again.values()] != [e.label for e in examples.values()]
+    drawn = np.loadtxt(write_samples(run, num=60, out=tmp_path / "drawn", settings={"steps": 1}) / "labels.txt")
+    assert len(set(drawn)) == 10, "what is drawn to be seen, or scored by others, too"
     without = tiny("train.steps=1", "condition.labels=ignored", "evaluate.conditions=uniform")
     words = r"evaluate\.conditions: uniform draws labels, and the run is not conditioned"
     with pytest.warns(UserWarning, match=words):

@@ -384,6 +384,13 @@ def test_a_signal_clears_away_what_is_half_written(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
+    def removed(*arguments: Any, **named: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)  # as a launcher passes it on, while the folder is cleared away
+        rmtree(*arguments, **named)
+
+    rmtree = shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", removed)
+
     monkeypatch.setattr(sampling, "_write_decoded", ended)
     status, out, err = command("sample", trained.path, "--num", 2, "--out", tmp_path / "samples")
     assert status == 1 and out == "" and "error: interrupted; what had been saved before is kept" in err

@@ -439,6 +439,18 @@ def test_of_weights_that_fit_partly_the_others_start_anew(
         tiny("train.init_partly=true")
 
 
+def test_whoever_may_read_a_run_may_read_its_weights(tiny: Make, tmp_path: Path) -> None:
+    """As the umask says; safetensors' own files are their owner's alone."""
+    before = os.umask(0o027)
+    try:
+        run = layersync.train(tiny("train.steps=1"), tmp_path / "run")
+    finally:
+        os.umask(before)
+    files = [path for path in run.path.rglob("*.*") if path.is_file()]
+    assert sum(path.suffix == ".safetensors" for path in files) == 5
+    assert {path.name: path.stat().st_mode & 0o777 for path in files} == dict.fromkeys((p.name for p in files), 0o640)
+
+
 def test_keep_leaves_the_newest_checkpoints(tiny: Make, tmp_path: Path) -> None:
     run = layersync.train(tiny("train.steps=5", "train.checkpoint_every=2", "train.keep=2"), tmp_path / "run")
     assert run.checkpoint_steps() == [4, 5]

@@ -99,7 +99,7 @@ def _write_sit(run: Run, checkpoint: Path, weights: str, target: Path) -> None:
     if isinstance(tokenizer, VaeConfig) and (tokenizer.subfolder or tokenizer.path not in PUBLISHED):
         warnings.warn(
             f"the file does not say which VAE its latents are of, {tokenizer.path!r}: others take Stable Diffusion's; "
-            f"layersync import needs --set tokenizer.path",
+            f"layersync import needs --set tokenizer.path and scaling_factor, and knows no shift",
             stacklevel=3,
         )
     content: dict[str, Any] = {**states, "steps": int(checkpoint.name.rpartition("-")[2])}
@@ -201,7 +201,7 @@ def _scores(run: Run, step: int, weights: str) -> str:
     """The last value of every metric that was taken of these weights, as a table that says how."""
     rows: dict[str, str] = {}
     for record in run.records("evaluation.jsonl"):
-        if record["step"] != step or record["weights"] != weights:
+        if record["step"] != step or record["weights"] != weights or record.get("beside_recipe", {}).get("set"):
             continue
         sampling = record["sampling"]
         for name, score in record["metrics"].items():

@@ -39,6 +39,7 @@ class HuggingFace(LargeImageData):
 
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         from layersync.core.huggingface import (
+            WEBDATASET_LABEL,
             caption_column,
             column_of_type,
             label_column,
@@ -75,7 +76,8 @@ class HuggingFace(LargeImageData):
                 labels, classes = table_labels(table, splits, label, self.num_classes)
             rows = table
         if label is not None:
-            fingerprint += print_of_labels(label, rows.features[label], classes, named=self.label_column is not None)
+            named = self.label_column is not None or label == WEBDATASET_LABEL
+            fingerprint += print_of_labels(label, rows.features[label], classes, named=named)
         column = caption_column(rows.features, self.caption_column, self.path)
         fingerprint = self.oriented(fingerprint)
         images = _Rows(self.path, rows, image, column, self.decoder())

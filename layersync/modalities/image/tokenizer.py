@@ -205,7 +205,7 @@ class Vae(Tokenizer):
     def check_state(self, state: Mapping[str, Tensor]) -> None:
         """Refuse a VAE of another scale or shift than the run's."""
         own = self.state()
-        for name in own if state else ():  # an imported run of a VAE that was not at hand has none
+        for name in own if state else ():
             theirs = state.get(name)
             if theirs is None or theirs.shape != own[name].shape or not torch.allclose(theirs, own[name], rtol=1e-4):
                 raise InputError(

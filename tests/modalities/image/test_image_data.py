@@ -440,6 +440,17 @@ def test_the_share_that_is_held_out_may_be_none(
         noise_image(1).save(tmp_path / split / "a" / "0.png")
     with pytest.warns(UserWarning, match=r"data\.test_fraction has no effect: .* has folders train and test"):
         dataset(name="folder", path=str(tmp_path), test_fraction=0)
+    (tmp_path / "test" / "a" / "0.png").unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(dataset(name="folder", path=str(tmp_path), test_fraction=0)) == 1, "of an empty folder nothing is"
+
+
+def test_webdatasets_labels_are_found_and_make_other_data(labelled_parquet: Callable[..., str]) -> None:
+    path = labelled_parquet("data.parquet", cls=[0, 1, 1])
+    found, plain = dataset(name="hf", path=path), dataset(name="hf", path=labelled_parquet("plain.parquet", other=[1]))
+    assert [found[index].label for index in range(len(found))] == [0, 1, 1] and plain.classes == ()
+    assert found.fingerprint.endswith("-label:cls"), "it was without labels in versions that did not read the column"
 
 
 def test_labels_that_look_like_none_are_said(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +171,9 @@ def _known_channels(channels: list[str]) -> tuple[str, ...]:
     for channel in channels:
         if channel.lower() not in known:
             raise ValueError(f"channel {channel!r} is none of {', '.join(known.values())}")
-    if len(set(map(str.lower, channels))) < len(channels):
-        raise ValueError(f"a joint with a channel twice: {' '.join(channels)}")
-    return tuple(known[channel.lower()] for channel in channels)
+    found = tuple(known[channel.lower()] for channel in channels)
+    places, turns = ([name for name in found if name in kind] for kind in (_POSITIONS, _ROTATIONS))
+    again = len(set(places)) < len(places) or any(one == other for one, other in pairwise(turns))
+    if again or len(turns) > 3:
+        raise ValueError(f"a joint with channels {' '.join(channels)}")
+    return found
