@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything of ours is
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the processes that tests start, which share the cores with tests
+# All of it is read when a library is imported, so before anything of ours is; processes that tests start have it, too.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of those processes, which share the cores with tests
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="layersync-tables-")  # instead of the user's cache
+os.environ.update({} if "LAYERSYNC_TEST_DEVICES" in os.environ else {"CUDA_VISIBLE_DEVICES": ""})
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first, so that no process is left alone with one at the end."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
 @pytest.fixture(scope="session", autouse=True)
