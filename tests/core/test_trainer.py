@@ -601,6 +601,13 @@ def test_what_a_launch_cannot_do_is_found_before_anything_is_tokenized(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_network_that_computes_no_block_twice_is_refused_where_that_is_wanted(installer: Installer) -> None:
+    lines = ("built = config.build(latent, condition)", "del built.gradient_checkpointing", "return built")
+    name = installer.strokes(("return config.build(latent, condition)", "\n        ".join(lines)))
+    with pytest.raises(InputError, match=r"train\.gradient_checkpointing: this backbone has none"):
+        build_parts(load_recipe(f"{name}/quick", ["train.gradient_checkpointing=true"]))
+
+
 def test_a_launch_that_shares_no_batch_may_be_of_any_size(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokenizing, and the runs of a comparison, which are processes by themselves."""
     monkeypatch.setenv("WORLD_SIZE", "3")
