@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import tempfile
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is imported, so before anything of ours is
-os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="layersync-datasets-")
-os.environ["OMP_NUM_THREADS"] = "1"  # as of this process: what those that it starts make is compared bit for bit
-os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("LAYERSYNC_TEST_GPU", "")  # tests have networks of their own
+# All of it is read when a library is imported, so before anything of ours is; processes that tests start have it, too.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of those processes, which share the cores with tests
+os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="layersync-tables-")  # instead of the user's cache
+os.environ.update({} if "LAYERSYNC_TEST_DEVICES" in os.environ else {"CUDA_VISIBLE_DEVICES": ""})
 
 import shutil
 import sys
@@ -38,6 +39,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
 
 
+def pytest_unconfigure() -> None:
+    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of this session's own; only data that was fetched from a package index is kept between sessions.
@@ -53,7 +58,6 @@ def cache(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     before = os.environ.get("LAYERSYNC_CACHE")
     os.environ["LAYERSYNC_CACHE"] = str(directory)
     yield directory
-    shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
     if before is None:
         del os.environ["LAYERSYNC_CACHE"]
     else:

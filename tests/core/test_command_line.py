@@ -244,6 +244,13 @@ def test_an_old_pickle_is_recognised_too(command: Make, copied: Run) -> None:
         assert status == 2 and "safetensors" in one_error(err)
 
 
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_a_run_that_has_saved_nothing_yet_is_refused(command: Make, copied: Run, name: str) -> None:
+    shutil.rmtree(copied.path / "checkpoints")
+    status, out, err = command(name, copied.path)
+    assert status == 2 and out == "" and one_error(err) == f"error: run '{copied.path}' has no checkpoint yet"
+
+
 @pytest.mark.parametrize("file", ["data.json", "conditions.safetensors", "recipe.yaml", "tokenizer.safetensors"])
 @pytest.mark.parametrize("damage", ["cut short", "missing"])
 def test_a_damaged_run_is_refused(command: Make, copied: Run, file: str, damage: str) -> None:

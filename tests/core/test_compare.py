@@ -11,9 +11,10 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import replace
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import yaml
 from classifiers import another_classifier
+from filelock import FileLock, Timeout
 from scipy import stats
 from scipy.spatial.transform import Rotation
 
@@ -446,21 +448,33 @@ def test_resume_needs_the_file_alone_and_takes_more_variants(
 LONG = ("--auto-resume", "--seeds", "1", "--set", "train.steps=250", "--set", "evaluate.every=200")
 
 
-def started(recipe: Path, out: Path) -> subprocess.Popen[str]:
-    """A comparison whose first run has taken steps."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "layersync.cli", *words(recipe, out, *LONG)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    log = out / "runs" / recipe.stem / "baseline" / "seed-0" / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not log.is_file() or log.read_text().count("\n") < 3:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return process
+@pytest.fixture
+def started() -> Iterator[Callable[[Path, Path], subprocess.Popen[str]]]:
+    """``started(recipe, out)``: a comparison whose first run has taken steps; none of it outlives the test."""
+    with ExitStack() as held:
+
+        def start(recipe: Path, out: Path) -> subprocess.Popen[str]:
+            command = [sys.executable, "-m", "layersync.cli", *words(recipe, out, *LONG)]
+            held.callback(end_children, recipe, out)
+            process = held.enter_context(
+                subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            )
+            held.callback(process.kill)
+            log = out / "runs" / recipe.stem / "baseline" / "seed-0" / "metrics.jsonl"
+            deadline = time.monotonic() + 120
+            while not log.is_file() or log.read_text().count("\n") < 3:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            return process
+
+        yield start
+
+
+def end_children(recipe: Path, out: Path) -> None:
+    for number in children(recipe, out):
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
 
 
 def children(recipe: Path, out: Path) -> list[int]:
@@ -478,8 +492,14 @@ def children(recipe: Path, out: Path) -> list[int]:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_an_end_saves_the_run_and_leaves_no_process(
-    number: signal.Signals, recipe: Path, command: Make, tmp_path: Path, request: pytest.FixtureRequest
+    number: signal.Signals,
+    started: Make,
+    recipe: Path,
+    command: Make,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
 ) -> None:
+    """The run that was being made is saved at the last step that it took."""
     out = tmp_path / "out"
     process = started(recipe, out)
     assert len(children(recipe, out)) == 1
@@ -491,8 +511,8 @@ def test_an_end_saves_the_run_and_leaves_no_process(
     assert not children(recipe, out)
     (domain,) = read_comparison(out).domains
     assert [run.status for variant in domain.variants.values() for run in variant.runs] == ["waiting", "waiting"]
-    (saved,) = Run(out / domain.variants["baseline"].runs[0].path).checkpoint_steps()
-    assert 0 < saved < 200
+    run = Run(out / domain.variants["baseline"].runs[0].path)
+    assert run.checkpoint_steps()[-1] == run.records()[-1]["step"] >= 1
     if number is signal.SIGINT:
         assert process.returncode == 1 and f"--resume --out {out}" in err and "Traceback" not in err
         request.getfixturevalue("in_process")
@@ -681,6 +701,38 @@ def test_a_record_is_of_its_recipe_alone_and_of_numbers(tiny: Make, tmp_path: Pa
         carry_out(assignment)
 
 
+def test_a_record_has_the_median_time_of_a_step_and_the_seconds_of_the_training(
+    tiny: Make, tmp_path: Path, clock: list[float]
+) -> None:
+    """Of 11 steps, of which number n takes n seconds: the sixth is in the middle. Measurements take 100 each."""
+    (tmp_path / "recipe.yaml").write_text(tiny("train.steps=11", "evaluate.metrics=[nearest-training]").to_yaml())
+    record = carry_out(
+        Assignment(str(tmp_path / "recipe.yaml"), 3, str(tmp_path / "run"), str(tmp_path / "run.json"), "run")
+    )
+    assert record.step_seconds == pytest.approx(6)
+    assert record.seconds == (100 + sum(range(12)) + 100,)
+
+
+def test_a_run_is_finished_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose comparison was killed may still be saving when the next one begins."""
+    assignment = Assignment("recipe.yaml", 3, str(tmp_path / "run"), str(tmp_path / "run.json"), "run")
+    done = []
+
+    def finishing(given: Assignment) -> None:
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / "run.lock").acquire(timeout=0)
+        done.append(given)
+
+    monkeypatch.setattr(experiment_run, "finish", finishing)
+    monkeypatch.setattr(experiment_run, "_stop_with_parent", lambda: None)  # the end of this process's input
+    monkeypatch.setattr(sys, "argv", ["experiment_run", json.dumps(asdict(assignment))])
+    with warnings.catch_warnings():
+        assert experiment_run.main() == 0
+    assert done == [assignment]
+    with FileLock(tmp_path / "run.lock", timeout=0):
+        pass
+
+
 def test_a_loss_of_what_was_trained_on_is_said_to_be(folder: Path, recipe: Path, domain: Domain) -> None:
     arms = arms_of([recipe], {"baseline": (), "layersync": ()}, ())
     for split, said in (("test", False), ("train", True), (None, False)):
@@ -770,6 +822,30 @@ def test_what_a_first_write_left_behind_is_no_comparison(
     monkeypatch.delattr(experiment, "check_work")
     with pytest.raises(InputError, match=r"numbers\.yaml is no folder"):
         layersync.compare([recipe], seeds=[5], out=recipe)
+
+
+def test_a_comparison_is_made_by_one_process_at_a_time(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "ProcessPool", lambda *_, **__: pytest.fail("runs are made"))
+    recipe, out = tmp_path / "numbers.yaml", tmp_path / "out"
+    recipe.write_text(tiny(*SHORT, "evaluate.metrics=[nearest-training]").to_yaml())
+    out.mkdir()
+    with (
+        FileLock(out / ".lock"),
+        pytest.raises(InputError, match=r"--out: another process is at work in .*/out$"),
+    ):
+        layersync.compare([recipe], seeds=[5], out=out)
+    assert not (out / "compare.json").exists()
+
+
+def test_recipes_that_start_from_different_seeds_need_to_be_told_theirs(
+    tiny: Make, recipe: Path, command: Make, tmp_path: Path
+) -> None:
+    (tmp_path / "other.yaml").write_text(tiny(*SETS, "seed=7").to_yaml())
+    status, out, err = command("compare", recipe, tmp_path / "other.yaml", "--out", tmp_path / "out")
+    assert status == 2 and not out and not (tmp_path / "out").exists()
+    assert re.search(r"error: seed: the recipes start from different ones, \{.*: 0, .*: 7\}; name them by --seeds", err)
 
 
 def test_one_recipe_is_compared_once(recipe: Path, command: Make, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from layersync.core.adapter import LatentSpec
 from layersync.core.draws import StepDraws, epoch_indices, module_seed, sample_noise, solver_noise, step_draws
 
 SPEC = LatentSpec(2, (3, 4))
-FIELDS = ("indices", "uniform_time", "drop", "variant", "position", "noise", "posterior")
+FIELDS = ("indices", "uniform_time", "drop", "variant", "position", "noise", "posterior", "caption")
 
 
 def draw(seed: int = 0, step: int = 0, part: slice = slice(0, 12), batch: int = 12, size: int = 50) -> StepDraws:
@@ -43,9 +43,9 @@ def test_seeds_steps_and_positions_differ() -> None:
 
 def test_the_kinds_of_draws_are_independent() -> None:
     draws = draw(batch=4000, part=slice(0, 4000))
-    uniform = (draws.uniform_time, draws.drop, draws.variant, draws.position)
+    uniform = (draws.uniform_time, draws.drop, draws.variant, draws.position, draws.caption)
     columns = np.stack([*uniform, draws.noise[:, 0, 0, 0], draws.posterior[:, 0, 0, 0]])
-    correlation = np.corrcoef(columns) - np.eye(6)
+    correlation = np.corrcoef(columns) - np.eye(7)
     assert np.abs(correlation).max() < 4.5 / np.sqrt(4000)
 
 
@@ -61,7 +61,7 @@ def test_epochs_are_permutations_of_their_own() -> None:
 
 def test_distributions() -> None:
     draws = draw(batch=4000, part=slice(0, 4000), size=4000)
-    for values in (draws.uniform_time, draws.drop, draws.variant, draws.position):
+    for values in (draws.uniform_time, draws.drop, draws.variant, draws.position, draws.caption):
         assert stats.kstest(values.numpy(), "uniform").pvalue > 1e-3
     for values in (draws.noise, draws.posterior, sample_noise(0, 0, 2000, SPEC)):
         assert stats.kstest(values.numpy().ravel()[:20_000], "norm").pvalue > 1e-3

@@ -16,6 +16,7 @@ import pytest
 import torch
 from classifiers import another_classifier, with_metadata_turned
 from PIL import Image
+from plugins import Installer
 from safetensors import safe_open
 from scipy import linalg
 from torch import Tensor
@@ -133,6 +134,11 @@ class TestConventions:
         wrong = scorer(real, [(label + 1) % 10 for label in labels])
         assert wrong("label-agreement").value < 0.1
 
+    def test_samples_that_were_asked_for_no_class_agree_with_none(self, trained: Run, scorer: Make) -> None:
+        real, _ = self.digits(trained, "test", 8)
+        with pytest.raises(InputError, match="label-agreement: no sample was asked to be of a class"):
+            scorer(real, [-1] * 8)("label-agreement")
+
     def test_copies_show_as_copies(self, trained: Run, scorer: Make) -> None:
         copies, labels = self.digits(trained, "train", 100)
         fresh, fresh_labels = self.digits(trained, "test", 300)
@@ -241,6 +247,14 @@ def test_samples_are_drawn_for_each_example_of_the_split_that_the_recipe_names(
     layersync.evaluate(run.path, ["nearest-training"], num_samples=len(dataset))
     wanted = [dataset[index].label for index in range(len(dataset))]
     assert sorted(starts(seen)[1].tolist()) == sorted(wanted)
+
+
+def test_a_split_that_is_empty_has_nothing_to_draw_samples_for(installer: Installer, tmp_path: Path) -> None:
+    """Two strokes, of which a third are held out."""
+    recipe = layersync.load_recipe(f"{installer.strokes()}/quick", ["data.size=2", "evaluate.conditions=test"])
+    run = layersync.train(recipe, tmp_path / "run")
+    with pytest.raises(InputError, match=r"evaluate\.conditions: test, and data strokes has no such split"):
+        layersync.evaluate(run.path, ["reach"], num_samples=2)
 
 
 def test_the_recipe_says_what_samples_are_compared_with(settled: Callable[..., Run], result: Any) -> None:

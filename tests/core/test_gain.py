@@ -13,6 +13,7 @@ SCORES = np.random.default_rng(0).uniform(5, 20, size=10)
 
 @pytest.fixture
 def rng() -> np.random.Generator:
+    """A test's own, so that its numbers do not hang on which ran before."""
     return np.random.default_rng(1)
 
 

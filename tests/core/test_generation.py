@@ -20,7 +20,7 @@ import layersync
 from layersync import InputError, Run, load_recipe
 from layersync.core import session
 from layersync.core.evaluation import draw
-from layersync.core.generation import GenerativeModel
+from layersync.core.generation import GenerativeModel, KnownConditions
 from layersync.core.parallel import Processes
 from layersync.core.sampling import write_samples
 from layersync.modalities.image.adapter import ImageAdapter
@@ -75,6 +75,18 @@ def test_labels_are_one_a_sample_or_cycled(model: GenerativeModel) -> None:
     assert torch.equal(drawn, model.conditions(4000).label)
     assert not torch.equal(drawn, model.conditions(4000, seed=1).label)
     assert known.data.classes == tuple(str(n) for n in range(10))
+
+
+def test_lengths_are_those_of_samples_of_the_same_label(model: GenerativeModel) -> None:
+    """Where labels are drawn, where they are given, and of all samples where none has the label that is given."""
+    label = torch.tensor([0] * 30 + [1] * 10 + [2] * 10)
+    known = KnownConditions(label, 10 * label + torch.arange(50) % 3, [[]] * 50)
+    for given in (None, (0, 1, 2)):
+        drawn = model.conditions(600, labels=given, known=known)
+        assert torch.equal(drawn.frames // 10, drawn.label)
+        assert set(drawn.frames.tolist()) == {0, 1, 2, 10, 11, 12, 20, 21, 22}
+    unknown = model.conditions(600, labels=[7], known=known).frames
+    assert (torch.bincount(unknown // 10) / 600).tolist() == pytest.approx([0.6, 0.2, 0.2], abs=0.06)
 
 
 @pytest.mark.parametrize("count", [3, 97, 1000, 5000])

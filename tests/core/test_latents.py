@@ -246,6 +246,18 @@ def test_a_corrupt_picture_can_be_skipped_and_counted(tmp_path: Path, caplog: py
         assert cache.labels[entry] == dataset[int(example)].condition["label"]
 
 
+@pytest.mark.parametrize("classes", [("a",), ()])
+def test_labels_that_are_no_classes_any_more_are_refused(classes: tuple[str, ...], tmp_path: Path) -> None:
+    """Of data whose classes have changed and whose fingerprint has not."""
+    LatentCache.open(Clips(), Frames(), directory=tmp_path)
+    fewer = Clips()
+    fewer.classes = classes
+    with pytest.raises(
+        InputError, match=f"Clips: has labels from 0 to 1 of {len(classes)} classes; a label is an index"
+    ):
+        LatentCache.open(fewer, Frames(), directory=tmp_path)
+
+
 def test_nothing_readable_is_an_error(tmp_path: Path) -> None:
     root = pictures(tmp_path / "data", 2)
     for file in root.rglob("*.png"):

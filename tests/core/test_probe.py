@@ -97,6 +97,14 @@ def test_losses_are_those_of_the_averaged_network(
     assert all(abs(a / b - 1) > 1e-4 for a, b in zip(by_hand["ema"], by_hand["model"], strict=True))
 
 
+def test_a_score_counts_as_the_noise_that_it_amounts_to(tiny: Make) -> None:
+    """A network that starts by predicting 0 misses all of the noise, at every time alike."""
+    recipe = tiny("objective.prediction=score")
+    trainer = Trainer(recipe, build_parts(recipe))
+    wanted = float((trainer.probe.x0**2).mean())
+    assert trainer.measure()["held_out_loss_by_t"] == pytest.approx([wanted] * 8, rel=1e-5)
+
+
 def cosine(student: np.ndarray, teacher: np.ndarray) -> float:
     """Mean over tokens of (samples, tokens, channels)."""
     lengths = np.linalg.norm(student, axis=2) * np.linalg.norm(teacher, axis=2)

@@ -9,19 +9,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from filelock import FileLock
+from plugins import Installer
 
 import layersync
 from layersync import InputError, Run, load_recipe
 from layersync.core import sampling, session
 from layersync.core.errors import Interrupted
 from layersync.core.latents import LatentCache
+from layersync.core.parallel import Processes
 from layersync.core.recipe_reading import shipped_recipes
 from layersync.core.trainer import Trainer, choose_precision
 
@@ -36,10 +39,18 @@ SMALLER = (
 LESS_DATA = {"audio/quick": ("data.num_pitches=3",)}
 
 
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "layersync.cli", *map(str, arguments)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """``start("train", ...)``: the command line in a process of its own, which does not outlive the test."""
+    with ExitStack() as held:
+
+        def begin(*arguments: object) -> subprocess.Popen[str]:
+            command = [sys.executable, "-m", "layersync.cli", *map(str, arguments)]
+            process = held.enter_context(subprocess.Popen(command, stderr=subprocess.PIPE, text=True))
+            held.callback(process.kill)
+            return process
+
+        yield begin
 
 
 def wait_for_log(process: subprocess.Popen[str], log: Path, step: int) -> None:
@@ -57,7 +68,9 @@ def logged(run: Run) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_killed_and_resumed_ends_bit_identical(name: str, tmp_path: Path, tensors_of: Make, identical: Make) -> None:
+def test_killed_and_resumed_ends_bit_identical(
+    name: str, start: Make, tmp_path: Path, tensors_of: Make, identical: Make
+) -> None:
     smaller = (*SMALLER, *LESS_DATA.get(name, ()))
     unbroken = layersync.train(load_recipe(name, smaller), tmp_path / "unbroken")
     out = tmp_path / "killed"
@@ -98,6 +111,51 @@ def test_resume_at_every_checkpoint_equals_a_straight_run(
         for kind in ("model", "ema", "optimizer"):
             assert identical(tensors_of(resumed, kind), tensors_of(straight, kind)), (kept, kind)
         assert logged(resumed) == logged(straight)
+
+
+MAPPED = '''
+import torch
+from layersync.core.regularizer.base import Regularizer, RegularizerConfig, RegularizerOutput
+
+class Config(RegularizerConfig):
+    weight: float = 0.5
+
+class Mapped(Regularizer):
+    """Tokens of a deep block are to be read out of those of another, by a map that is trained with both."""
+
+    Config = Config
+
+    def __init__(self, size):
+        super().__init__()
+        self.map = torch.nn.Linear(size, size)
+
+    @classmethod
+    def from_config(cls, config, depth, hidden_size):
+        return cls(hidden_size)
+
+    def taps(self, step):
+        return (1, 3)
+
+    def forward(self, context):
+        shallow, deep = (context.features[block].float() for block in (1, 3))
+        return RegularizerOutput((self.map(shallow) - deep.detach()).square().mean(), {})
+'''
+
+
+def test_a_regularizers_own_weights_go_on_with_the_others(
+    installer: Installer, tiny_mapping: dict[str, Any], tmp_path: Path, tensors_of: Make, identical: Make
+) -> None:
+    installer.package(MAPPED, {}, {"mapped": "Mapped"})
+    sizes = ("train.steps=4", "train.checkpoint_every=2", "optimizer.lr=0.01")
+    recipe = load_recipe({**tiny_mapping, "regularizer": {"name": "mapped"}}, sizes)
+    straight = layersync.train(recipe, tmp_path / "straight")
+    own = {step: tensors_of(straight, "regularizer", step) for step in (2, 4)}
+    assert set(own[4]) == {"map.weight", "map.bias"} and not torch.allclose(own[2]["map.bias"], own[4]["map.bias"])
+    run = Run(shutil.copytree(straight.path, tmp_path / "run"))
+    shutil.rmtree(run.checkpoint(4))
+    layersync.train(recipe, run.path, resume=True)
+    for kind in ("regularizer", "model", "ema", "optimizer"):
+        assert identical(tensors_of(run, kind), tensors_of(straight, kind)), kind
 
 
 def flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:
@@ -280,6 +338,33 @@ def test_a_run_is_trained_by_one_process_at_a_time(tiny: Make, tmp_path: Path) -
     assert run.checkpoint_steps() == [2]
 
 
+class Elsewhere(Processes):
+    """One of two processes; the other one, on another machine, sees a run of 20 steps."""
+
+    def gather(self, local: list[Any]) -> list[Any]:
+        return [True if local == [False] else 20, *local]
+
+
+def test_machines_that_see_different_checkpoints_do_not_go_on(
+    tiny: Make, trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(trained.path, tmp_path / "run")
+    monkeypatch.setattr(Processes, "here", lambda: Elsewhere(1, 2))
+    with pytest.raises(InputError, match=r"machines see different checkpoints in .*/run, of steps 20 and 40; it has"):
+        layersync.train(tiny("train.steps=40"), run, resume=True)
+
+
+def test_a_machine_that_does_not_see_the_run_says_so(
+    tiny: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When it has waited for what another one made there; such a storage may be slow."""
+    monkeypatch.setattr(Processes, "here", lambda: Elsewhere(1, 2))
+    monkeypatch.setattr(session, "SEEN_WITHIN_SECONDS", 0.05)
+    with pytest.raises(InputError, match=r"--out: .*/run is not seen here; it has to lie where all machines see it"):
+        layersync.train(tiny(), tmp_path / "run", resume="auto")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_log_that_was_torn_goes_on(tiny: Make, tmp_path: Path) -> None:
     """What a full disk cut off is left out, and what comes after it is read."""
     run = layersync.train(tiny("train.steps=2"), tmp_path / "run")
@@ -397,7 +482,7 @@ def test_a_signal_clears_away_what_is_half_written(
     assert not any(tmp_path.iterdir()) and signal.getsignal(signal.SIGTERM) == handler
 
 
-def test_ctrl_c_on_the_command_line(tiny_file: Path, tmp_path: Path) -> None:
+def test_ctrl_c_on_the_command_line(start: Make, tiny_file: Path, tmp_path: Path) -> None:
     process = start("train", tiny_file, "--set", "train.steps=100000", "--out", tmp_path / "run")
     wait_for_log(process, tmp_path / "run" / "metrics.jsonl", 5)
     process.send_signal(signal.SIGINT)

@@ -231,6 +231,18 @@ def test_a_cache_that_is_full_costs_no_score(
         (["--generated", "{alike}", "--metrics", "similarity-kinetic"], "extractor kinetic reads no texts"),
         (["--generated", "{alike}", "--metrics", "multimodality-kinetic"], "has no text"),
         (["--generated", "{alike}", "--metrics", ""], "unknown to modality motion"),
+        (
+            ["--generated", "{alike}", "--metrics", "diversity-kinetic", "--save-statistics", "{kept}"],
+            "--save-statistics: needs --real and metrics of one extractor, not of 1 (kinetic)",
+        ),
+        (
+            ["--generated={alike}", "--real={real}", "--metrics=fd-kinetic,fd-geometric", "--save-statistics={kept}"],
+            "--save-statistics: needs --real and metrics of one extractor, not of 2 (kinetic, geometric)",
+        ),
+        (
+            ["--generated", "{alike}", "--real", "{real}", "--metrics", "fd-kinetic", "--save-statistics", "{missing}"],
+            "missing.npy does not end in .npz",
+        ),
     ],
 )
 def test_bad_input_gets_one_line(
@@ -240,7 +252,7 @@ def test_bad_input_gets_one_line(
     np.save(tmp_path / "huge.npy", motions(4, 0) * np.float32(1e30))
     (tmp_path / "empty").mkdir()
     files = {**sets, **{name: tmp_path / f"{name}.npy" for name in ("one", "huge", "missing")}}
-    files["empty"] = tmp_path / "empty"
+    files |= {"empty": tmp_path / "empty", "kept": tmp_path / "kept.npz"}
     status, out, err = command("score", "--modality", "motion", *(part.format(**files) for part in arguments))
     lines = [line for line in err.splitlines() if line.startswith("error:")]
     assert status == 2 and out == "" and len(lines) == 1 and says in lines[0], err

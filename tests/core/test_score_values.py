@@ -70,10 +70,18 @@ def scored(modality: str, tmp_path: Path) -> Scores:
 
 
 SIZE, NUM_REAL, TEXTS, BATCH = 96, 48, 8, 32
-RANDOM = np.random.default_rng(0)
-TEXT = RANDOM.normal(size=(SIZE, 8)).astype(np.float32)
-SAMPLES = (0.6 * TEXT + RANDOM.normal(0.3, 0.5, (SIZE, 8))).astype(np.float32)
-REAL = RANDOM.normal([0.1] * 4 + [0.5] * 4, [1.0] * 6 + [0.5] * 2, (NUM_REAL, 8)).astype(np.float32)
+
+
+def drawn() -> tuple[np.ndarray, ...]:
+    """Texts, samples that are like them, and real samples, 8 numbers each."""
+    random = np.random.default_rng(0)
+    text = random.normal(size=(SIZE, 8)).astype(np.float32)
+    samples = (0.6 * text + random.normal(0.3, 0.5, (SIZE, 8))).astype(np.float32)
+    real = random.normal([0.1] * 4 + [0.5] * 4, [1.0] * 6 + [0.5] * 2, (NUM_REAL, 8)).astype(np.float32)
+    return text, samples, real
+
+
+TEXT, SAMPLES, REAL = drawn()
 """Samples lie nearer to each other than their texts do, and than real ones: nothing here is symmetric."""
 
 

@@ -13,10 +13,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from plugins import Installer
 from safetensors.torch import load_file
+from scipy import special, stats
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 
@@ -24,12 +26,13 @@ import layersync
 from layersync import load_recipe
 from layersync.core import run as run_module
 from layersync.core import trainer as trainer_module
-from layersync.core.draws import StepDraws, step_draws
+from layersync.core.draws import StepDraws, generator, step_draws
 from layersync.core.errors import InputError, TrainingError
 from layersync.core.latents import LatentBatch, LatentCache
 from layersync.core.probe import flow_loss
 from layersync.core.run import leave_newest
 from layersync.core.trainer import Trainer, build_parts, choose_precision
+from layersync.modalities.image.tokenizer import Pixels
 
 Make = Callable[..., Any]
 
@@ -269,12 +272,25 @@ def test_flow_loss_is_a_mean_over_real_elements_then_samples() -> None:
     assert flow_loss(prediction.bfloat16(), target.bfloat16(), None, 2).dtype == torch.float32
 
 
+def times_by_hand(trainer: Trainer, uniform: Tensor) -> Tensor:
+    """By SciPy and Stable Diffusion 3 (arXiv 2403.03206, eq. 19 and 23, of the noise's share s = 1 - t)."""
+    objective, t = trainer.recipe.objective, uniform.double().numpy()
+    if objective.time == "logit-normal":
+        t = special.expit(stats.norm.ppf(t, objective.time_mean, objective.time_std))
+    s = objective.shift * (1 - t) / (1 + (objective.shift - 1) * (1 - t))
+    last = 1 - 1e-5 if objective.prediction == "score" else 1  # where the noise is gone it has no score
+    return torch.from_numpy(np.asarray(last * (1 - s))).float()
+
+
 def losses_by_hand(trainer: Trainer, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Flow loss and similarity of each sample, its t, and whether it lost its label, on the linear path."""
+    """Flow loss and similarity of each sample, its t, and whether it lost its label, on the linear path.
+
+    A score is -x0 / (1 - t), and counts as the noise that it amounts to.
+    """
     cache, dropout = trainer.parts.cache, trainer.recipe.train.condition_dropout
     draws = step_draws(0, step, 16, slice(0, 16), len(cache), trainer.parts.data.latent)
     x1, x0 = torch.stack([cache.stored(int(index)) for index in draws.indices]), draws.noise
-    t = draws.uniform_time
+    t = times_by_hand(trainer, draws.uniform_time)
     time = t[:, None, None, None]
     dropped = draws.drop < dropout
     label = torch.from_numpy(cache.labels[draws.indices])
@@ -283,7 +299,9 @@ def losses_by_hand(trainer: Trainer, step: int) -> tuple[Tensor, Tensor, Tensor,
         out = trainer.backbone((1 - time) * x0 + time * x1, t, {"label": label}, taps=(1, 3))
     student, teacher = out.features[1], out.features[3]
     cosine = (student * teacher).sum(2) / student.norm(dim=2) / teacher.norm(dim=2)
-    return ((out.prediction - (x1 - x0)) ** 2).mean((1, 2, 3)), cosine.mean(1), t, dropped
+    scored = trainer.recipe.objective.prediction == "score"
+    error = (1 - time) * out.prediction + x0 if scored else out.prediction - (x1 - x0)
+    return (error**2).mean((1, 2, 3)), cosine.mean(1), t, dropped
 
 
 @pytest.mark.parametrize(("dropout", "most"), [(0.0, 0), (0.1, 8), (1.0, 16)])
@@ -295,6 +313,56 @@ def test_a_step_is_what_the_definitions_give(dropout: float, most: int, tiny: Ma
     assert float(losses["flow_loss"]) == pytest.approx(float(flow.mean()), abs=1e-6)
     assert float(losses["similarity/1-3"]) == pytest.approx(float(similarity.mean()), abs=1e-6)
     assert float(losses["regularizer_loss"]) == pytest.approx(-0.3 * float(similarity.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ("objective.prediction=score",),
+        ("objective.time=logit-normal", "objective.time_mean=0.4", "objective.time_std=0.7", "objective.shift=2.5"),
+    ],
+    ids=["score", "logit-normal"],
+)
+def test_a_step_of_another_objective_is_what_its_definition_gives(changes: tuple[str, ...], tiny: Make) -> None:
+    trainer = with_weights(tiny(*changes))
+    flow, similarity, _, _ = losses_by_hand(trainer, 3)
+    losses = trainer.train_step(3)
+    assert float(losses["flow_loss"]) == pytest.approx(float(flow.mean()), rel=1e-5)
+    assert float(losses["similarity/1-3"]) == pytest.approx(float(similarity.mean()), abs=1e-6)
+
+
+class Drawn(Pixels):
+    """Pixels as means of latents that are drawn, each with a deviation of its own."""
+
+    stochastic = True
+
+    def latents(self, stored: Tensor, noise: Tensor | None = None) -> Tensor:
+        return stored if noise is None else stored + self.deviation(stored) * noise
+
+    @staticmethod
+    def deviation(stored: Tensor) -> Tensor:
+        return 0.1 + 0.2 * stored.abs()
+
+
+def test_latents_that_have_a_deviation_are_drawn_anew_at_every_step(tiny: Make, tmp_path: Path) -> None:
+    """16 images, all of them in each batch; and once for good of what is measured on."""
+    recipe = tiny()
+    parts = build_parts(recipe, limit=16, directory=tmp_path)
+    parts = dataclasses.replace(parts, tokenizer=Drawn(recipe.tokenizer))
+    trainer, given = Trainer(recipe, parts), []
+    trainer.model.register_forward_pre_hook(lambda module, arguments: given.append(arguments[0]))
+    by_image = []
+    for step in (0, 1):
+        draws = step_draws(0, step, 16, slice(0, 16), 16, parts.data.latent, posterior=True)
+        means = torch.stack([parts.cache.stored(int(index)) for index in draws.indices])
+        trainer.train_step(step)
+        torch.testing.assert_close(given[step], means + Drawn.deviation(means) * draws.posterior)
+        by_image.append(given[step][np.argsort(draws.indices)])
+    assert float((by_image[0] - by_image[1]).abs().mean()) > 0.1
+    source = generator(0, "probe")
+    means = torch.stack([parts.held_out.stored(int(index)) for index in source.permutation(16)])
+    _, drawn = (torch.from_numpy(source.standard_normal(means.shape, dtype=np.float32)) for _ in range(2))
+    torch.testing.assert_close(trainer.probe.x1, means + Drawn.deviation(means) * drawn)
 
 
 def test_t_range_is_about_the_times_of_the_samples(tiny: Make) -> None:
@@ -318,6 +386,13 @@ def test_the_first_loss_is_what_the_definitions_give(tiny: Make) -> None:
     assert float(losses["flow_loss"]) == pytest.approx(float(((x1 - draws.noise) ** 2).mean()), rel=1e-5)
     assert float(losses["similarity/1-3"]) == pytest.approx(1.0, abs=1e-6)
     assert float(losses["regularizer_loss"]) == pytest.approx(-0.3, abs=1e-6)
+
+
+def test_weights_to_begin_with_are_the_seeds(tiny: Make, identical: Make) -> None:
+    parts = build_parts(tiny())
+    zero, one, again = (Trainer(tiny(f"seed={seed}"), parts).backbone.state_dict() for seed in (0, 1, 1))
+    assert identical(one, again)
+    assert not torch.equal(zero["blocks.1.mlp.fc1.weight"], one["blocks.1.mlp.fc1.weight"])
 
 
 def test_ema_by_hand(tiny: Make, tmp_path: Path, tensors_of: Make) -> None:
@@ -363,18 +438,47 @@ def test_learning_rate_over_time(tiny: Make) -> None:
     assert tiny("optimizer.lr=1.0").optimizer.rate(7, 12) == 1.0
 
 
+def test_step_times_and_the_learning_rate_are_logged_as_they_were(
+    tiny: Make, tmp_path: Path, clock: list[float]
+) -> None:
+    """Step n takes n seconds and a measurement 100, which are no step's; time counts on over an interruption."""
+    settings = ("optimizer.lr=1.0e-3", "optimizer.warmup=4", "train.log_every=2", "evaluate.every=3")
+    layersync.train(tiny(*settings, "train.steps=4"), tmp_path / "run")
+    clock[0] += 5000
+    run = layersync.train(tiny(*settings, "train.steps=7"), tmp_path / "run", resume=True)
+    logged = {record["step"]: record for record in run.records() if "lr" in record}
+    rates = {step: record["samples_per_second"] for step, record in logged.items()}
+    assert rates == pytest.approx({2: 2 * 16 / (1 + 2), 4: 16 / 4, 6: 2 * 16 / (5 + 6), 7: 16 / 7})
+    seconds = [record["seconds"] for record in run.records()]
+    assert seconds == [100, 100 + 3, 200 + 6, 200 + 10, 300 + 10, 300 + 21, 400 + 21, 400 + 28, 500 + 28]
+    assert {step: record["lr"] for step, record in logged.items()} == pytest.approx(
+        {2: 0.5e-3, 4: 1e-3, 6: 1e-3, 7: 1e-3}
+    )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_rate_of_a_step_is_that_of_its_place_in_the_training(schedule: str, tiny: Make) -> None:
+    recipe = tiny("optimizer.lr=1.0e-3", "optimizer.warmup=2", f"optimizer.schedule={schedule}", "train.steps=6")
+    trainer, used = Trainer(recipe, build_parts(recipe)), []
+    trainer.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+    for step in range(6):
+        trainer.train_step(step)
+    falling = [0.5 * (1 + np.cos(np.pi * part)) for part in (0, 0.25, 0.5, 0.75)]
+    assert used == pytest.approx([0.5e-3, 1e-3, *(1e-3 * x for x in (falling if schedule == "cosine" else [1] * 4))])
+
+
 def test_dry_run_writes_nothing(
     command: Make, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not even latents, which no run has made before in this cache."""
-    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(cache))
     status, out, err = command("train", tiny_file, "--out", tmp_path / "run", "--dry-run")
     assert status == 0 and not (tmp_path / "run").exists()
     needs = json.loads(out)
     assert needs["parameters"] > 1000 and needs["seconds_per_step"] > 0 and needs["checkpoint_bytes"] > 1000
     assert "memory" in err and "disk" in err
     assert err.count("warning: --out, --resume and --auto-resume have no effect with --dry-run") == 1
-    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert not cache.exists()
 
 
 def test_disk_is_that_of_checkpoints_and_of_latents_of_both_splits(command: Make, tiny_file: Path) -> None:
@@ -548,6 +652,13 @@ def test_what_a_launch_cannot_do_is_found_before_anything_is_tokenized(
     with pytest.raises(InputError, match=named):
         layersync.train(tiny(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_network_that_computes_no_block_twice_is_refused_where_that_is_wanted(installer: Installer) -> None:
+    lines = ("built = config.build(latent, condition)", "del built.gradient_checkpointing", "return built")
+    name = installer.strokes(("return config.build(latent, condition)", "\n        ".join(lines)))
+    with pytest.raises(InputError, match=r"train\.gradient_checkpointing: this backbone has none"):
+        build_parts(load_recipe(f"{name}/quick", ["train.gradient_checkpointing=true"]))
 
 
 def test_a_launch_that_shares_no_batch_may_be_of_any_size(tiny: Make, monkeypatch: pytest.MonkeyPatch) -> None:

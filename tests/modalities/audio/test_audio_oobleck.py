@@ -137,6 +137,7 @@ def test_chunks_cover_each_frame_once() -> None:
 def test_latents_are_drawn_from_the_posterior_and_scaled(stored_at: tuple[Path, Any], stereo: Clip) -> None:
     tokenizer = OobleckConfig(path=str(stored_at[0]), num_frames=32, scale=2.0).build()
     stored = tokenizer.encode([stereo])[0][None, :32]
+    assert tokenizer.stochastic, "a step gives it noise to draw with"
     noise = torch.randn(1, 32, 4)
     torch.testing.assert_close(tokenizer.latents(stored), stored[..., :4] / 2)
     torch.testing.assert_close(tokenizer.latents(stored, noise), (stored[..., :4] + stored[..., 4:] * noise) / 2)

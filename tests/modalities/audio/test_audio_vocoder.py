@@ -109,6 +109,7 @@ class TestPresets:
         np.testing.assert_allclose(ours.numpy(), expected, rtol=0, atol=1e-4)
 
     def test_vocos_is_its_packages_extractor(self, harmonic: Tone) -> None:
+        """torchaudio's bands as they are unless asked otherwise: ``mel_scale`` htk and ``mel_norm`` none."""
         from vocos.feature_extractors import MelSpectrogramFeatures
 
         waveform = tone_of(harmonic, 24000)
@@ -120,7 +121,10 @@ class TestPresets:
         assert (ours - expected)[heard].abs().median() < 1e-5
 
     def test_fastspeech2_conformer_is_what_espnet_computes(self, harmonic: Tone) -> None:
-        """By librosa, along ESPnet's espnet2/tts/feats_extract/log_mel_fbank.py and espnet2/layers/log_mel.py."""
+        """By librosa, along ESPnet's espnet2/tts/feats_extract/log_mel_fbank.py and espnet2/layers/log_mel.py.
+
+        Its power is at least 1e-10: a ``magnitude_floor`` of 1e-5.
+        """
         import librosa
 
         waveform = tone_of(harmonic, 22050)

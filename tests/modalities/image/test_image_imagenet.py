@@ -214,6 +214,7 @@ def test_a_streamed_source_is_what_the_cached_one_is(parquet: Path, path: str, s
         for number, dataset in enumerate((cached, streamed))
     ]
     assert all(torch.equal(a, b) for a, b in zip(caches[0].clips(), caches[1].clips(), strict=True))
+    assert [cache.num_variants for cache in caches] == [2, 2], "as they are, and flipped"
     assert np.array_equal(caches[0].labels, caches[1].labels)
 
 

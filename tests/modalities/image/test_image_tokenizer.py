@@ -102,6 +102,7 @@ def test_vae_stores_moments_and_draws_from_them(vae_folder: Path) -> None:
 
     tokenizer = Vae(VaeConfig(path=str(vae_folder), image_size=16))
     assert tokenizer.latent.shape == (4, 8, 8)
+    assert tokenizer.stochastic, "a step gives it noise to draw with"
     image = photo(16, 16)
     stored = tokenizer.encode([image])[0]
     vae = AutoencoderKL.from_pretrained(vae_folder)
