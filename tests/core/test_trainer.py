@@ -323,10 +323,13 @@ def test_a_step_is_what_the_definitions_give(dropout: float, most: int, tiny: Ma
     ],
     ids=["score", "logit-normal"],
 )
-def test_a_step_of_another_objective_is_what_its_definition_gives(changes: tuple[str, ...], tiny: Make) -> None:
+def test_a_step_of_another_objective_is_what_its_definition_gives(
+    changes: tuple[str, ...], tiny: Make, seen: list[Any]
+) -> None:
     trainer = with_weights(tiny(*changes))
-    flow, similarity, _, _ = losses_by_hand(trainer, 3)
+    flow, similarity, t, _ = losses_by_hand(trainer, 3)
     losses = trainer.train_step(3)
+    torch.testing.assert_close(seen[-1][1], t)
     assert float(losses["flow_loss"]) == pytest.approx(float(flow.mean()), rel=1e-5)
     assert float(losses["similarity/1-3"]) == pytest.approx(float(similarity.mean()), abs=1e-6)
 
