@@ -133,6 +133,12 @@ class TestArrays:
         for index, waveform in enumerate(waveforms):
             np.testing.assert_array_equal(dataset[index].sample.waveform, waveform)
 
+    def test_clips_of_several_rates_do_not_fit_one_array(self, tmp_path: Path) -> None:
+        clips = [Clip(np.zeros(8, np.float32), rate) for rate in (22050, 8000, 22050)]
+        with pytest.raises(InputError, match=r"out\.npz: clips of 8000, 22050 Hz do not fit one array; take the WAVs"):
+            write_waveforms(tmp_path / "out.npz", clips)
+        assert list(tmp_path.iterdir()) == []
+
     def test_rows_of_an_npz_are_clips(self, tmp_path: Path) -> None:
         path = tmp_path / "out.npz"
         waveforms = np.random.default_rng(0).uniform(-0.5, 0.5, (3, 800))
