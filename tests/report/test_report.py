@@ -78,18 +78,19 @@ class Drawn:
         self.axes = self.named(f"axes_{panel}")
 
     def named(self, name: str) -> ElementTree.Element:
-        (found,) = (part for part in self.root.iter() if part.get("id") == name)
-        return found
+        found = [part for part in self.root.iter() if part.get("id") == name]
+        assert len(found) == 1, (name, len(found))
+        return found[0]
 
     def scale(self, axis: str) -> np.ndarray:
         """From places to values; ticks with words are counted from 0, and panels share the labels of the lowest."""
         for part in (self.axes, self.root):
             ticks = [tick for tick in part.iter() if re.fullmatch(rf"{axis}tick_\d+", tick.get("id") or "")]
-            labels = [node.text for tick in ticks for node in tick.iter() if node.tag is ElementTree.Comment]
-            if labels:
+            labelled = [(tick, node.text) for tick in ticks for node in tick.iter() if node.tag is ElementTree.Comment]
+            if labelled:
                 break
-        marks = [next(node for node in tick.iter() if str(node.tag).endswith("}use")) for tick in ticks]
-        numbers = [str(label).strip().replace(",", "") for label in labels]
+        marks = [next(node for node in tick.iter() if str(node.tag).endswith("}use")) for tick, _ in labelled]
+        numbers = [str(label).strip().replace(",", "") for _, label in labelled]
         words = any(re.search("[a-z]{3}", label) for label in numbers)
         values = np.arange(len(numbers)) if words else np.array(numbers, dtype=float)
         places = [float(mark.get(axis) or "nan") for mark in marks]
@@ -689,8 +690,8 @@ class TestSamples:
         folder = changed(domain=1)
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (44100 * 8, 2)).astype(np.float32)
         for name in ("baseline", "layersync"):
-            for number in range(7):
-                soundfile.write(folder / "audio-quick" / name / "samples" / f"{number:03d}.wav", noise, 44100)
+            for file in range(7):
+                soundfile.write(folder / "audio-quick" / name / "samples" / f"{file:03d}.wav", noise, 44100)
         page = write_report(folder)
         assert "1 of 7 files of each variant are shown" in words(page)
         assert len(_addresses(page, "audio/wav")) == 2 and page.stat().st_size < 8 * 2**20
