@@ -418,6 +418,21 @@ MUTATIONS = [
              "self.recipe.optimizer.rate(step, train.steps)",
              "self.recipe.optimizer.rate(step + 1, train.steps)",
              "test_trainer.py::test_the_rate_of_a_step_is_that_of_its_place_in_the_training"),
+    Mutation("ADM's crop: bicubic at last", "modalities/image/tokenizer.py",
+             "resample=Image.Resampling.BICUBIC", "resample=Image.Resampling.NEAREST",
+             "modalities/image/test_image_tokenizer.py::test_crop_is_adms_of_wide_and_of_tall_pictures"),
+    Mutation("ADM's crop: the centre", "modalities/image/tokenizer.py",
+             "top, left = (array.shape[0] - size) // 2,", "top, left = 0,",
+             "modalities/image/test_image_tokenizer.py::test_crop_is_adms_of_wide_and_of_tall_pictures"),
+    Mutation("jackknife: samples with all their rows", "metrics/frechet.py",
+             "jackknife_frechet(x, reference, groups=groups, seed=seed)", "jackknife_frechet(x, reference, seed=seed)",
+             "metrics/test_frechet.py::TestInterval::test_rows_of_one_sample_stay_together_where_features_are_wide"),
+    Mutation("bootstrap: no end below zero", "metrics/frechet.py",
+             "(max(0.0, float(low)), float(high))", "(float(low), float(high))",
+             "metrics/test_frechet.py::TestInterval::test_no_end_is_below_zero"),
+    Mutation("a wide covariance is whole", "metrics/gaussian.py",
+             "whole[first:stop, stop:] = whole[stop:, first:stop].T", "pass",
+             "metrics/test_gaussian.py::test_a_wide_covariance_is_whole"),
 ]  # fmt: skip
 
 

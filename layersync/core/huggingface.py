@@ -190,10 +190,19 @@ def _loaded(path: str, subset: str | None, *, streaming: bool) -> tuple[Any, Pat
             return load_dataset("parquet", subset, data_files=source, streaming=streaming), local
         return load_dataset(source, subset, streaming=streaming), local if local.exists() else None
     except Exception as error:  # noqa: BLE001 - also of HTTP clients below the library, and RuntimeError for scripts
-        reason, *more = str(error).splitlines() or [type(error).__name__]
+        reason, *more = lines_of(error)
         if subset is None and reason.startswith("Config name is missing"):
             raise InputError(f"data.subset: {path!r} has several; {' '.join(more[:1])}") from None
         raise InputError(f"data.path: {path!r} is no data set that can be loaded ({reason})") from None
+
+
+def lines_of(error: Exception) -> list[str]:
+    """What ``datasets`` says went wrong, at least one line; of a data set that could not be generated, why not."""
+    from datasets.exceptions import DatasetGenerationError
+
+    if isinstance(error, DatasetGenerationError) and error.__cause__ is not None:
+        return str(error.__cause__).splitlines() or [type(error.__cause__).__name__]
+    return str(error).splitlines() or [type(error).__name__]
 
 
 def check_name(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -177,17 +177,25 @@ def _lines(
     domain: Domain,
     curve: Curve | None = None,
     remark: str = "",
+    panel: str = "",
 ) -> None:
-    """Seeds thin, their mean bold; without a curve that holds it, the mean is taken here."""
+    """Seeds thin, their mean bold; without a curve that holds it, the mean is taken here.
+
+    What is drawn has names in the SVG: ``mean-1``, ``band-1`` and ``seed-1-0`` of the second variant, after ``panel``.
+    """
     colour, marker = series(domain)[name]
-    for run in runs if len(runs) > 1 else ():
-        axes.plot(run.steps[: len(values(run))], values(run), color=colour, linewidth=0.6, alpha=0.4)
+    place = list(domain.variants).index(name)
+    for row, run in enumerate(runs) if len(runs) > 1 else ():
+        steps = run.steps[: len(values(run))]
+        axes.plot(steps, values(run), color=colour, linewidth=0.6, alpha=0.4, gid=f"{panel}seed-{place}-{row}")
     steps = runs[0].steps
     mean = curve.mean if curve is not None else np.mean([values(run) for run in runs], axis=0).tolist()
     if curve is not None and curve.interval:
         low, high = zip(*curve.interval, strict=True)
-        axes.fill_between(steps[: len(low)], low, high, color=colour, alpha=0.16, linewidth=0)
-    axes.plot(steps[: len(mean)], mean, color=colour, marker=marker, label=short(name) + remark)
+        band: dict[str, Any] = {"color": colour, "alpha": 0.16, "linewidth": 0, "gid": f"{panel}band-{place}"}
+        axes.fill_between(steps[: len(low)], low, high, **band)
+    line: dict[str, Any] = {"color": colour, "marker": marker, "label": short(name) + remark}
+    axes.plot(steps[: len(mean)], mean, **line, gid=f"{panel}mean-{place}")
 
 
 def _legend(canvas: Canvas, axes: Axes) -> None:
@@ -207,25 +215,31 @@ def _columns(
     curves: Mapping[str, Curve | None],
     values: Callable[[RunRecord], Sequence[float]],
 ) -> None:
-    """One evaluation: each seed a dot, joined where seeds are pairs, and the mean with its interval, by variant."""
+    """One evaluation: each seed a dot, joined where seeds are pairs, and the mean with its interval, by variant.
+
+    In the SVG ``pair-0`` are the seeds of the first row, ``alone-0-1`` is one by itself in the second column, and
+    ``mean-1`` and ``interval-1`` are that column's.
+    """
     reference = domain.variants[domain.reference].runs
     for row, partner in enumerate(reference):
         runs = [domain.variants[name].runs[row] for name in curves]
         ends = [(place, values(run)[-1], run.seed) for place, run in enumerate(runs) if run.status == "finished"]
-        alone = [(place, value) for place, value, seed in ends if seed != partner.seed]
-        for group in (
-            [(place, value) for place, value, seed in ends if seed == partner.seed],
-            *([one] for one in alone),
-        ):
+        groups = {f"pair-{row}": [(place, value) for place, value, seed in ends if seed == partner.seed]}
+        groups |= {f"alone-{row}-{place}": [(place, value)] for place, value, seed in ends if seed != partner.seed}
+        dots: dict[str, Any] = {"color": MUTED, "linewidth": 0.6, "alpha": 0.6, "marker": ".", "markersize": 3}
+        for own, group in groups.items():
             if group:
-                axes.plot(*zip(*group, strict=True), color=MUTED, linewidth=0.6, alpha=0.6, marker=".", markersize=3)
+                axes.plot(*zip(*group, strict=True), **dots, gid=own)
     for place, (name, curve) in enumerate(curves.items()):
         colour, marker = series(domain)[name]
         own = [values(run)[-1] for run in finished(domain.variants[name])]
         mean = curve.mean[-1] if curve is not None else float(np.mean(own))
         low, high = curve.interval[-1] if curve is not None and curve.interval else (mean, mean)
         error = [[mean - low], [high - mean]]
-        axes.errorbar(place, mean, error, color=colour, marker=marker, markersize=6, capsize=4 if low < high else 0)
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 6, "capsize": 4 if low < high else 0}
+        dot, _, (bar,) = axes.errorbar(place, mean, error, **style)
+        dot.set_gid(f"mean-{place}")
+        bar.set_gid(f"interval-{place}")
     many = len(curves) > 3
     axes.set_xticks(
         range(len(curves)),
@@ -263,7 +277,7 @@ def _mark_speed_up(axes: Axes, domain: Domain) -> None:
             level = float(np.mean([before.scores[domain.metric][-1] for before, _ in both]))
             arrows.append((found.reference_step, found.variant_step, level, name))
     for level in {level for _, _, level, _ in arrows} or levels:
-        axes.axhline(level, color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)))
+        axes.axhline(level, color=REFERENCE, linewidth=0.8, linestyle=(0, (4, 3)), gid="level")
     # The longest arrow under the shorter ones.
     for start, end, level, name in sorted(arrows, key=lambda arrow: -abs(arrow[0] - arrow[1])):
         colour, _ = series(domain)[name]
@@ -338,7 +352,7 @@ def similarity_figure(domain: Domain, pair: str) -> Figure | None:
                 ) -> list[float]:
                     return [_map(found, kind)[row][column] for found in run.similarity]
 
-                _lines(axes, name, runs, entries, domain, curves[kind])
+                _lines(axes, name, runs, entries, domain, curves[kind], panel=f"{kind}-")
             axes.set_ylabel(KINDS[kind])
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
         _step_axis(panels[-1])
@@ -391,6 +405,7 @@ def _map_figure(domain: Domain, name: str, maps: Mapping[Kind, np.ndarray], lowe
             # The colours of a square and of its edge are the same: else the page shows seams between them.
             drawn.set_edgecolor("face")
             drawn.set_linewidth(0.3)
+            drawn.set_gid(f"{kind}-map")
             for student, teacher in pairs:
                 for x, y in ((student, teacher), (teacher, student)):
                     axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, edgecolor=SERIES[1], linewidth=1.4))

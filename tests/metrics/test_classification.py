@@ -45,9 +45,17 @@ def test_seeds_and_float32() -> None:
     assert inception_score(torch.tensor(p).float(), seed=1).value == pytest.approx(first.value, rel=1e-6)
 
 
+def test_half_precision_is_near_enough_to_a_sum_of_1() -> None:
+    p = softmax(np.random.default_rng(0).standard_normal((200, 1000)) * 3, axis=1)
+    half = p.astype(np.float16)
+    assert abs(half.astype(np.float64).sum(axis=1) - 1).max() > 1e-5
+    assert inception_score(half).value == pytest.approx(inception_score(p).value, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("probabilities", "splits", "message"),
     [
+        (np.concatenate([np.full((19, 2), 0.5), [[0.5, 0.51]]]), 10, "do not sum to 1 in 1 of 20 samples"),
         (np.full((20, 4), 0.5), 10, "do not sum to 1 in 20 of 20 samples; are they logits"),
         (np.array([[1.5, -0.5]] * 20), 10, "negative in 20 of 20"),
         (np.full((5, 2), 0.5), 10, "5 samples cannot be divided into 10"),

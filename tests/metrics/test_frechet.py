@@ -389,6 +389,20 @@ class TestInterval:
         assert width(rows[order], owner[order]) == pytest.approx(width(x, None), rel=0.05)
         assert width(rows, None) < 0.75 * width(x, None)
 
+    def test_rows_of_one_sample_stay_together_where_features_are_wide(self) -> None:
+        """Where both sides are beyond the bootstrap's 256: two equal rows a sample."""
+        x, owner = np.repeat(np.random.default_rng(0).standard_normal((150, 260)), 2, axis=0), np.arange(300) // 2
+        reference = GaussianStatistics(np.full(260, 0.1), np.eye(260))
+        together, apart = frechet_interval(x, reference, groups=owner), frechet_interval(x, reference)
+        assert together.method == apart.method == "jackknife"
+        assert together.interval == jackknife_frechet(x, reference, groups=owner) != apart.interval
+
+    def test_no_end_is_below_zero(self) -> None:
+        """At no distance, where half of the resamples' spread is below it."""
+        x = self.draw(0, 30)
+        for found in (frechet_interval(x, GaussianStatistics.of(x)).interval, jackknife_frechet(x, forms(x)[4])):
+            assert found[0] == 0 < found[1]
+
     def test_samples_in_order_of_class_do_not_widen_it(self) -> None:
         classes = np.random.default_rng(0).standard_normal((10, 4)) * 5
         x = np.repeat(classes, 40, axis=0) + self.draw(0)

@@ -65,6 +65,15 @@ def test_more_rows_than_are_widened_at_once() -> None:
     same(GaussianStatistics.of(x), x)
 
 
+@pytest.mark.parametrize(("count", "width"), [(400, 300), (1200, 1100)])
+def test_a_wide_covariance_is_whole(count: int, width: int) -> None:
+    """One triangle is gathered, and copied to the other side some rows at a time."""
+    x = np.random.default_rng(0).standard_normal((count, width)) + np.linspace(-3, 3, width)
+    found = GaussianStatistics.of(x).covariance
+    np.testing.assert_allclose(found, np.cov(x, rowvar=False), rtol=1e-10, atol=1e-12)
+    assert np.array_equal(found, found.T)
+
+
 def test_drifting_batches_keep_the_spread_between_them() -> None:
     x = np.random.default_rng(0).standard_normal((400, 3)) + np.repeat(np.arange(40), 10)[:, None] * 100
     found = GaussianStatistics()

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 import soundfile
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from matplotlib.textpath import TextPath
 from PIL import Image, ImageSequence
 
@@ -24,11 +27,12 @@ import layersync
 from layersync.core.errors import InputError
 from layersync.core.results import Comparison, Curve, Gain, RunRecord, SpeedUp, Variant, read_comparison
 from layersync.report import check_target, comparison_table, figures, write_report
-from layersync.report.text import score
+from layersync.report.text import number, percent, score
 
 Words = Callable[[Path], str]
 Changed = Callable[..., Path]
 Command = Callable[..., tuple[int, str, str]]
+viridis = colormaps["viridis"]
 LAYERSYNC = "domains.0.variants.layersync"
 
 
@@ -65,22 +69,66 @@ def _with_null(found: Comparison) -> Comparison:
     return dataclasses.replace(found, domains=(dataclasses.replace(domain, variants=variants),))
 
 
-def _arrow(drawn: str) -> list[tuple[float, float]]:
+class Drawn:
+    """A figure's SVG, and where in it something of a name is, in the units of the axes, which the ticks tell."""
+
+    def __init__(self, svg: str, panel: int = 1, *, log: bool = False) -> None:
+        parser = ElementTree.XMLParser(target=ElementTree.TreeBuilder(insert_comments=True))
+        self.root, self.log = ElementTree.fromstring(svg, parser=parser), log
+        self.axes = self.named(f"axes_{panel}")
+
+    def named(self, name: str) -> ElementTree.Element:
+        found = [part for part in self.root.iter() if part.get("id") == name]
+        assert len(found) == 1, (name, len(found))
+        return found[0]
+
+    def scale(self, axis: str) -> np.ndarray:
+        """From places to values; ticks with words are counted from 0, and panels share the labels of the lowest."""
+        for part in (self.axes, self.root):
+            ticks = [tick for tick in part.iter() if re.fullmatch(rf"{axis}tick_\d+", tick.get("id") or "")]
+            labelled = [(tick, node.text) for tick in ticks for node in tick.iter() if node.tag is ElementTree.Comment]
+            if labelled:
+                break
+        marks = [next(node for node in tick.iter() if str(node.tag).endswith("}use")) for tick, _ in labelled]
+        numbers = [str(label).strip().replace(",", "") for _, label in labelled]
+        words = any(re.search("[a-z]{3}", label) for label in numbers)
+        values = np.arange(len(numbers)) if words else np.array(numbers, dtype=float)
+        places = [float(mark.get(axis) or "nan") for mark in marks]
+        fitted: np.ndarray = np.polyfit(places, np.log10(values) if self.log and axis == "y" else values, 1)
+        return fitted
+
+    def points(self, name: str) -> np.ndarray:
+        """(points, 2) of the outline of ``name``."""
+        return self.outlines(name)[0]
+
+    def outlines(self, name: str) -> list[np.ndarray]:
+        """Of every path of ``name``, as :meth:`points`."""
+        group = self.named(name)
+        own = [node for node in group if str(node.tag).endswith("}path")]
+        paths = own or [node for node in group.iter() if str(node.tag).endswith("}path")]
+        uses = [] if own else [node for node in group.iter() if str(node.tag).endswith("}use")]
+        moved = [float(uses[0].get(axis) or "nan") if uses else 0.0 for axis in "xy"]
+        outlines = []
+        for path in paths:
+            numbers = np.array(re.findall(r"-?[\d.]+", path.get("d") or ""), dtype=float).reshape(-1, 2) + moved
+            x, y = (np.polyval(self.scale(axis), numbers[:, column]) for column, axis in enumerate("xy"))
+            outlines.append(np.stack([x, 10**y if self.log else y], axis=1))
+        return outlines
+
+    def fills(self, name: str) -> list[str]:
+        """The colour of every path of ``name``."""
+        return re.findall(r"(?<=fill: )#[0-9a-f]{6}", ElementTree.tostring(self.named(name), "unicode"))
+
+
+def _arrow(drawn: str) -> list[list[float]]:
     """Where the arrow of the speed-up starts and ends, in the units of the axes, from a figure as SVG."""
-    scales = []
-    for axis in "xy":
-        ticks = re.findall(rf'<g id="{axis}tick_\d+">.*?<!-- ([\d,.]+) -->', drawn, flags=re.DOTALL)
-        places = [
-            float(place)
-            for part in drawn.split(f'<g id="{axis}tick_')[1:]
-            for place in re.findall(rf'<use [^>]*\b{axis}="([\d.]+)"', part)[:1]
-        ]
-        values = [float(value.replace(",", "")) for value in ticks]
-        scales.append(np.polyfit(places, values, 1))
-    path = re.search(r'<g id="speed-up-1">\s*<path d="M ([\d.]+) ([\d.]+) [^"]*? ([\d.]+) ([\d.]+) ?\n?"', drawn)
-    assert path is not None
-    numbers = [float(number) for number in path.groups()]
-    return [(float(np.polyval(scales[0], x)), float(np.polyval(scales[1], y))) for x, y in (numbers[:2], numbers[2:])]
+    points = Drawn(drawn).points("speed-up-1").tolist()
+    return [points[0], points[-1]]
+
+
+def _is_at(found: np.ndarray, *wanted: Any) -> None:
+    """``found`` (points, 2) are where ``wanted``, the x and the y, say."""
+    np.testing.assert_allclose(found, np.stack(wanted, axis=1), rtol=2e-3, atol=1e-6)
 
 
 def _addresses(page: Path, media_type: str) -> list[bytes]:
@@ -312,6 +360,28 @@ class TestNumbers:
         assert f"layersync: speed-up: {note}." in said and "one evaluation one evaluation 1.010×" in said
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "–"), (0.0, "0"), (0.123456, "0.1235"), (-12.3456, "-12.35"), (1e-7, "1e-07"), (9999.4, "9999"),
+        (10_000.0, "10,000"), (-1_234_567.8, "-1,234,568"),
+    ],
+)  # fmt: skip
+def test_numbers_have_four_digits_and_large_ones_commas(value: float | None, said: str) -> None:
+    assert number(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "sign", "said"),
+    [
+        (None, True, "–"), (0.042, True, "+4.2 %"), (0.042, False, "4.2 %"), (-0.0006, True, "-0.1 %"),
+        (-0.125, False, "-12.5 %"), (0.99949, True, "+99.9 %"), (1.0, True, "+100 %"), (-2.5, False, "-250 %"),
+    ],
+)  # fmt: skip
+def test_fractions_are_percent_with_one_digit_below_100(value: float | None, sign: bool, said: str) -> None:
+    assert percent(value, sign) == said
+
+
 class TestFigures:
     def test_every_setting_of_sampling_that_differs_is_said_beside_the_numbers(self, changed: Changed) -> None:
         def guide(found: Comparison) -> Comparison:
@@ -416,8 +486,97 @@ class TestFigures:
             figure = (folder / "figures" / f"1-image-quick-{name}.svg").read_text()
             assert all(f"<!-- {variant} -->" in figure for variant in ("baseline", "layersync", "null"))
             assert "training steps" not in figure and "at step" in figure
-            # three pairs and three seeds of `null` by themselves, then a mean and an interval for each variant
-            assert len(re.findall(r'id="line2d_\d+"', figure)) > 3 + 3 + 3
+            loss, drawn = name != "score", Drawn(figure)
+
+            def last_of(run: RunRecord, loss: bool = loss) -> float:
+                return (run.held_out_loss if loss else run.scores["fd-classifier"])[-1]
+
+            variants = list(read_comparison(folder).domains[0].variants.values())
+            for row, pair in enumerate(zip(*(variant.runs for variant in variants[:2]), strict=True)):
+                _is_at(drawn.points(f"pair-{row}"), [0, 1], [last_of(run) for run in pair])
+                _is_at(drawn.points(f"alone-{row}-2"), [2], [last_of(variants[2].runs[row])])
+            for place, variant in enumerate(variants):
+                curve = variant.held_out_loss if loss else variant.curves["fd-classifier"]
+                assert curve is not None and curve.interval is not None
+                _is_at(drawn.points(f"mean-{place}"), [place], curve.mean)
+                _is_at(drawn.points(f"interval-{place}"), [place, place], curve.interval[-1])
+
+    def test_curves_lie_where_the_numbers_say(self, comparison_folder: Path) -> None:
+        """Every seed thin, the mean bold in its band, the reference's last score as a line."""
+        domain = read_comparison(comparison_folder).domains[0]
+        for name in ("score", "held-out-loss"):
+            loss = name != "score"
+            drawn = Drawn((comparison_folder / "figures" / f"1-image-quick-{name}.svg").read_text())
+            for place, variant in enumerate(domain.variants.values()):
+                curve = variant.held_out_loss if loss else variant.curves["fd-classifier"]
+                steps = variant.runs[0].steps
+                assert curve is not None and curve.interval is not None and len(variant.runs) == 3
+                _is_at(drawn.points(f"mean-{place}"), steps, curve.mean)
+                for row, run in enumerate(variant.runs):
+                    values = run.held_out_loss if loss else run.scores["fd-classifier"]
+                    _is_at(drawn.points(f"seed-{place}-{row}"), steps, values)
+                band = drawn.points(f"band-{place}")
+                last = band[np.abs(band[:, 0] - steps[-1]) < 1, 1]
+                assert (last.min(), last.max()) == pytest.approx(curve.interval[-1], rel=2e-3)
+            if not loss:
+                level = domain.variants["baseline"].curves["fd-classifier"].mean[-1]
+                assert drawn.points("level")[:, 1] == pytest.approx(level, rel=2e-3)
+
+    def test_scores_that_span_much_are_on_a_logarithmic_axis(self, changed: Changed) -> None:
+        def spread(found: Comparison) -> Comparison:
+            first, *others = found.domains[0].variants["layersync"].runs
+            scores = {**first.scores, "fd-classifier": (4000.0, *first.scores["fd-classifier"][1:])}
+            return _with(runs=(dataclasses.replace(first, scores=scores), *others))(found)
+
+        folder = changed(spread)
+        write_report(folder)
+        variant = read_comparison(folder).domains[0].variants["layersync"]
+        drawn = Drawn((folder / "figures" / "1-image-quick-score.svg").read_text(), log=True)
+        _is_at(drawn.points("seed-1-0"), variant.runs[0].steps, variant.runs[0].scores["fd-classifier"])
+        _is_at(drawn.points("mean-1"), variant.runs[0].steps, variant.curves["fd-classifier"].mean)
+
+    def test_similarities_are_of_their_blocks_and_maps_of_the_last_step(self, changed: Changed) -> None:
+        """No two pairs of blocks are alike here."""
+
+        def tilt(found: Comparison) -> Comparison:
+            slope = 1 - 0.01 * np.add.outer(np.arange(6), np.arange(6))
+            runs = []
+            for run in found.domains[0].variants["layersync"].runs:
+                maps = [
+                    dataclasses.replace(
+                        one,
+                        cosine=tuple(map(tuple, (slope * one.cosine).tolist())),
+                        centred=tuple(map(tuple, (slope * one.centred).tolist())),
+                    )
+                    for one in run.similarity
+                ]
+                runs.append(dataclasses.replace(run, similarity=tuple(maps)))
+            return _with(runs=tuple(runs))(found)
+
+        folder = changed(tilt)
+        write_report(folder)
+        domain = read_comparison(folder).domains[0]
+        variant = domain.variants["layersync"]
+        lowest = 1.0
+        for panel, kind in enumerate(("cosine", "centred"), 1):
+            (file,) = (folder / "figures").glob("1-image-quick-similarity-*.svg")
+            drawn = Drawn(file.read_text(), panel)
+            for row, run in enumerate(variant.runs):
+                values = [getattr(found, kind)[1][3] for found in run.similarity]
+                _is_at(drawn.points(f"{kind}-seed-1-{row}"), run.steps, values)
+            _is_at(drawn.points(f"{kind}-mean-1"), variant.runs[0].steps, variant.similarity["2-4"][kind].mean)
+            maps = [
+                np.mean([getattr(run.similarity[-1], kind) for run in one.runs], axis=0)
+                for one in domain.variants.values()
+            ]
+            lowest = min(float(found.min()) for found in maps)
+            drawn = Drawn((folder / "figures" / "1-image-quick-map-2-layersync.svg").read_text(), panel)
+            cells, colours = drawn.outlines(f"{kind}-map"), drawn.fills(f"{kind}-map")
+            assert len(cells) == len(colours) == 36
+            for row, column in ((1, 3), (5, 0), (4, 4)):
+                assert cells[6 * row + column][:4].mean(axis=0) == pytest.approx((column + 1, row + 1), abs=0.01)
+                shade = viridis((maps[1][row, column] - lowest) / (1 - lowest))
+                assert colours[6 * row + column] == to_hex(shade), (kind, row, column)
 
     def test_the_speed_up_is_marked_where_it_is_read_off(self, comparison_folder: Path) -> None:
         image, motion = (
@@ -531,8 +690,8 @@ class TestSamples:
         folder = changed(domain=1)
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, (44100 * 8, 2)).astype(np.float32)
         for name in ("baseline", "layersync"):
-            for number in range(7):
-                soundfile.write(folder / "audio-quick" / name / "samples" / f"{number:03d}.wav", noise, 44100)
+            for file in range(7):
+                soundfile.write(folder / "audio-quick" / name / "samples" / f"{file:03d}.wav", noise, 44100)
         page = write_report(folder)
         assert "1 of 7 files of each variant are shown" in words(page)
         assert len(_addresses(page, "audio/wav")) == 2 and page.stat().st_size < 8 * 2**20
@@ -629,6 +788,22 @@ class TestCommand:
         (tmp_path / "report.html").mkdir()
         with pytest.raises(InputError, match=r"report\.html: is a folder"):
             check_target(tmp_path)
+
+    def test_a_folder_that_is_not_writable_is_known_before_the_work(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def may(place: Path, mode: int) -> bool:
+            return place.stat().st_mode >> 6 & mode == mode  # as for anybody but root, who may everywhere
+
+        monkeypatch.setattr(os, "access", may)
+        (tmp_path / "figures").mkdir()
+        check_target(tmp_path)
+        for place in (tmp_path / "figures", tmp_path):
+            place.chmod(0o555)
+            with pytest.raises(InputError) as refused:
+                check_target(tmp_path)
+            place.chmod(0o755)
+            assert str(refused.value) == f"{place}: is not writable, so that no report can go there"
 
     def test_no_folder_a_wrong_reference_a_file_in_the_way(
         self, tmp_path: Path, changed: Changed, command: Command

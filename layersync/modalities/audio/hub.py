@@ -17,6 +17,7 @@ from layersync.core.huggingface import (
     check_name,
     chosen_split,
     label_column,
+    lines_of,
     table_labels,
 )
 from layersync.core.paths import (
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
 class HubConfig(DataConfig):
     """A source that ``datasets.load_dataset`` opens.
 
-    ``path`` is a Parquet file, a folder (of Parquet or audio files, or written by ``save_to_disk``), or the name of a
-    data set on the hub, with ``subset`` where it has several. The audio column is the one of type ``Audio``; the label
+    ``path`` is a Parquet file, a folder (of Parquet files, or written by ``save_to_disk``, or of audio files, for which
+    ``datasets`` needs torchcodec and ``name: folder`` does not), or the name of a data set on the hub, with ``subset``
+    where it has several. The audio column is the one of type ``Audio``; the label
     column the one of type ``ClassLabel``, else one of strings, integers or booleans called ``label``; that of captions
     one called ``caption``, ``captions`` or ``text``: ``audio_column``, ``label_column`` and ``caption_column`` choose
     otherwise. The test split is the one that ``test_split`` names, else the source's ``test``, else its ``validation``,
@@ -167,7 +169,7 @@ def _opened(config: HubConfig) -> DatasetDict:
         else:
             opened = datasets.load_dataset(str(path) if path.is_dir() else config.path, config.subset)
     except Exception as error:  # noqa: BLE001 - also of HTTP clients below the library, others in each version
-        reason, *more = str(error).splitlines() or [type(error).__name__]
+        reason, *more = lines_of(error)
         if config.subset is None and reason.startswith("Config name is missing"):
             raise InputError(f"data.subset: {config.path} has several; {' '.join(more[:1])}") from None
         raise InputError(f"data.path: datasets cannot open {config.path} ({reason})") from None

@@ -104,9 +104,15 @@ class _Tiles:
         return as_text(f"{self.name}@{x},{y}")
 
 
-@lru_cache(maxsize=1)
 def _read_picture(file: Path) -> np.ndarray:
-    """Of any size: the one picture was asked for by its name."""
+    """Kept for whoever asks next, until the file is another."""
+    status = file.stat() if file.is_file() else None
+    return _decoded(file, None if status is None else (status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _decoded(file: Path, written: tuple[int, int] | None) -> np.ndarray:
+    """Of any size: the one picture was asked for by its name. ``written`` is what tells a file from its next."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         return np.ascontiguousarray(decode_image(read_file(file), str(file)))

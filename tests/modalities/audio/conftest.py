@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from layersync.modalities.audio.clip import Clip
-from layersync.modalities.audio.gm_notes import GmNotes, GmNotesConfig
+from layersync.modalities.audio.gm_notes import SOUNDFONT, GmNotes, GmNotesConfig
 
 
 def _harmonic(frequency: float, seconds: float, rate: int, seed: int = 0) -> np.ndarray:
@@ -44,11 +44,20 @@ def write_audio(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def few_notes(tmp_path_factory: pytest.TempPathFactory) -> GmNotes:
-    """The training notes of four pitches of each instrument, in a cache of their own."""
+def notes_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache with the soundfont that is kept, and no rendering of an earlier session."""
+    folder, soundfont = tmp_path_factory.mktemp("notes"), SOUNDFONT.prepare()
+    (folder / "data").mkdir()
+    (folder / "data" / SOUNDFONT.name).symlink_to(soundfont)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def few_notes(notes_cache: Path) -> GmNotes:
+    """The training notes of four pitches of each instrument, in that cache, which is nobody else's afterwards."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LAYERSYNC_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield GmNotesConfig(num_pitches=4).build("train")
+        patch.setenv("LAYERSYNC_CACHE", str(notes_cache))
+        return GmNotesConfig(num_pitches=4).build("train")
 
 
 @pytest.fixture(scope="session")

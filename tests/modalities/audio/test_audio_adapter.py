@@ -90,6 +90,29 @@ def test_more_bands_lose_less(few_notes: GmNotes, note_clips: list[Clip]) -> Non
     assert many.log_spectral_distance < few.log_spectral_distance
 
 
+def test_mel_losses_of_one_clip_by_hand(harmonic: Tone) -> None:
+    """Decibels below the original's loudest band, cut at 80; cepstra as sums of cosines, without the first."""
+    tokenizer = MelTokenizer(MelConfig(n_mels=20))
+    clip = Clip(harmonic(330, 0.5, 16000), 16000)
+    heard = tokenizer.window(clip, 0.0)
+    latent = tokenizer.latents(tokenizer.encode([heard])[0][None, ..., : tokenizer.config.num_frames])
+    decoded = tokenizer.decode(latent)[0].waveform
+    levels = []
+    for waveform in (heard.waveform[: len(decoded)], decoded[: len(heard.waveform)]):
+        magnitudes = np.abs(tokenizer.log_mel.magnitudes(torch.from_numpy(waveform).double()[None])[0].numpy())
+        levels.append(np.maximum(tokenizer.log_mel.filters_FM.double().numpy().T @ magnitudes, tokenizer.log_mel.floor))
+    loudest = levels[0].max()
+    original, lossy = (np.maximum(20 * np.log10(level / loudest), -80) for level in levels)
+    nepers = (original - lossy) / 20 * np.log(10)
+    squares = np.zeros(nepers.shape[1])
+    for k in range(1, 14):
+        wave = np.cos(np.pi * k * (np.arange(20) + 0.5) / 20)
+        squares += (2 / 20 * (wave[:, None] * nepers).sum(axis=0)) ** 2
+    found = roundtrip.roundtrip_loss(tokenizer, [clip])
+    assert found.mel_distance == pytest.approx(np.abs(original - lossy).mean(), rel=1e-6) and found.mel_distance > 0.1
+    assert found.mel_cepstral_distortion == pytest.approx((10 / np.log(10) * np.sqrt(2 * squares)).mean(), rel=1e-6)
+
+
 def test_the_loss_of_the_tokenizer_is_printed_for_any_data(
     write_audio: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

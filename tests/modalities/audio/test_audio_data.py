@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,58 @@ def test_a_subset_of_several_is_the_one_that_is_named(parquet: Callable[..., Pat
     for subset, said in ((None, "data.subset: .* has several"), ("more", "data.path: datasets cannot open .*'more'")):
         with pytest.raises(InputError, match=rf"^{said}.*\['few', 'many'\]"):
             HubConfig(path=str(folder), subset=subset).build("train")
+
+
+def test_a_folder_of_sounds_that_cannot_be_opened_says_why(
+    write_audio: Write, hub_cache: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without torchcodec ``datasets`` makes no table of audio files; ``name: folder`` reads them."""
+    for name in ("torchcodec", "torchcodec.encoders", "torchcodec.decoders"):
+        monkeypatch.setitem(sys.modules, name, None)
+    folder = write_audio("set/train/low/0.wav").parents[2]
+    with pytest.raises(InputError, match=r"^data\.path: datasets cannot open .*set \(.*torchcodec") as refused:
+        HubConfig(path=str(folder)).build("train")
+    assert "\n" not in str(refused.value)
+    assert len(FolderConfig(path=str(folder)).build("train")) == 1
+
+
+def test_what_save_to_disk_wrote_is_read(sounds: list[dict[str, Any]], tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_dict({"sound": sounds, "text": ["a", "b", "c"]})
+    table = table.cast_column("sound", datasets.Audio())
+    table.save_to_disk(str(tmp_path / "one"))
+    datasets.DatasetDict({"train": table, "test": table.select([2])}).save_to_disk(str(tmp_path / "several"))
+    sources = {"one": {"test_fraction": 0}, "several": {}}
+    for name, more in sources.items():
+        config = HubConfig.model_validate({"path": str(tmp_path / name), **more})
+        data = config.build("train")
+        for index, row in enumerate(sounds):
+            wanted, _ = soundfile.read(io.BytesIO(row["bytes"]), dtype="float32")
+            assert np.array_equal(data[index].sample.waveform, wanted) and data[index].captions == ("abc"[index],)
+        assert len(config.build("test")) == (1 if name == "several" else 0)
+
+
+def test_a_row_may_name_a_file_but_no_device(write_audio: Write, hub_cache: None, tmp_path: Path) -> None:
+    import datasets
+    from pyarrow import Table, parquet
+
+    schema = datasets.Features({"sound": datasets.Audio()}).arrow_schema
+    for device in ("null", "zero"):
+        rows = [{"bytes": None, "path": name} for name in (str(write_audio("a.wav")), f"/dev/{device}")]
+        parquet.write_table(Table.from_pylist([{"sound": row} for row in rows], schema), tmp_path / f"{device}.parquet")
+        config = HubConfig(path=str(tmp_path / f"{device}.parquet"), test_fraction=0)
+        with pytest.raises(InputError, match=rf"row 1: /dev/{device}: cannot be read \(no regular file\)$"):
+            config.build("train")
+        data = config.model_copy(update={"on_error": "skip"}).build("train")
+        assert data[0].sample.seconds == pytest.approx(0.4)
+
+
+def test_a_name_that_datasets_takes_for_a_pattern_is_refused(parquet: Callable[..., Path]) -> None:
+    file = parquet("set[1]/train.parquet", num_rows=2)
+    for path in (file.parent, file):
+        with pytest.raises(InputError, match=r"^data\.path: .*: datasets reads \*, \? and \[ in names as patterns"):
+            HubConfig(path=str(path)).build("train")
 
 
 def test_a_row_without_sound_stops_or_is_left_to_the_reader(

@@ -20,6 +20,12 @@ sys.stdout.write(hashlib.sha256(GmNotesConfig(num_pitches=2, seconds=0.3).prepar
 """
 
 
+@pytest.fixture(autouse=True)
+def own_cache(notes_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is rendered here is not left where later sessions would read it."""
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(notes_cache))
+
+
 def fundamental(waveform: np.ndarray, rate: int) -> float:
     """Hz of the autocorrelation's highest peak between 60 and 1,000 Hz."""
     middle = waveform[rate // 8 : rate // 2]
@@ -98,6 +104,15 @@ def test_two_processes_at_once_render_the_same_bytes(few_notes: GmNotes, tmp_pat
     digests = [process.communicate(timeout=120)[0] for process in both]
     assert len(digests[0]) == 64 and digests[0] == digests[1]
     assert not list(tmp_path.glob("data/*/.*"))
+
+
+def test_a_loud_and_a_soft_note_peak_at_their_own_velocities() -> None:
+    notes = GmNotesConfig(num_pitches=1, seconds=0.25, velocities=(60, 100)).build("train")
+    for velocity in (60, 100):
+        chosen = [index for index in range(len(notes)) if notes.note(index).velocity == velocity]
+        peaks = np.array([np.abs(notes[index].sample.waveform).max() for index in chosen])
+        at_level = np.abs(peaks - 0.9 * velocity / 127) < 1e-3
+        assert len(peaks) > 100 and at_level.mean() > 0.95  # one that is loudest at its very end is faded there
 
 
 def test_without_the_player_the_message_says_how_to_get_it(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -62,6 +63,16 @@ def test_captions_beside_the_files_become_texts(write_audio: WriteAudio, tmp_pat
     (tmp_path / "deep/b.txt").write_text("\n  ein Hund bellt \na dog barks\n", encoding="utf-8")
     dataset = open_audio_samples(tmp_path)
     assert [dict(dataset[index].condition) for index in range(2)] == [{}, {"text": "ein Hund bellt"}]
+
+
+def test_a_name_that_is_no_utf8_is_read_as_others_are(write_audio: WriteAudio, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/set/caf\xe9.wav"))
+    write_audio("set/plain.wav", 300).rename(odd)
+    odd.with_suffix(".txt").write_text("a tone\n")
+    dataset = open_audio_samples(tmp_path / "set")
+    example = dataset[0]
+    assert len(dataset) == 1 and example.source == str(odd) and example.captions == ("a tone",)
+    assert example.sample.waveform.max() > 0.1 and len(dataset.fingerprint) > 16
 
 
 def test_an_empty_or_binary_caption_is_named(write_audio: WriteAudio, tmp_path: Path) -> None:
@@ -132,6 +143,12 @@ class TestArrays:
         dataset = open_audio_samples(path)
         for index, waveform in enumerate(waveforms):
             np.testing.assert_array_equal(dataset[index].sample.waveform, waveform)
+
+    def test_clips_of_several_rates_do_not_fit_one_array(self, tmp_path: Path) -> None:
+        clips = [Clip(np.zeros(8, np.float32), rate) for rate in (22050, 8000, 22050)]
+        with pytest.raises(InputError, match=r"out\.npz: clips of 8000, 22050 Hz do not fit one array; take the WAVs"):
+            write_waveforms(tmp_path / "out.npz", clips)
+        assert list(tmp_path.iterdir()) == []
 
     def test_rows_of_an_npz_are_clips(self, tmp_path: Path) -> None:
         path = tmp_path / "out.npz"

@@ -308,6 +308,76 @@ def test_tiles_are_labelled_by_the_band_that_their_middle_lies_in(tmp_path: Path
         dataset(**tiles, bands=9)
 
 
+def test_a_picture_that_changed_is_cut_anew(tmp_path: Path) -> None:
+    file = tmp_path / "map.png"
+    tiles: dict[str, object] = {"name": "tiles", "path": str(file), "tile_size": 8}
+    prints = []
+    for seed in range(3):
+        noise_image(seed, (16, 24)).save(file)
+        os.utime(file, ns=(0, 10**18 + seed))
+        found = dataset(**tiles)
+        assert np.array_equal(found[0].sample, np.asarray(noise_image(seed, (16, 24)))[:8, :8])
+        prints.append(found.fingerprint)
+    assert len(set(prints)) == 3 and dataset(**tiles).fingerprint == prints[-1]
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what ``datasets`` writes down beside the test's own files."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf-cache")
+
+
+def test_a_folder_of_images_is_read_as_datasets_reads_it(hub_cache: None, tmp_path: Path) -> None:
+    """Classes by folder; the rows name files instead of holding them."""
+    for split, count in (("train", 3), ("test", 1)):
+        for label in ("cats", "dogs"):
+            (tmp_path / "set" / split / label).mkdir(parents=True)
+            for number in range(count):
+                noise_image(number + 10 * (label == "dogs")).save(tmp_path / "set" / split / label / f"{number}.png")
+    found, held_out = (dataset(split, name="hf", path=str(tmp_path / "set")) for split in ("train", "test"))
+    assert found.classes == ("cats", "dogs") and (len(found), len(held_out)) == (6, 2)
+    for index in range(6):
+        example = found[index]
+        assert example.condition["label"] == index // 3
+        assert np.array_equal(example.sample, np.asarray(noise_image(index % 3 + 10 * (index // 3))))
+
+
+def test_what_save_to_disk_wrote_is_said_to_be_no_source_of_images(hub_cache: None, tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_dict({"label": [0, 1]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(InputError, match=r"^data\.path: .*saved' is no data set that can be loaded") as refused:
+        dataset(name="hf", path=str(tmp_path / "saved"))
+    assert "\n" not in str(refused.value)
+
+
+def test_a_row_may_name_a_file_but_no_device(hub_cache: None, tmp_path: Path) -> None:
+    import datasets
+    from pyarrow import Table, parquet
+
+    noise_image(0).save(tmp_path / "0.png")
+    rows = [{"bytes": None, "path": name} for name in (str(tmp_path / "0.png"), "/dev/null", "/dev/zero")]
+    schema = datasets.Features({"image": datasets.Image()}).arrow_schema
+    parquet.write_table(Table.from_pylist([{"image": row} for row in rows], schema), tmp_path / "data.parquet")
+    found = dataset(name="hf", path=str(tmp_path / "data.parquet"))
+    assert np.array_equal(found[0].sample, np.asarray(noise_image(0)))
+    for row, device in ((1, "null"), (2, "zero")):
+        said = rf"^.*data\.parquet\[{row}\]: /dev/{device}: cannot be read \(no regular file\)$"
+        with pytest.raises(InputError, match=said):
+            found[row]
+
+
+@pytest.mark.parametrize("name", ["set[1]", "set*"])
+def test_a_name_that_datasets_takes_for_a_pattern_is_refused(name: str, labelled_parquet: Callable[..., str]) -> None:
+    folder = Path(labelled_parquet(f"{name}/train.parquet", label=[0, 1])).parent
+    for path in (folder, folder / "train.parquet"):
+        with pytest.raises(InputError, match=r"^data\.path: .*set.*: datasets reads \*, \? and \[ in names") as refused:
+            dataset(name="hf", path=str(path))
+        assert "\n" not in str(refused.value)
+
+
 def test_local_parquet_is_read_by_feature_type(tmp_path: Path) -> None:
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature

@@ -17,7 +17,7 @@ import torch
 import yaml
 from published_checkpoints import HEADS, LABELS, latents, save_vae, sit_file, weights
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import layersync
@@ -30,6 +30,7 @@ from layersync.modalities.image.pretrained import import_checkpoint
 from layersync.modalities.image.tokenizer import scale_state
 
 Command = Callable[..., tuple[int, str, str]]
+KINDS = ("ema", "model")
 
 
 def published_samples(run: Run) -> np.ndarray:
@@ -229,6 +230,79 @@ def test_what_cannot_be_exported(
     status, _, err = command("export", run, "--to", to, *more)
     assert status == 2 and words in err and len(err.splitlines()) == 1, err
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(imported: Run, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, dict[int, dict[str, Any]]]:
+    """A run with another checkpoint than that of step 7, and what both hold; no two of the four are alike."""
+    run = Run(shutil.copytree(imported.path, tmp_path_factory.mktemp("two") / "run"))
+    held: dict[int, dict[str, Any]] = {
+        7: {kind: load_file(run.checkpoint(7) / f"{kind}.safetensors") for kind in KINDS}
+    }
+    held[9] = {kind: {n: v + 1 + row for n, v in held[7][kind].items()} for row, kind in enumerate(KINDS)}
+    save_checkpoint(run.checkpoint(9), held[9], {"step": 9, "seconds": 0.0})
+    return run, held
+
+
+@pytest.mark.parametrize(("step", "kind"), [(None, "ema"), (7, "ema"), (None, "model"), (7, "model")])
+def test_a_pipeline_has_the_weights_of_the_step_that_are_asked_for(
+    two_checkpoints: tuple[Run, dict[int, dict[str, Any]]],
+    step: int | None,
+    kind: str,
+    tmp_path: Path,
+    command: Command,
+) -> None:
+    run, held = two_checkpoints
+    asked = ["--weights", kind] if kind != "ema" else []
+    asked += ["--step", str(step)] if step is not None else []
+    status, _, err = command("export", run.path, "--to", "diffusers", "--out", tmp_path / "out", *asked)
+    assert status == 0, err
+    stored = load_file(tmp_path / "out" / "transformer" / "diffusion_pytorch_model.safetensors")
+    wanted = held[step or 9][kind]
+    assert {name.removeprefix("network.") for name in stored} == set(wanted)
+    assert all(torch.equal(value, wanted[name.removeprefix("network.")]) for name, value in stored.items())
+    assert f"{kind} weights after {step or 9} steps" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("to", ["sit", "safetensors", "diffusers"])
+def test_an_export_is_for_others_to_read(imported: Run, to: str, tmp_path: Path) -> None:
+    """As the umask says, and with no path of the machine that it was made on."""
+    before = os.umask(0o022)
+    try:
+        out = export_run(imported.path, to, out=tmp_path / "out")
+    finally:
+        os.umask(before)
+    files = [out] if out.is_file() else [file for file in out.rglob("*") if file.is_file()]
+    assert files and {file.stat().st_mode & 0o777 for file in files} == {0o644}
+    if to == "safetensors":
+        with safe_open(out, "pt") as stored:
+            recipe = json.loads(stored.metadata()["recipe"])
+        path = Path(imported.recipe.tokenizer.model_dump()["path"])
+        assert path.is_absolute() and recipe["tokenizer"]["path"] == path.name
+        assert "/" not in json.dumps({key: value for key, value in recipe.items() if key != "modality"})
+
+
+@pytest.mark.parametrize(
+    ("to", "change", "words"),
+    [
+        ("sit", {"text_channels": 64}, "is conditioned on text, which the format has no place for; --to safetensors"),
+        ("diffusers", {"text_channels": 64}, "is conditioned on text, which the format has no place for"),
+        ("sit", {"classes": []}, "has no classes, the published class needs a table of them; --to safetensors is for"),
+        ("sit", {"qk_norm": True}, "has qk_norm, the published class has not; --to safetensors is for all"),
+        ("diffusers", {"classes": list(map(str, range(1001)))}, "has 1001 classes; DiTPipeline takes label 1000 for"),
+    ],
+)
+def test_runs_that_a_format_has_no_place_for(
+    command: Command, imported: Run, tmp_path: Path, to: str, change: dict[str, Any], words: str
+) -> None:
+    run = shutil.copytree(imported.path, tmp_path / "run")
+    data, recipe = json.loads((run / "data.json").read_text()), yaml.safe_load((run / "recipe.yaml").read_text())
+    recipe["backbone"] |= {key: value for key, value in change.items() if key == "qk_norm"}
+    data |= {key: value for key, value in change.items() if key != "qk_norm"}
+    (run / "data.json").write_text(json.dumps(data))
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    status, _, err = command("export", run, "--to", to, "--out", tmp_path / "out")
+    assert status == 2 and words in err and len(err.splitlines()) == 1 and not (tmp_path / "out").exists(), err
 
 
 def test_a_scale_of_the_recipes_own_goes_along(vae: Path, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from layersync import InputError, score_samples
 from layersync.core.adapter import Example
-from layersync.core.features import FeatureExtractor, UrlWeights
+from layersync.core.features import FeatureExtractor, HubWeights, UrlWeights
 from layersync.core.metric import parse_metric
 from layersync.core.packaged import file_digest
 from layersync.metrics import precision_recall
@@ -215,6 +215,35 @@ def test_missing_inception_weights_are_said_with_the_file_and_where_to_put_it(mo
     monkeypatch.setattr(inception, "WEIGHTS", nowhere)
     message = refused(lambda: FACTORIES["inception-v3"](None))
     assert inception.WEIGHTS.file in message and str(nowhere.path) in message
+
+
+@pytest.mark.parametrize("content", [b"the first half of", b"a page that asks to log in", b""])
+def test_a_download_of_something_else_is_refused_and_fetched_again(
+    content: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LAYERSYNC_CACHE", str(tmp_path / "cache"))
+    published = tmp_path / "published.pth"
+    published.write_bytes(b"the first half of the weights, and the second")
+    digest = file_digest(published)
+    weights = UrlWeights("extractor small", published.as_uri(), "small.pth", digest[:8])
+    published.write_bytes(content)
+    message = refused(weights.locate)
+    assert published.as_uri() in message and str(weights.path) in message
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+    published.write_bytes(b"the first half of the weights, and the second")
+    assert weights.locate() == (weights.path, digest) and weights.path.read_bytes() == published.read_bytes()
+
+
+def test_whatever_a_hubs_client_raises_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OfItsOwn(Exception):
+        """As httpx and hf_xet have: no OSError, no ValueError."""
+
+    def download(*_: object, **__: object) -> str:
+        raise OfItsOwn("connection reset\nby peer")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    message = refused(HubWeights("extractor clip", "openai/none").locate)
+    assert "openai/none on the Hugging Face hub, are not on this machine and could not be fetched" in message
 
 
 # --- dinov2 ---

@@ -263,6 +263,18 @@ def test_settings_without_scans_are_said(tmp_path: Path) -> None:
         assert len(dataset(tmp_path / "scans", "test", {"step": 2})) == 0
 
 
+@pytest.fixture
+def no_more_decoders(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of pydicom's decoders Pillow alone, which we need ourselves, whatever else is installed."""
+    from pydicom.pixels.decoders import base
+
+    for decoder in vars(base).values():
+        if isinstance(decoder, base.Decoder):
+            kept = {name: plugin for name, plugin in decoder._available.items() if name == "pillow"}
+            monkeypatch.setattr(decoder, "_available", kept)
+
+
+@pytest.mark.usefixtures("no_more_decoders")
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -284,9 +296,31 @@ def test_what_cannot_be_read_is_named_or_skipped(name: str, words: str, tmp_path
         skipping[0]
 
 
+@pytest.mark.usefixtures("no_more_decoders")
 def test_a_decoder_that_is_missing_is_found_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"JPEG-LS.*pip install 'pydicom\[pixeldata\]'"):
         only(tmp_path, DICOM_FILES / "MR_small_jpeg_ls_lossless.dcm")
+
+
+def test_more_frames_than_a_file_can_hold_are_refused(tmp_path: Path) -> None:
+    scan = pydicom.dcmread(DICOM_FILES / "CT_small.dcm")
+    scan.NumberOfFrames = 2**31 - 1
+    scan.save_as(tmp_path / "many.dcm")
+    said = r"many\.dcm: is corrupt or no DICOM image \(its header says 2,147,483,647, and it has [\d,]+ bytes\)$"
+    with pytest.raises(InputError, match=said):
+        dataset(tmp_path)
+    assert len(dataset(tmp_path, on_error="skip")) == 1
+
+
+def test_more_voxels_than_a_file_can_hold_are_refused(tmp_path: Path) -> None:
+    header = nibabel.Nifti2Header()
+    header.set_data_shape((2, 2, 2**40))
+    header["vox_offset"], header["magic"] = 544, b"n+2"
+    (tmp_path / "deep.nii").write_bytes(header.binaryblock + bytes(64))
+    said = r"deep\.nii: is corrupt or no NIfTI volume \(its header says 1,099,511,627,776, and it has [\d,]+ bytes\)$"
+    with pytest.raises(InputError, match=said):
+        dataset(tmp_path)
+    assert len(dataset(tmp_path, on_error="skip")) == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"\x1f\x8b\x08nothing", b"text, no volume"])

@@ -91,6 +91,36 @@ def test_crop_halves_by_boxes_before_it_interpolates() -> None:
     assert (centre_crop(image, 16) == boxes).all()
 
 
+def adm_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """ADM's preparation of ImageNet, from its description in guided-diffusion's ``image_datasets.py``."""
+    picture = Image.fromarray(image)
+    while min(*picture.size) >= 2 * size:
+        picture = picture.resize(tuple(side // 2 for side in picture.size), resample=Image.Resampling.BOX)
+    scale = size / min(*picture.size)
+    picture = picture.resize(tuple(round(side * scale) for side in picture.size), Image.Resampling.BICUBIC)
+    array = np.array(picture)
+    down, right = ((side - size) // 2 for side in array.shape[:2])
+    return array[down : down + size, right : right + size]
+
+
+@pytest.mark.parametrize(("height", "width"), [(45, 131), (150, 37), (21, 50), (41, 19)])
+def test_crop_is_adms_of_wide_and_of_tall_pictures(height: int, width: int) -> None:
+    """Odd sizes with and without halving; two of the last size a side, which are enlarged at first."""
+    y, x, c = np.ogrid[:height, :width, :3]
+    slopes = ((5 * y + 3 * x + 40 * c + x * y // 7) % 256).astype(np.uint8)
+    for image in (slopes, photo(height, width)):
+        assert np.array_equal(centre_crop(image, 16), adm_crop(image, 16))
+        assert np.array_equal(centre_crop(image[..., :1], 24)[..., 0], adm_crop(image[..., 0], 24))
+
+
+@pytest.mark.parametrize(("colour", "share"), [(0, 0.299), (1, 0.587), (2, 0.114)])
+def test_grey_is_the_luma_of_itu_r_601(colour: int, share: float) -> None:
+    pure = np.zeros((2, 3, 3), dtype=np.uint8)
+    pure[..., colour] = 255
+    found = with_channels(pure, 1)
+    assert found.shape == (2, 3, 1) and (found == round(255 * share)).all()
+
+
 def test_channels_are_converted() -> None:
     grey = photo(4, 4)[..., :1]
     assert (with_channels(grey, 3) == grey).all()
@@ -246,6 +276,25 @@ def test_a_grid_and_single_pictures_are_written(tmp_path: Path) -> None:
     files = render_images(samples, tmp_path)
     assert [file.name for file in files] == ["grid.png", *(f"{n:03d}.png" for n in range(5))]
     assert (np.asarray(Image.open(tmp_path / "003.png")) == samples[3]).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("count", "columns", "rows"), [(5, 3, 2), (64, 8, 8), (65, 8, 8)])
+def test_a_contact_sheet_holds_the_first_64_samples_in_rows(
+    count: int, columns: int, rows: int, channels: int, tmp_path: Path
+) -> None:
+    """Of 8x8 pixels, each of which becomes 8x8; 2 white pixels around every cell."""
+    samples = [photo(8, 8, seed)[..., :channels] for seed in range(count)]
+    sheet = np.asarray(Image.open(render_images(samples, tmp_path)[0]))
+    assert sheet.shape == (rows * 66 + 2, columns * 66 + 2, 3)
+    white = np.ones(sheet.shape[:2], dtype=bool)
+    for number, sample in enumerate(samples[:64]):
+        top, left = 2 + number // columns * 66, 2 + number % columns * 66
+        wanted = np.broadcast_to(sample, (8, 8, 3)).repeat(8, axis=0).repeat(8, axis=1)
+        assert np.array_equal(sheet[top : top + 64, left : left + 64], wanted), number
+        white[top : top + 64, left : left + 64] = False
+    assert (sheet[white] == 255).all()
+    assert len(list(tmp_path.glob("[0-9]*.png"))) == count
 
 
 def test_a_vae_is_the_same_wherever_it_lies(vae_folder: Path, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from bvh_files import bvh_text
 from scipy.spatial.transform import Rotation
 
 from layersync.modalities.motion.sample import Motion
-from layersync.modalities.motion.skeleton import INDEX, JOINTS, PARENTS, REST
+from layersync.modalities.motion.skeleton import JOINTS, PARENTS, REST
 
 
 @pytest.fixture
@@ -40,7 +40,8 @@ _MIXAMO = {
 def write_body_bvh(tmp_path: Path) -> Callable[..., Path]:
     """Write a motion of SMPL's body as a BVH file whose joints have other rest orientations.
 
-    ``axes(name)`` gives the matrix whose columns are SMPL's axes in the local axes of the joint; ``unit``: metres.
+    ``axes(name)`` gives the matrix whose columns are SMPL's axes in the local axes of the joint; ``unit``: metres;
+    ``names``: what the file calls SMPL's joints, those of Mixamo by default.
     """
 
     def write(
@@ -49,18 +50,26 @@ def write_body_bvh(tmp_path: Path) -> Callable[..., Path]:
         axes: Callable[[str], np.ndarray] | None = None,
         unit: float = 0.01,
         world: np.ndarray | None = None,
+        names: Mapping[str, str] | None = None,
     ) -> Path:
-        names = _MIXAMO | {
-            joint.replace("left", "right"): other.replace("Left", "Right")
-            for joint, other in _MIXAMO.items()
-            if joint.startswith("left")
-        }
+        if names is None:
+            right = {
+                joint.replace("left", "right"): other.replace("Left", "Right")
+                for joint, other in _MIXAMO.items()
+                if joint.startswith("left")
+            }
+            names = {joint: f"mixamorig:{other}" for joint, other in (_MIXAMO | right).items()}
         order: list[int] = []
+
+        def above(index: int) -> int:
+            """The next joint towards the root that the file has."""
+            parent = PARENTS[index]
+            return parent if parent < 0 or JOINTS[parent] in names else above(parent)
 
         def visit(index: int) -> None:
             order.append(index)
-            for child, parent in enumerate(PARENTS):
-                if parent == index and JOINTS[child] in names:
+            for child in range(1, len(PARENTS)):
+                if JOINTS[child] in names and above(child) == index:
                     visit(child)
 
         visit(0)
@@ -72,21 +81,17 @@ def write_body_bvh(tmp_path: Path) -> Callable[..., Path]:
             absolute[:, index] = own if index == 0 else absolute[:, PARENTS[index]] @ own
         nodes, columns = [], [motion.translation.astype(np.float64) @ world.T / unit]
         for index in order:
-            parent = PARENTS[index]
+            parent = above(index)
             turned = world @ absolute[:, index] @ local[index].T
             offset = np.zeros(3)
             if index:
                 turned = (world @ absolute[:, parent] @ local[parent].T).swapaxes(1, 2) @ turned
                 offset = local[parent] @ (REST[index] - REST[parent]) / unit
             columns.append(Rotation.from_matrix(turned).as_euler("ZXY", degrees=True))
-            nodes.append((f"mixamorig:{names[JOINTS[index]]}", _parent_name(index, names), offset, "ZXY"))
+            nodes.append((names[JOINTS[index]], names[JOINTS[parent]] if index else "", offset, "ZXY"))
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(bvh_text(nodes, np.concatenate(columns, axis=1), motion.fps))
         return path
 
     return write
-
-
-def _parent_name(index: int, names: dict[str, str]) -> str:
-    return "" if index == INDEX["pelvis"] else f"mixamorig:{names[JOINTS[PARENTS[index]]]}"

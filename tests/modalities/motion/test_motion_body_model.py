@@ -224,6 +224,15 @@ def test_pickles_that_ask_for_anything_else_are_refused_and_nothing_runs(smpl, t
     assert not target.exists()
 
 
+@pytest.mark.parametrize("length", [10**16, 2**70])
+def test_a_pickle_that_asks_for_an_array_of_absurd_size_is_refused(tmp_path, length):
+    path = tmp_path / "SMPL.pkl"
+    path.write_bytes(pickle.dumps({"v_template": Evil(np.ndarray, (length,))}))
+    with pytest.raises(InputError, match=r"SMPL\.pkl: no body model that can be read safely") as refused:
+        read_body_model(path)
+    assert "\n" not in str(refused.value)
+
+
 def test_other_files_are_named(smpl, tmp_path):
     np.savez(tmp_path / "few.npz", v_template=np.zeros(3))
     (tmp_path / "torn.npz").write_bytes(b"PK\x03\x04 torn")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from bvh_files import BANDAI_NAMCO
 
 from layersync import InputError, load, load_recipe, train
 from layersync.core.evaluation import conditions_of_split, draw
@@ -141,7 +142,7 @@ def test_the_shipped_recipe_takes_a_step_on_files_of_its_kind(
     folder = tmp_path / "motion-bvh"
     folder.mkdir()
     for seed, name in enumerate(("1_walk_old_001", "1_run_normal_001", "2_wave-left-hand_elderly_001")):
-        write_body_bvh(folder / f"dataset-{name}.bvh", make_motion(frames=40, seed=seed))
+        write_body_bvh(folder / f"dataset-{name}.bvh", make_motion(frames=40, seed=seed), names=BANDAI_NAMCO)
     monkeypatch.setenv("LAYERSYNC_DATA", str(tmp_path))
     tiny = ["backbone.hidden_size=32", "train.batch_size=4", "tokenizer.num_frames=16", "data.min_clips=1"]
     needs = dry_run(load_recipe("motion/text", tiny))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from bvh_files import BANDAI_NAMCO, CMU
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -13,7 +14,7 @@ from layersync.modalities.motion.presets import PRESETS, choose_preset
 from layersync.modalities.motion.render import overlay
 from layersync.modalities.motion.retarget import align, least_turn
 from layersync.modalities.motion.sample import Motion, yaw_of
-from layersync.modalities.motion.skeleton import INDEX, REST
+from layersync.modalities.motion.skeleton import INDEX, JOINTS, REST
 
 LIMBS = [
     (f"{side}_{start}", f"{side}_{end}")
@@ -83,6 +84,44 @@ def test_bones_point_the_same_way_whatever_the_rest_pose(make_motion, write_body
     np.testing.assert_allclose(mapped.joints()[:, body], motion.joints()[:, body], atol=0.02)
     yaws = np.unwrap(yaw_of(mapped.rotations[:, 0])) - np.unwrap(yaw_of(motion.rotations[:, 0]))
     assert np.abs(yaws).max() < 0.1
+
+
+def published_axes(name: str) -> np.ndarray:
+    """The columns that the preset's text says: SMPL's left, up and forward in the joint's own axes."""
+    text = PRESETS["bandai-namco"].axes[name]
+    return np.stack([np.eye(3)["xyz".index(text[i + 1])] * (-1 if text[i] == "-" else 1) for i in (0, 2, 4)], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("preset", "names", "axes", "how"),
+    [("bandai-namco", BANDAI_NAMCO, published_axes, "preset"), ("cmu", CMU, None, "unrotated pose")],
+)
+def test_bones_of_published_skeletons_point_the_same_way(make_motion, write_body_bvh, preset, names, axes, how):
+    motion = make_motion(frames=40)
+    source = read_bvh(write_body_bvh("x.bvh", motion, axes, names=names)).motion()
+    assert set(source.names) == set(names.values())
+    chosen = choose_preset(source.names)
+    assert chosen.name == preset
+    alignment = align([source], chosen)
+    assert alignment.how == how and alignment.scale == pytest.approx(0.01, rel=1e-3)
+    assert {JOINTS[joint]: source.names[other] for joint, other in alignment.joints.items()} == names
+    mapped = alignment.apply(source)
+    assert worst_angle(mapped, alignment.positions(source), dict(alignment.joints)) < 1.0
+    if "spine3" in names:  # the same body, so that its joints are where they were
+        body = [index for index in range(22) if index != INDEX["head"]]
+        np.testing.assert_allclose(mapped.joints()[:, body], motion.joints()[:, body], atol=0.02)
+
+
+def test_bones_of_bandai_namcos_rest_pose_lie_along_local_x():
+    """Towards the child on the left side and in the middle, away from it on the right, as its files have them."""
+    down, ahead, left = np.array([0, -1, 0]), np.array([0, 0, 1]), np.array([1, 0, 0])
+    bones = {"hip": down, "knee": down, "ankle": ahead, "collar": left, "shoulder": left, "elbow": left}
+    for part, bone in bones.items():
+        across = -bone if part in ("collar", "shoulder", "elbow") else bone
+        np.testing.assert_array_equal(published_axes(f"left_{part}") @ bone, [1, 0, 0], part)
+        np.testing.assert_array_equal(published_axes(f"right_{part}") @ across, [-1, 0, 0], part)
+    for part in ("pelvis", "spine1", "spine2", "neck"):
+        np.testing.assert_array_equal(published_axes(part) @ -down, [1, 0, 0], part)
 
 
 def test_an_upright_unrotated_pose_gives_back_the_rotations(make_motion, write_body_bvh):

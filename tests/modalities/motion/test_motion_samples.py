@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,19 @@ def test_amass_and_bvh_come_at_30_frames_a_second(tmp_path, make_motion, write_b
     write_amass(tmp_path / "bvh" / "extra.npz", make_motion())
     with pytest.raises(InputError, match=r"holds \.bvh and \.npz"):
         open_samples(tmp_path / "bvh")
+
+
+def test_a_name_that_is_no_utf8_is_scored_as_others_are(tmp_path, joints, command):
+    """Of an older system, or of an archive from one."""
+    many = np.stack([joints[start : start + 40] for start in range(0, 40, 2)])
+    np.save(tmp_path / "real.npy", many)
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.npy"))
+    np.save(tmp_path / "plain.npy", many[:8])
+    (tmp_path / "plain.npy").rename(odd)
+    scored = ("score", "--modality", "motion", "--real", tmp_path / "real.npy", "--generated", odd)
+    for more in ((), ("--json",)):
+        status, out, err = command(*scored, "--metrics", "fd-kinetic", *more)
+        assert status == 0 and "fd-kinetic" in out and "caf" in out, err
 
 
 def test_one_array_of_many_motions(tmp_path, joints, features):
@@ -322,6 +336,9 @@ def test_what_is_no_sample_is_named(tmp_path, joints):
         ({"lengths": np.array([3.0, 2.0])}, "not whole numbers"),
         ({"text": np.array(["a"])}, "but there are 2 motions"),
         ({"fps": 0}, "fps is 0"),
+        ({"fps": np.array([20, 20])}, r"fps is \[20 20\]; one number above 0 is wanted$"),
+        ({"fps": "fast"}, "fps is fast; one number above 0 is wanted$"),
+        ({"fps": np.nan}, "fps is nan; one number above 0 is wanted$"),
         ({"other": np.zeros((2, 40, 22, 3))}, "expected one array"),
     ],
 )
