@@ -227,9 +227,9 @@ def _columns(
         groups = {f"pair-{row}": [(place, value) for place, value, seed in ends if seed == partner.seed]}
         groups |= {f"alone-{row}-{place}": [(place, value)] for place, value, seed in ends if seed != partner.seed}
         dots: dict[str, Any] = {"color": MUTED, "linewidth": 0.6, "alpha": 0.6, "marker": ".", "markersize": 3}
-        for own, group in groups.items():
+        for gid, group in groups.items():
             if group:
-                axes.plot(*zip(*group, strict=True), **dots, gid=own)
+                axes.plot(*zip(*group, strict=True), **dots, gid=gid)
     for place, (name, curve) in enumerate(curves.items()):
         colour, marker = series(domain)[name]
         own = [values(run)[-1] for run in finished(domain.variants[name])]
