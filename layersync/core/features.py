@@ -138,7 +138,8 @@ class UrlWeights:
             download_url_to_file(self.url, str(path), hash_prefix=self.sha256.lower(), progress=False)
         except RuntimeError as error:
             raise InputError(
-                f"{self.owner}: what came from {self.url} is not {self.file}: cut short, or another file ({error})"
+                f"{self.owner}: what came from {self.url} is not {self.file}: cut short, or another file ({error}); "
+                f"try again, or put the file at {path}"
             ) from None
         except (URLError, OSError):
             remedy = f"put the file at {path}, or give {given_as(self.owner, 'PATH')}"
