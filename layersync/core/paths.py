@@ -105,8 +105,8 @@ def held_out_folder(names: Iterable[str]) -> str | None:
     return next((name for name in HELD_OUT_NAMES if {"train", name} <= tops), None)
 
 
-def held_out_rows(labels: np.ndarray, split: Split, fraction: float) -> np.ndarray:
-    """Row numbers of a split in which ``fraction`` of the rows of each label is held out, every tenth for 0.1."""
+def held_out_rows(labels: np.ndarray, split: Split, fraction: float = 0.2) -> np.ndarray:
+    """Row numbers of a split in which ``fraction`` of the rows of each label is held out, every fifth for 0.2."""
     rank = np.zeros(len(labels), dtype=np.int64)
     for label in np.unique(labels):
         where = np.flatnonzero(labels == label)

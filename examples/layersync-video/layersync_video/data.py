@@ -16,7 +16,7 @@ from scipy.ndimage import shift
 from layersync.core.adapter import DataConfig, DataFacts, Split
 from layersync.core.errors import InputError
 from layersync.core.listed import ListedExamples
-from layersync.core.paths import HELD_OUT_EVERY, HELD_OUT_NAMES, expand, fingerprint_files, held_out_rows
+from layersync.core.paths import HELD_OUT_NAMES, TEST_FRACTION, expand, fingerprint_files, held_out_rows
 from layersync_video.clip import Clip
 
 MOTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")
@@ -106,7 +106,7 @@ class Folder(DataConfig):
             wanted = bases[0] if split == "train" else bases[1]
             rows = np.flatnonzero([base == wanted for base, _ in found])
         else:
-            rows = held_out_rows(labels, split, HELD_OUT_EVERY)
+            rows = held_out_rows(labels, split, TEST_FRACTION)
         clips = [found[row][1] for row in rows]
         return files_as_clips(root, clips, self.fps, labels[rows].tolist() if classes else None, classes)
 

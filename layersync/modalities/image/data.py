@@ -75,7 +75,7 @@ class Digits(ImageData):
         assert package is not None and package.submodule_search_locations
         table = _table(Path(package.submodule_search_locations[0], "datasets", "data", "digits.csv.gz"))
         labels = table[:, -1].astype(np.int64)
-        rows = held_out_rows(labels, split, 0.2)
+        rows = held_out_rows(labels, split)
         images = np.round(table[rows, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
         return _from_arrays(images, labels[rows], DIGIT_CLASSES, "digits", self.flip)
 
@@ -93,7 +93,7 @@ class Mnist5k(ImageData):
     def build(self, split: Split) -> ImageDataset:  # noqa: D102
         table = _table(self.prepare() / "mnist_5k.csv.gz")
         labels = table[:, -1].astype(np.int64)
-        rows = held_out_rows(labels, split, 0.2)
+        rows = held_out_rows(labels, split)
         images = table[rows, :-1].reshape(-1, 28, 28, 1)
         return _from_arrays(images, labels[rows], DIGIT_CLASSES, "mnist5k", self.flip)
 
