@@ -69,6 +69,13 @@ def read_arrays(path: Path, required: Sequence[str], optional: Sequence[str] = (
     return arrays
 
 
+def positive(path: Path, name: str, value: NDArray[Any]) -> float:
+    """The one number in ``value``, ``name`` of the archive at ``path``. InputError unless finite and above 0."""
+    if value.size != 1 or value.dtype.kind not in "iuf" or not 0 < value.item() < np.inf:
+        raise InputError(f"{path}: {name} is {_described(value)}; one number above 0 is wanted")
+    return float(value.item())
+
+
 def write_arrays(path: Path, /, **arrays: ArrayLike | None) -> None:
     """Write an ``.npz``, whole or not at all; arrays that are ``None`` are left out."""
     given: dict[str, Any] = {name: np.asarray(array) for name, array in arrays.items() if array is not None}
@@ -115,10 +122,7 @@ class SampleArray:
 
     def positive(self, name: str, default: float) -> float:
         """The one number ``name``, such as a frame rate; ``default`` without. InputError unless finite and above 0."""
-        value = self.beside.get(name, np.asarray(default))
-        if value.size != 1 or value.dtype.kind not in "iuf" or not 0 < value.item() < np.inf:
-            raise InputError(f"{self.path}: {name} is {_described(value)}; one number above 0 is wanted")
-        return float(value.item())
+        return positive(self.path, name, self.beside.get(name, np.asarray(default)))
 
     def _whole(self, name: str, least: int, most: int) -> list[int]:
         values = self.beside[name]

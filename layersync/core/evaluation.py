@@ -203,9 +203,7 @@ def draw(
 
     ``known`` is what they are drawn for, the run's training data by default.
     """
-    how = model.recipe.evaluate.conditions
-    labels = model.uniform_labels(count, seed) if how == "uniform" else None
-    conditions = model.conditions(count, labels=labels, seed=seed, known=known, stratified=how == "stratified")
+    conditions = model.conditions_as_scored(count, seed=seed, known=known)
     share = processes.share(count)
     part = conditions[share.start : share.stop]
     if not len(share):

@@ -177,9 +177,16 @@ class GenerativeModel:
             length = torch.full((count,), frames)
         return Conditions(label, length, captions)
 
-    def uniform_labels(self, count: int, seed: int) -> list[int]:
-        """Labels of ``count`` samples, each of the classes as likely, whatever the data's shares."""
-        return generator(seed, "labels", position=1).integers(self.condition.num_classes, size=count).tolist()
+    def conditions_as_scored(
+        self, count: int, *, seed: int, known: KnownConditions | None = None, frames: int | None = None
+    ) -> Conditions:
+        """:meth:`conditions` as the recipe's ``evaluate.conditions`` draws them."""
+        how, classes, labels = self.recipe.evaluate.conditions, self.condition.num_classes, None
+        if how == "uniform" and classes and not self.condition.text_channels:
+            labels = generator(seed, "labels", position=1).integers(classes, size=count).tolist()
+        return self.conditions(
+            count, labels=labels, frames=frames, seed=seed, known=known, stratified=how == "stratified"
+        )
 
     def _check_conditions(
         self, labels: Sequence[int] | None, prompts: Sequence[str] | None, frames: int | None

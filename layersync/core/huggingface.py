@@ -15,6 +15,7 @@ import numpy as np
 from layersync.core.adapter import Split
 from layersync.core.errors import InputError, nearest
 from layersync.core.paths import TEST_FRACTION, Fingerprint, expanded, fingerprint_files, held_out_ranks
+from layersync.core.pretrained import first_line
 
 WEBDATASET_LABEL = "cls"
 HELD_OUT_EVERY = 10
@@ -128,8 +129,8 @@ class Stream:
         except StopIteration:
             raise InputError(f"data.num_examples: {self.path!r} ends before row {place + 1}") from None
         except Exception as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise OSError(f"{self.path}: the stream broke off at row {self._next} ({reason}); run it again") from error
+            where = f"{self.path}: the stream broke off at row {self._next}"
+            raise OSError(f"{where} ({first_line(error)}); run it again") from error
         self._at, self._row = index, row
         return row
 

@@ -104,13 +104,10 @@ def write_samples(
     for warning in ineffective(model.recipe.model_copy(update={"sample": chosen})):
         if warning != UNGUIDED:  # said when latents are drawn, of every run
             warnings.warn(warning, stacklevel=2)
-    how, stratified = model.recipe.evaluate.conditions, False
-    if labels is None and prompts is None:  # as scores draw them
-        stratified = how == "stratified"
-        labels = model.uniform_labels(count, seed) if how == "uniform" and model.condition.num_classes else None
-    conditions = model.conditions(
-        count, labels=labels, prompts=prompts, frames=frames, seed=seed, stratified=stratified
-    )
+    if labels is None and prompts is None:
+        conditions = model.conditions_as_scored(count, seed=seed, frames=frames)
+    else:
+        conditions = model.conditions(count, labels=labels, prompts=prompts, frames=frames, seed=seed)
     latents, mask = _drawn(model, conditions, given, seed, chosen, processes)
     if not processes.main:
         return target

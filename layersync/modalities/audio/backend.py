@@ -7,6 +7,7 @@ from importlib.metadata import version
 from typing import Any
 
 from layersync.core.errors import InputError
+from layersync.core.pretrained import first_line
 
 
 def torchaudio_part(module: str, name: str) -> Any:
@@ -14,8 +15,7 @@ def torchaudio_part(module: str, name: str) -> Any:
     try:
         return getattr(importlib.import_module(f"torchaudio.{module}"), name)
     except (ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"torchaudio {version('torchaudio')} does not work with torch {version('torch')} ({reason}); install that "
-            f"of the same release and build"
+            f"torchaudio {version('torchaudio')} does not work with torch {version('torch')} ({first_line(error)}); "
+            f"install that of the same release and build"
         ) from None

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from layersync.core.adapter import Example, ExampleDataset
-from layersync.core.archive import opened_npz, padded, write_arrays
+from layersync.core.archive import opened_npz, padded, positive, write_arrays
 from layersync.core.errors import InputError
 from layersync.core.packaged import file_digest
 from layersync.core.paths import files_below, first_caption, name_bytes
@@ -302,14 +302,13 @@ def _archive(path: Path) -> tuple[np.ndarray, np.ndarray | None, list[str] | Non
     if len(candidates) != 1:
         raise InputError(f"{path}: expected one array, {_SHAPES}; it holds {', '.join(arrays) or 'nothing'}")
     motions = arrays[candidates[0]]
-    lengths, text, rate = arrays.get("lengths"), arrays.get("text"), arrays.get("fps", np.array(FPS))
+    lengths, text = arrays.get("lengths"), arrays.get("text")
     if lengths is not None and not np.issubdtype(lengths.dtype, np.integer):
         raise InputError(f"{path}: lengths are {lengths.dtype}, not whole numbers")
     if text is not None and text.shape != (len(motions),):
         raise InputError(f"{path}: text has shape {text.shape}, but there are {len(motions)} motions")
-    if rate.size != 1 or rate.dtype.kind not in "iuf" or not 0 < rate.item() < math.inf:
-        raise InputError(f"{path}: fps is {' '.join(str(rate).split())}; one number above 0 is wanted")
-    return motions, lengths, None if text is None else [str(line) for line in text], float(rate.item())
+    fps = positive(path, "fps", arrays.get("fps", np.array(FPS)))
+    return motions, lengths, None if text is None else [str(line) for line in text], fps
 
 
 def _lines_beside(path: Path, count: int) -> list[str] | None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -266,6 +268,22 @@ def test_a_stream_is_walked_once(parquet: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(IterableDataset, "__iter__", counted)
     LatentCache.open(dataset, PIXELS, directory=tmp_path)
     assert len(opened) == 1
+
+
+def test_a_stream_that_breaks_off_says_where(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As HTTP clients do; it is no sample that may be skipped."""
+    from datasets import IterableDataset
+
+    dataset = HuggingFace(name="hf", path=str(parquet / "own"), streaming=True, on_error="skip").build("train")
+    whole = IterableDataset.__iter__
+
+    def broken(stream: Any) -> Iterator[Any]:
+        yield from itertools.islice(whole(stream), 3)
+        raise RuntimeError("peer closed the connection\nwhile reading")
+
+    monkeypatch.setattr(IterableDataset, "__iter__", broken)
+    with pytest.raises(OSError, match=r"own: the stream broke off at row 3 \(peer closed the connection\); run"):
+        [dataset[index] for index in range(10)]
 
 
 def test_a_stream_that_is_shorter_than_said_or_of_another_size(parquet: Path) -> None:
